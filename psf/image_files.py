@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from imagecodecs import DelayedImportError, ImcdError, png_decode
+from imagecodecs import DelayedImportError, png_decode
 from PIL import Image
 from skimage import color
 
@@ -20,8 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # What Pillow, tifffile and the decoders below them raise on damaged or foreign files; the
 # codecs of imagecodecs (PNG, zlib, LZW, ...) have one RuntimeError each.
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, RuntimeError,
-                 struct.error, zlib.error, ImcdError, DelayedImportError,
-                 Image.DecompressionBombError)
+                 struct.error, zlib.error, DelayedImportError, Image.DecompressionBombError)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -42,22 +41,16 @@ def image_files(folder: Path) -> list[Path]:
 
 def decode_planes(path: Path, page: int | None = None) -> Iterator[np.ndarray]:
     """Yield all planes of a file, or only number `page`; raises one of DECODE_ERRORS."""
-    if path.suffix.lower() in (".tif", ".tiff"):
-        with _complaints_of_tifffile() as complaints, tifffile.TiffFile(path) as tiff:
-            # Counting walks through the chain of pages, which shows whether it is broken.
-            count = len(tiff.pages)
-            if complaints or count == 0:
-                raise ValueError(complaints[0] if complaints else "no page in the file")
-            for number in range(count) if page is None else [page]:
-                yield _tiff_plane(tiff.pages[number].aspage())
-    elif path.suffix.lower() == ".png":
-        # Pillow would cut 16-bit colour down to 8 bits, but is the one that knows palettes.
-        with Image.open(path) as image:
-            palette, pixels = image.mode == "P", np.asarray(image.convert("RGB"))
-        yield to_luminance(pixels if palette else png_decode(path.read_bytes()))
-    else:
-        with Image.open(path) as image:
-            yield to_luminance(np.asarray(image if image.mode == "L" else image.convert("RGB")))
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        yield to_luminance(_flat_pixels(path))
+        return
+    with _complaints_of_tifffile() as complaints, tifffile.TiffFile(path) as tiff:
+        # Counting walks along the whole chain of pages, which shows whether it is broken.
+        count = len(tiff.pages)
+        if complaints or count == 0:
+            raise ValueError(complaints[0] if complaints else "no page in the file")
+        for number in range(count) if page is None else [page]:
+            yield _tiff_plane(tiff.pages[number].aspage())
 
 
 def to_luminance(pixels: np.ndarray) -> np.ndarray:
@@ -91,6 +84,20 @@ def _to_unit_range(pixels: np.ndarray) -> np.ndarray:
     return (pixels - np.float64(low)) / (high - low)
 
 
+def _flat_pixels(path: Path) -> np.ndarray:
+    """Pixels of a PNG or JPEG; Pillow's warnings on odd metadata don't concern the pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            if image.mode == "L":
+                return np.asarray(image)
+            if image.format != "PNG" or image.mode == "P":
+                return np.asarray(image.convert("RGB"))
+            image.load()
+    # Pillow cuts 16-bit colour down to 8 bits; it is left to find damage and palettes.
+    return png_decode(path.read_bytes())
+
+
 def _tiff_plane(page: tifffile.TiffPage) -> np.ndarray:
     photometric, pixels = page.photometric, page.asarray()
     if photometric == tifffile.PHOTOMETRIC.PALETTE:
@@ -119,8 +126,6 @@ def _complaints_of_tifffile() -> Iterator[list[str]]:
     logger = tifffile.logger()
     logger.addFilter(keep)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield complaints
+        yield complaints
     finally:
         logger.removeFilter(keep)

@@ -130,6 +130,8 @@ def psf_model(
         raise InputError(f"unknown PSF model '{name}'; choose one of {', '.join(_MODELS)}.")
     if bool(modes) != (name == "zernike"):
         raise InputError("give modes for the PSF model 'zernike', and for no other.")
+    if len(set(modes)) < len(modes):
+        raise InputError(f"modes {', '.join(map(str, modes))}: one of them is given twice.")
     model = replace(_MODELS[name], modes=tuple(modes))
     if modes:
         model = replace(model, ranges={k: DEFAULT_ZERNIKE_RANGE for k in _zernike_names(modes)})
@@ -141,6 +143,8 @@ def psf_model(
     if known_ast_waves is not None:
         if name != "astigmatic":
             raise InputError("a known astigmatism belongs to the PSF model 'astigmatic' only.")
+        if not math.isfinite(known_ast_waves):
+            raise InputError(f"known_ast_waves is {known_ast_waves}; give a finite number.")
         model = replace(model, known_ast_waves=known_ast_waves)
     return replace(model, ranges={**model.ranges, **(ranges or {})})
 

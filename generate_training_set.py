@@ -1,0 +1,228 @@
+"""Simulate a training set: source images + microscope + PSF model -> data/NAME/.
+
+    python generate_training_set.py --psf-model zernike1d --images builtin \
+        --train-patches 20000 --test-patches 2000 --out data/zernike1d
+
+Writes HDF5 shards (noise-free patches with their labels), config.json, run.json and preview.png.
+Train, validation and test patches come from different source images. The same command goes on
+where a killed run stopped, and the files are the same bytes for any number of workers.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from models.shards import shard_path, to_uint16, write_shard
+from psf.command import run
+from psf.errors import InputError
+from psf.files import check_free_space, claim_folder, run_record, write_json
+from psf.images import SPLITS, Source, load_sources, split_sources
+from psf.microscope import Microscope
+from psf.model import PsfModel, psf_model
+from psf.pictures import draw_preview
+from psf.simulation import OpticsRanges, Patches, Simulation, check_energy, optics_limits, simulate
+from psf.zernike import noll_to_nm
+
+CHUNK = 64  # patches simulated together from one seed: the unit of reproducibility
+SHARD = 1024  # patches in a file of 32 MiB
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a training set."""
+
+    out: Path  # folder to write, e.g. data/zernike1d
+    psf_model: Literal[
+        "gaussian1d", "gaussian2d", "zernike1d", "zernike2d", "astigmatic", "zernike"
+    ] = "zernike1d"
+    images: str = "builtin"  # builtin, procedural, mixed, or a folder of images
+    train_patches: int = 20000
+    validation_patches: int = 1000
+    test_patches: int = 2000
+    patch_size: int = 128  # px
+    psf_size: int = 0  # px, support of the PSF; 0: one less than the patch
+    blank_fraction: float = 0.05  # share of patches without content
+    microscope: Microscope = field(default_factory=Microscope)
+    vary_optics: bool = False  # draw the optics of each patch from `optics` instead
+    optics: OpticsRanges = field(default_factory=OpticsRanges)
+    fwhm_px: tuple[float, float] | None = None  # range of the Gaussian models; default 0 20
+    focus_waves: tuple[float, float] | None = None  # range; default 0 4, zernike2d 0 2
+    ast_waves: tuple[float, float] | None = None  # range of zernike2d; default 0 2
+    known_ast_waves: float | None = None  # the cylindrical lens of `astigmatic`; default 1
+    modes_noll: tuple[int, ...] = ()  # modes of `zernike`, e.g. 4 5 6 7 8
+    coefficient_waves: tuple[float, float] | None = None  # range of each mode, rms
+    seed: int = 0
+    workers: int = os.cpu_count() or 1
+
+
+def build_model(config: Config) -> PsfModel:
+    """PSF model with the ranges of the command line."""
+    modes = tuple(noll_to_nm(j) for j in config.modes_noll)
+    plain = psf_model(config.psf_model, modes=modes)
+    asked = {"fwhm": config.fwhm_px, "focus": config.focus_waves, "ast": config.ast_waves}
+    asked["noll"] = config.coefficient_waves
+    unused = {k for k, v in asked.items() if v and not any(q.startswith(k) for q in plain.ranges)}
+    if unused:
+        raise InputError(f"{config.psf_model} has no {' or '.join(sorted(unused))} range to set.")
+    ranges = {q: r for q in plain.ranges for k, r in asked.items() if r and q.startswith(k)}
+    return psf_model(config.psf_model, ranges, config.known_ast_waves, modes)
+
+
+def build_simulation(config: Config) -> Simulation:
+    """Check the numbers of the command line and put them together."""
+    for name in ("train_patches", "validation_patches", "test_patches", "patch_size", "workers"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}; give >= 1.")
+    if config.patch_size < 32:
+        raise InputError(f"patches of {config.patch_size} px are too small; give at least 32.")
+    if config.psf_size < 0 or config.seed < 0:
+        raise InputError("--psf-size and --seed cannot be negative.")
+    if not 0 <= config.blank_fraction < 1:
+        raise InputError(f"--blank-fraction is {config.blank_fraction}; give 0 to below 1.")
+    model = build_model(config)
+    if config.vary_optics and model.is_gaussian:
+        raise InputError(f"{model.name} does not depend on the optics; leave out --vary-optics.")
+    return Simulation(
+        model=model,
+        microscope=config.microscope,
+        optics_ranges=config.optics if config.vary_optics else None,
+        patch_size=config.patch_size,
+        psf_size=config.psf_size or config.patch_size - 1 + config.patch_size % 2,
+        blank_fraction=config.blank_fraction,
+    )
+
+
+def describe(
+    config: Config, simulation: Simulation, splits: dict[str, list[Source]], skipped: list[str]
+) -> dict[str, Any]:
+    """Content of config.json: all that decides the bytes of the shards, and nothing else."""
+    return {
+        "kind": "training set",
+        "psf_model": simulation.model.as_config(),
+        "label_names": list(simulation.model.label_names),
+        "label_unit": simulation.model.unit,
+        "label_ranges": [list(r) for r in simulation.model.label_ranges],
+        "images": config.images,
+        "patches": {s: getattr(config, f"{s}_patches") for s in SPLITS},
+        "patch_size": simulation.patch_size,
+        "psf_size": simulation.psf_size,
+        "blank_fraction": simulation.blank_fraction,
+        "microscope": asdict(simulation.microscope),
+        "optics_ranges": asdict(simulation.optics_ranges) if simulation.optics_ranges else None,
+        "optics_limits": optics_limits(simulation),
+        "seed": config.seed,
+        "source_images": {s: [source.name for source in splits[s]] for s in SPLITS},
+        "skipped_images": skipped,
+    }
+
+
+def chunk_rng(seed: int, split: str, chunk: int) -> np.random.Generator:
+    """Generator of one chunk: independent of the shards, the workers and what ran before."""
+    return np.random.default_rng([seed, SPLITS.index(split), chunk])
+
+
+def shard_columns(patches: list[Patches], rng: np.random.Generator | None) -> dict[str, Any]:
+    """Datasets of a shard, by name; `rng` draws the noise seeds of held-out patches."""
+    names = np.array([name for p in patches for name in p.names])
+    distinct = np.unique(names[names != ""])
+    index = np.where(names == "", -1, np.searchsorted(distinct, names))
+    columns = {
+        "patches": torch.cat([to_uint16(p.blurred) for p in patches]).numpy(),
+        "labels": torch.cat([p.labels for p in patches]).numpy(),
+        "has_content": torch.cat([p.has_content for p in patches]).numpy().astype(np.uint8),
+        "optics": torch.cat([p.optics for p in patches]).numpy(),
+        "source_index": index.astype(np.int32),
+        "source_names": distinct,
+    }
+    if rng is not None:
+        columns["noise_seed"] = rng.integers(0, 2**62, len(names))
+    return columns
+
+
+def make_shard(
+    job: tuple[str, int, int],
+    simulation: Simulation,
+    splits: dict[str, list[Source]],
+    description: dict[str, Any],
+    folder: Path,
+) -> int:
+    """Simulate and write shard (split, index, patch count); the count comes back for progress."""
+    split, index, count = job
+    torch.set_num_threads(1)  # the workers are the threads; sums must not depend on their number
+    seed, patches = description["seed"], []
+    for start in range(0, count, CHUNK):
+        rng = chunk_rng(seed, split, (index * SHARD + start) // CHUNK)
+        size = min(CHUNK, count - start)
+        patches.append(simulate(simulation, splits[split], size, rng, augment=split == "train"))
+    noise_rng = None if split == "train" else np.random.default_rng([seed, 9, index])
+    columns = shard_columns(patches, noise_rng)
+    write_shard(shard_path(folder, split, index), columns, description)
+    return count
+
+
+def missing_shards(folder: Path, description: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Shards (split, index, patch count) that are not on disk yet."""
+    jobs = [
+        (split, index, min(SHARD, total - index * SHARD))
+        for split, total in description["patches"].items()
+        for index in range(-(-total // SHARD))
+    ]
+    return [job for job in jobs if not shard_path(folder, job[0], job[1]).exists()]
+
+
+def run_jobs(work: partial, jobs: list[tuple[str, int, int]], workers: int) -> Iterator[int]:
+    """Run `work` on every job, in this process or in a pool of fresh ones."""
+    if workers == 1 or len(jobs) < 2:
+        threads = torch.get_num_threads()
+        yield from map(work, jobs)
+        torch.set_num_threads(threads)
+        return
+    # spawn: safe beside PyTorch's threads, and the same on every system
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
+        yield from pool.imap_unordered(work, jobs)
+
+
+def main(config: Config) -> None:
+    """Write the training set, or what is missing of it."""
+    simulation = build_simulation(config)
+    lost = check_energy(simulation)
+    sources, skipped = load_sources(config.images, simulation.crop_size, config.seed)
+    for line in skipped:
+        print(f"skipped {line}")
+    splits = split_sources(sources, config.seed)
+    description = describe(config, simulation, splits, skipped)
+    total = sum(description["patches"].values())
+    claim_folder(config.out, description, "training set")
+    jobs = missing_shards(config.out, description)
+    check_free_space(config.out, 2 * sum(j[2] for j in jobs) * config.patch_size**2)
+    print(
+        f"{total} patches of {simulation.model.name} from {len(sources)} images "
+        f"({', '.join(f'{len(splits[s])} {s}' for s in SPLITS)}); PSF support "
+        f"{simulation.psf_size} px, at most {lost:.2%} of the energy outside"
+    )
+    work = partial(
+        make_shard, simulation=simulation, splits=splits, description=description, folder=config.out
+    )
+    with tqdm(total=total, unit="patch", desc="simulate", mininterval=1) as progress:
+        progress.update(total - sum(job[2] for job in jobs))
+        for count in run_jobs(work, jobs, config.workers):
+            progress.update(count)
+    if jobs or not (config.out / "preview.png").exists():
+        rng = chunk_rng(config.seed, "train", 0)
+        sample = simulate(simulation, splits["train"], CHUNK, rng, augment=True)
+        draw_preview(config.out / "preview.png", sample, simulation)
+        write_json(config.out / "run.json", run_record(skipped_images=skipped))
+    print(f"wrote {config.out} (look at {config.out / 'preview.png'})")
+    print(f"next: python train.py --data {config.out} --out runs/{config.out.name}")
+
+
+if __name__ == "__main__":
+    run(Config, main, __doc__)

@@ -1,0 +1,224 @@
+"""Checkpoints: a folder with model.safetensors, config.json and a model card for people.
+
+config.json holds all that is needed to rebuild the network and to apply it: architecture, label
+names, units and ranges, the optics it was trained for, patch size.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from models import build
+from models.data import normalise
+from models.training import Scaler, output_count, split_outputs
+from psf.errors import InputError
+from psf.files import read_json, whole_file, write_json
+from psf.microscope import Microscope, Microscopes, cutoffs
+from psf.model import PsfModel, from_config
+from psf.simulation import OPTICS_NAMES
+
+OPTICS_TOLERANCE = 0.02  # relative excess over the trained range that still draws no warning
+
+
+class OpticsWarning(UserWarning):
+    """The optics lie outside the range that a network was trained for."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about N patches."""
+
+    names: tuple[str, ...]  # of the P parameters
+    unit: str  # of values and standard deviations
+    values: torch.Tensor  # (N, P)
+    standard_deviations: torch.Tensor  # (N, P), predicted
+    content_probability: torch.Tensor  # (N,), that the patch holds anything to estimate from
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A trained network with its configuration; see `load_estimator`."""
+
+    network: nn.Module
+    config: Mapping[str, Any]
+    device: torch.device
+
+    @property
+    def psf_model(self) -> PsfModel:
+        """PSF model whose labels the network predicts."""
+        return from_config(self.config["psf_model"])
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of the patches it was trained on, px."""
+        return self.config["patch_size"]
+
+    def um_per_unit(self, microscope: Microscope) -> float:
+        """Length in um of one label unit: of focus depth for waves, of a pixel for px."""
+        if self.config["label_unit"] == "px":
+            return microscope.pixel_size_um
+        return microscope.um_per_wave
+
+    @torch.inference_mode()
+    def predict(
+        self, patches: torch.Tensor, microscope: Microscopes, batch_size: int = 64
+    ) -> Prediction:
+        """Estimate the PSF parameters of patches.
+
+        Parameters
+        ----------
+        patches : (N, H, W) tensor
+            Of the trained size, in any linear intensity unit; they are normalised here.
+        microscope : one Microscope, or a sequence of N
+        batch_size : patches in memory at once
+
+        Raises
+        ------
+        InputError
+            If the patches have another size or contain NaN.
+
+        Warns
+        -----
+        OpticsWarning
+            If optics or sampling lie outside the range of the training.
+        """
+        if patches.ndim != 3 or patches.shape[1:] != (self.patch_size, self.patch_size):
+            raise InputError(
+                f"patches have shape {tuple(patches.shape)}; this network takes "
+                f"(N, {self.patch_size}, {self.patch_size})."
+            )
+        if not torch.isfinite(patches).all():
+            raise InputError("patches contain NaN or infinite values.")
+        self._check_optics(microscope)
+        cutoff = cutoffs(microscope, self.device)
+        cutoff = cutoff.expand(len(patches)) if len(cutoff) == 1 else cutoff
+        outputs = [torch.zeros(0, output_count(len(self.psf_model.label_names)))]
+        for part, part_cutoff in zip(
+            patches.split(batch_size), cutoff.split(batch_size), strict=True
+        ):
+            batch = normalise(part.to(self.device, torch.float32))
+            outputs.append(self.network(batch, part_cutoff).float().cpu())
+        values, log_variances, logits = split_outputs(torch.cat(outputs))
+        scaler = Scaler.from_ranges(self.config["label_ranges"])
+        return Prediction(
+            names=tuple(self.config["label_names"]),
+            unit=self.config["label_unit"],
+            values=scaler.unscale(values),
+            standard_deviations=(log_variances / 2).exp() * scaler.half_range,
+            content_probability=logits.sigmoid(),
+        )
+
+    def _check_optics(self, microscopes: Microscopes) -> None:
+        if self.psf_model.is_gaussian:
+            return  # a width in pixels does not depend on the optics
+        limits = self.config["optics_limits"]
+        for microscope in [microscopes] if isinstance(microscopes, Microscope) else microscopes:
+            outside = outside_limits(microscope, limits)
+            if outside:
+                warnings.warn(
+                    f"this network was trained for other optics: {'; '.join(outside)}. "
+                    "Its values may be wrong; train one for yours.",
+                    OpticsWarning,
+                    stacklevel=3,
+                )
+                return
+
+
+def outside_limits(microscope: Microscope, limits: Mapping[str, Any]) -> list[str]:
+    """Say which numbers of a microscope lie outside {name: [low, high]}, one phrase each."""
+    numbers = dict(zip(OPTICS_NAMES, astuple(microscope), strict=True))
+    numbers["cutoff_cycles_per_pixel"] = microscope.cutoff_cycles_per_pixel
+    return [
+        f"{name} {numbers[name]:.4g}, trained {low:.4g} to {high:.4g}"
+        for name, (low, high) in limits.items()
+        if not low * (1 - OPTICS_TOLERANCE) <= numbers[name] <= high * (1 + OPTICS_TOLERANCE)
+    ]
+
+
+def save_checkpoint(folder: Path, network: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write weights, then config and model card, each whole or not at all."""
+    weights = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+    with whole_file(folder / "model.safetensors") as partial:
+        save_file(weights, partial)
+    write_json(folder / "config.json", config)
+    with whole_file(folder / "README.md") as partial:
+        partial.write_text(model_card(config), encoding="utf-8")
+
+
+def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Estimator:
+    """Load a checkpoint folder, e.g. `runs/zernike1d`, ready to predict.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, its files are truncated, or they do not belong together.
+    """
+    folder, device = Path(path), torch.device(device)
+    if not folder.is_dir():
+        raise InputError(f"there is no checkpoint folder {folder}.")
+    config = read_json(folder / "config.json", "checkpoint")
+    weights_path = folder / "model.safetensors"
+    if config.get("kind") != "checkpoint" or not weights_path.is_file():
+        raise InputError(f"{folder} is no checkpoint; train one with train.py.")
+    network = build(config["architecture"], output_count(len(config["label_names"])))
+    try:
+        network.load_state_dict(load_file(weights_path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{weights_path} is truncated or of another network: {reason}") from error
+    return Estimator(network.to(device).eval(), config, device)
+
+
+def model_card(config: Mapping[str, Any]) -> str:
+    """Text of a checkpoint's README.md."""
+    data, run = config["data"], config["run"]
+    ranges = zip(config["label_names"], config["label_ranges"], strict=True)
+    unit = config["label_unit"]
+    optics = [f"| {k} | {_interval(*v, '')} |" for k, v in config["optics_limits"].items()]
+    scores = config["validation"]
+    lines = [
+        f"# {config['psf_model']['name']}: {config['architecture']}",
+        "",
+        f"Reads the PSF parameters of a {config['patch_size']} x {config['patch_size']} px patch: "
+        + ", ".join(f"{name} ({_interval(*limits, unit)})" for name, limits in ranges)
+        + ". Load it with `models.load_estimator(FOLDER)`.",
+        "",
+        "## Holds for",
+        "",
+        "| optics | trained on |",
+        "|---|---|",
+        *optics,
+        "",
+        "Outside of these numbers `predict` warns. Widefield images of thin objects, photon noise "
+        f"from {config['exposure']['photons'][0]:g} photons per pixel up; of defocus alone only "
+        "the magnitude can be known from one image.",
+        "",
+        "## Trained with",
+        "",
+        f"- images: {data['images']}; {data['patches']['train']:,} patches of "
+        f"{len(data['source_images']['train'])} source images",
+        f"- {run['epochs']:.1f} epochs, {run['patches_seen']:,} patches seen, "
+        f"{run['minutes']:.1f} minutes on {run['processor']}",
+        f"- command: `{run['command']}`, commit {run['commit']}",
+        "",
+        "## Validation (source images never trained on)",
+        "",
+        "| condition | " + " | ".join(f"R² {name}" for name in config["label_names"]) + " |",
+        "|---" * (1 + len(config["label_names"])) + "|",
+        *(f"| {c} | " + " | ".join(f"{v:.3f}" for v in row) + " |" for c, row in scores.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _interval(low: float, high: float, unit: str) -> str:
+    text = f"{low:.4g}" if math.isclose(low, high) else f"{low:.4g} to {high:.4g}"
+    return f"{text} {unit}".strip()

@@ -1,0 +1,206 @@
+"""Batches from the shards: random reads through memory maps; turns, light and noise on the device.
+
+Patches are stored without noise. Training draws fresh light and noise for each batch from a
+generator; held-out patches carry a seed each, so that a condition has the same pixels whatever
+the batch size.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.shards import map_dataset, read_column, shard_path
+from psf.errors import InputError
+from psf.files import read_json
+from psf.model import PsfModel, from_config, turn_labels
+from psf.noise import (
+    axial_illumination,
+    camera_counts,
+    fast_poisson_noise,
+    gaussian_noise,
+    quantise,
+    to_photons,
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Patches and what is known of them, all on one device."""
+
+    patches: torch.Tensor  # (N, H, W)
+    labels: torch.Tensor  # (N, P)
+    has_content: torch.Tensor  # (N,) bool
+    optics: torch.Tensor  # (N, 4): NA, wavelength_um, pixel_size_um, refractive_index
+
+    @property
+    def cutoff(self) -> torch.Tensor:
+        """Cut-off frequencies (N,), cycles per px."""
+        na, wavelength_um, pixel_size_um, _ = self.optics.unbind(1)
+        return 2 * na * pixel_size_um / wavelength_um
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a held-out patch is recorded: photons per pixel, or without noise at 8 bit or exactly."""
+
+    name: str
+    photons: float = math.inf
+    bits: int = 0  # 0: no rounding
+
+    def record(self, patch: torch.Tensor, seed: int) -> torch.Tensor:
+        """Record one noise-free patch (H, W) with the noise of its own seed."""
+        if self.bits:
+            return quantise(patch[None], self.bits)[0]
+        if math.isinf(self.photons):
+            return patch
+        generator = torch.Generator().manual_seed((seed + int(self.photons)) % 2**63)
+        return camera_counts(to_photons(patch[None], self.photons), generator)[0]
+
+
+CONDITIONS = (
+    Condition("noise-free"),
+    Condition("8-bit", bits=8),
+    Condition("1000 photons", 1000),
+    Condition("100 photons", 100),
+    Condition("10 photons", 10),
+)
+
+
+class PatchSet:
+    """One split of a data folder, read through memory maps.
+
+    Raises
+    ------
+    InputError
+        If the folder is no data set, or shards are missing.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.config = read_data_config(folder)
+        self.model: PsfModel = from_config(self.config["psf_model"])
+        self.count: int = self.config["patches"][split]
+        paths = self._paths(folder, split)
+        self._maps = [map_dataset(path, "patches") for path in paths]
+        self._first = np.cumsum([0] + [len(m) for m in self._maps])
+        self.labels = torch.from_numpy(np.concatenate([read_column(p, "labels") for p in paths]))
+        content = np.concatenate([read_column(p, "has_content") for p in paths])
+        self.has_content = torch.from_numpy(content.astype(bool))
+        self.optics = torch.from_numpy(np.concatenate([read_column(p, "optics") for p in paths]))
+        self.noise_seeds = np.zeros(self.count, np.int64)
+        if split != "train":
+            self.noise_seeds = np.concatenate([read_column(p, "noise_seed") for p in paths])
+        self.source_names = np.concatenate([_names(p) for p in paths])
+
+    def _paths(self, folder: Path, split: str) -> list[Path]:
+        paths, found = [], 0
+        while found < self.count:
+            paths.append(shard_path(folder, split, len(paths)))
+            if not paths[-1].is_file():
+                raise InputError(
+                    f"{paths[-1]} is missing; finish {folder} with generate_training_set.py."
+                )
+            found += len(map_dataset(paths[-1], "patches"))
+        return paths
+
+    def read(self, indices: np.ndarray) -> torch.Tensor:
+        """Stored patches (N, H, W), uint16, in the order asked for."""
+        shard = np.searchsorted(self._first, indices, side="right") - 1
+        out = np.empty((len(indices), *self._maps[0].shape[1:]), np.uint16)
+        for i in np.unique(shard):
+            rows = np.flatnonzero(shard == i)
+            out[rows] = self._maps[i][indices[rows] - self._first[i]]
+        return torch.from_numpy(out)
+
+    def batch(self, indices: np.ndarray, device: torch.device) -> Batch:
+        """Noise-free batch on the device, patches as float32."""
+        patches = self.read(indices).to(device).float()
+        columns = (self.labels[indices], self.has_content[indices], self.optics[indices])
+        return Batch(patches, *(c.to(device) for c in columns))
+
+    def recorded(
+        self, condition: Condition, batch_size: int, device: torch.device
+    ) -> Iterator[Batch]:
+        """All patches in order, recorded under a condition."""
+        for start in range(0, self.count, batch_size):
+            indices = np.arange(start, min(start + batch_size, self.count))
+            batch = self.batch(indices, torch.device("cpu"))
+            seeds = self.noise_seeds[indices].tolist()
+            noisy = [condition.record(p, s) for p, s in zip(batch.patches, seeds, strict=True)]
+            columns = (batch.labels, batch.has_content, batch.optics)
+            yield Batch(torch.stack(noisy).to(device), *(c.to(device) for c in columns))
+
+
+def read_data_config(folder: Path) -> dict[str, Any]:
+    """config.json of a data folder."""
+    config = read_json(folder / "config.json", "training set")
+    if config.get("kind") != "training set":
+        raise InputError(f"{folder} is no training set; make one with generate_training_set.py.")
+    return config
+
+
+def _names(path: Path) -> np.ndarray:
+    distinct = np.append(read_column(path, "source_names"), "")  # index -1: blank
+    return distinct[read_column(path, "source_index")]
+
+
+def normalise(patches: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and standard deviation 1 per patch (N, H, W); a constant patch becomes 0."""
+    centred = patches - patches.mean((1, 2), keepdim=True)
+    deviation = centred.square().mean((1, 2), keepdim=True).sqrt()
+    smallest = 1e-6 * patches.abs().amax((1, 2), keepdim=True) + torch.finfo(patches.dtype).tiny
+    return torch.where(deviation > smallest, centred / deviation.clamp(min=1e-30), 0)
+
+
+def turn(batch: Batch, model: PsfModel, generator: torch.Generator) -> Batch:
+    """Turn and mirror each patch at random, and its label with it."""
+    count, device = len(batch.labels), batch.patches.device
+    turns = torch.randint(4, (count,), generator=generator, device=device)
+    if not model.allows_quarter_turns:
+        turns = turns // 2 * 2
+    mirrored = torch.randint(2, (count,), generator=generator, device=device).bool()
+    patches, labels = torch.empty_like(batch.patches), torch.empty_like(batch.labels)
+    for quarter_turns in range(4):
+        for mirror in (False, True):
+            rows = torch.nonzero((turns == quarter_turns) & (mirrored == mirror))[:, 0]
+            chosen = torch.rot90(batch.patches[rows], quarter_turns, (1, 2))
+            patches[rows] = chosen.flip(2) if mirror else chosen
+            labels[rows] = turn_labels(model, batch.labels[rows], quarter_turns, mirror)
+    return Batch(patches, labels, batch.has_content, batch.optics)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What light and noise training patches are given; photons are means per pixel."""
+
+    photons: tuple[float, float] = (8.0, 30000.0)  # drawn uniformly in the logarithm
+    noise_free: float = 0.12  # share without any noise
+    eight_bit: float = 0.12  # share without noise but rounded to 8 bit
+    read_noise_e: tuple[float, float] = (0.5, 3.0)
+    vignetted: float = 0.3  # share with an uneven illumination
+    corner_loss: float = 0.5  # largest loss of light at a corner
+
+
+def expose(patches: torch.Tensor, exposure: Exposure, generator: torch.Generator) -> torch.Tensor:
+    """Record noise-free training patches (N, H, W) with random illumination and fresh noise."""
+    count, device = len(patches), patches.device
+
+    def draw(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.rand(count, *shape, generator=generator, device=device) * (high - low) + low
+
+    loss = draw(0, exposure.corner_loss) * (draw(0, 1) < exposure.vignetted)
+    patches = axial_illumination(patches, loss, draw(-0.5, 0.5, 2))
+    log_low, log_high = (math.log(p) for p in exposure.photons)
+    expected = to_photons(patches, draw(log_low, log_high).exp())
+    noisy = fast_poisson_noise(expected, generator)
+    noisy = gaussian_noise(noisy, draw(*exposure.read_noise_e), generator)
+    kind = draw(0, 1)
+    rounded = kind < exposure.eight_bit
+    clean = (kind >= exposure.eight_bit) & (kind < exposure.eight_bit + exposure.noise_free)
+    noisy[rounded] = quantise(patches[rounded], 8)
+    noisy[clean] = patches[clean]
+    return noisy

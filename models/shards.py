@@ -1,0 +1,66 @@
+"""Training sets on disk: uncompressed, contiguous HDF5 shards that can be memory-mapped.
+
+A data folder holds `config.json` and, per split, `SPLIT_00000.h5`, `SPLIT_00001.h5`, ... with
+    patches       (n, H, W) uint16   noise-free, the brightest pixel of each patch at 65535
+    labels        (n, P)    float32  names and units in the attributes
+    has_content   (n,)      uint8    0: a blank patch, its label means nothing
+    optics        (n, 4)    float32  NA, wavelength_um, pixel_size_um, refractive_index
+    source_index  (n,)      int32    into source_names; -1: blank
+    source_names  (m,)      strings
+    noise_seed    (n,)      int64    of validation and test patches
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from psf.files import whole_file
+from psf.simulation import OPTICS_NAMES
+
+WHITE = 65535  # stored value of the brightest pixel
+
+
+def shard_path(folder: Path, split: str, index: int) -> Path:
+    """Name of shard `index` of a split."""
+    return folder / f"{split}_{index:05d}.h5"
+
+
+def to_uint16(patches: torch.Tensor) -> torch.Tensor:
+    """Scale non-negative patches (N, H, W) to 0 .. 65535 by their brightest pixel, as uint16."""
+    top = patches.amax((1, 2), keepdim=True).clamp(min=torch.finfo(patches.dtype).tiny)
+    return (patches / top * WHITE).round().to(torch.uint16)
+
+
+def write_shard(path: Path, columns: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+    """Write one shard, whole or not at all; equal content gives equal bytes."""
+    with whole_file(path) as partial, h5py.File(partial, "w") as file:
+        file.attrs["config"] = json.dumps(config, sort_keys=True)
+        for name, values in columns.items():
+            if values.dtype.kind == "U":
+                values = values.astype(h5py.string_dtype("utf-8"))
+            file.create_dataset(name, data=values)
+        file["labels"].attrs["names"] = config["label_names"]
+        file["labels"].attrs["unit"] = config["label_unit"]
+        file["optics"].attrs["names"] = OPTICS_NAMES
+
+
+def map_dataset(path: Path, name: str) -> np.ndarray:
+    """Memory-map a contiguous dataset of a shard, read-only."""
+    with h5py.File(path, "r") as file:
+        dataset = file[name]
+        offset, dtype, shape = dataset.id.get_offset(), dataset.dtype, dataset.shape
+    return np.memmap(path, dtype, "r", offset, shape)
+
+
+def read_column(path: Path, name: str) -> np.ndarray:
+    """Read a dataset of a shard into memory; strings become an array of str."""
+    with h5py.File(path, "r") as file:
+        dataset = file[name]
+        if h5py.check_string_dtype(dataset.dtype):
+            return dataset.asstr()[()].astype(str)
+        return dataset[()]

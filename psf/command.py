@@ -1,0 +1,49 @@
+"""What the command lines share: typed configuration in, one clear line out on a mistake."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import tyro
+
+from psf.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def run(config_type: type[Config], main: Callable[[Config], None], description: str) -> None:
+    """Parse the command line into `config_type` and run `main` on it.
+
+    A mistake of the user (`InputError`) ends in one line on standard error and exit code 2,
+    warnings in one line each; anything else is a bug and keeps its traceback.
+    """
+    warnings.showwarning = _one_line_warning
+    first_paragraph = description.strip().split("\n\n")[0]
+    try:
+        main(tyro.cli(config_type, description=first_paragraph))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `mps` into a device; `auto` takes the fastest there is."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{name}' is not available here; use --device auto.") from error
+    return device
+
+
+def _one_line_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"warning: {message}", file=sys.stderr)

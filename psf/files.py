@@ -1,0 +1,128 @@
+"""Files out: whole or not at all, and each folder with a record of where it came from."""
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from psf.errors import InputError
+
+PACKAGES = ("numpy", "scipy", "torch", "torchvision", "h5py", "scikit-image")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it on success, remove it on failure.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or the place cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"the disk is full: {path} was not written; free space.") from error
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or holds no JSON object; `what` names it for the user.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {path.parent} is no {what}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}): {path.parent} is no {what}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: {path.parent} is no {what}.")
+    return content
+
+
+def claim_folder(
+    folder: Path, config: Mapping[str, Any], what: str, name: str = "config.json"
+) -> None:
+    """Make `folder` the place of this configuration by writing it there under `name`.
+
+    Raises
+    ------
+    InputError
+        If the folder already holds another configuration, or files of something else.
+    """
+    path = folder / name
+    if path.is_file():
+        held = read_json(path, what)
+        asked = json.loads(json.dumps(config))
+        different = sorted(k for k in held.keys() | asked.keys() if held.get(k) != asked.get(k))
+        if different:
+            raise InputError(
+                f"{folder} holds a {what} of a different configuration "
+                f"({', '.join(different)}); choose another folder or remove it."
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no {what}; choose another folder.")
+    write_json(path, config)
+
+
+def check_free_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse to start work that cannot fit the disk."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if needed_bytes > free:
+        raise InputError(
+            f"{folder} needs {needed_bytes / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left."
+        )
+
+
+def run_record(**facts: Any) -> dict[str, Any]:
+    """Where a result came from: command, commit, versions, processor, time (UTC)."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "cores": os.cpu_count(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Answer of git about the code's own repository, or None outside of one."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

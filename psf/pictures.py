@@ -1,0 +1,134 @@
+"""Pictures for people: contact sheets, maps with scale bars. Drawn without a display."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from psf.files import whole_file
+from psf.microscope import Microscope
+from psf.noise import camera_counts, to_photons
+from psf.simulation import Patches, Simulation
+
+PREVIEW_ROWS = 8
+PREVIEW_PHOTONS = (1000, 100)  # mean per pixel
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG or PDF by its suffix, whole or not at all."""
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=130, bbox_inches="tight")
+
+
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Make a figure of rows x columns axes, each width x height inches; no global state."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def show_image(axes: Axes, image: np.ndarray, title: str = "") -> None:
+    """Show a grey image between its 0.5 and 99.5 percentile, without ticks."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    # a flat image is shown flat, not stretched into its rounding errors
+    axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-3 * abs(low) + 1e-9))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=8)
+
+
+def add_scale_bar(axes: Axes, pixel_size_um: float, width_px: int) -> None:
+    """Draw a bar of a round length, about a quarter of the image, with its length in um."""
+    rough = width_px * pixel_size_um / 4
+    magnitude = 10.0 ** np.floor(np.log10(rough))
+    length_um = max(step for step in (1, 2, 5) if step * magnitude <= rough) * magnitude
+    length_px = length_um / pixel_size_um
+    x, y = 0.05, 0.05
+    share = length_px / width_px
+    axes.plot(
+        [x, x + share], [y, y], color="white", lw=5, transform=axes.transAxes, solid_capstyle="butt"
+    )
+    axes.plot(
+        [x, x + share],
+        [y, y],
+        color="black",
+        lw=2.5,
+        transform=axes.transAxes,
+        solid_capstyle="butt",
+    )
+    axes.text(
+        x + share / 2,
+        y + 0.025,
+        f"{length_um:g} µm",
+        color="white",
+        ha="center",
+        va="bottom",
+        fontsize=8,
+        transform=axes.transAxes,
+        bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "linewidth": 0},
+    )
+
+
+def draw_preview(path: Path, patches: Patches, simulation: Simulation) -> None:
+    """Contact sheet of a training set: object, PSF, blurred and noisy patch, label."""
+    rows = min(PREVIEW_ROWS, len(patches.labels))
+    figure, axes = new_figure(rows, 3 + len(PREVIEW_PHOTONS), 1.7, 1.85)
+    generator = torch.Generator().manual_seed(0)
+    for row in range(rows):
+        microscope = Microscope(*patches.optics[row].tolist())
+        blurred = patches.blurred[row : row + 1]
+        show_image(axes[row, 0], patches.sharp[row].numpy(), patches.names[row] or "blank")
+        peak = patches.psfs[row] / patches.psfs[row].max()
+        axes[row, 1].imshow(peak.sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
+        axes[row, 1].set(xticks=[], yticks=[])
+        axes[row, 1].set_title(label_text(simulation, patches, row), fontsize=8)
+        show_image(axes[row, 2], blurred[0].numpy(), "blurred")
+        for column, photons in enumerate(PREVIEW_PHOTONS, start=3):
+            noisy = camera_counts(to_photons(blurred, photons), generator)[0].numpy()
+            show_image(axes[row, column], noisy, f"{photons} photons/px")
+        for column in range(axes.shape[1]):
+            size = patches.psfs.shape[-1] if column == 1 else simulation.patch_size
+            add_scale_bar(axes[row, column], microscope.pixel_size_um, size)
+    figure.suptitle(
+        f"{simulation.model.name}: object, PSF (square root of intensity), image", fontsize=9
+    )
+    save_figure(path, figure)
+
+
+def draw_curves(path: Path, metrics: pd.DataFrame) -> None:
+    """Training curves: losses, and R^2 per parameter and condition, against patches seen."""
+    scores = [c for c in metrics.columns if c.startswith("r2_")]
+    figure, axes = new_figure(1, 2, 4.5, 3.2)
+    seen = metrics["patches_seen"] / 1000
+    for column in ("train_loss", "validation_loss"):
+        axes[0, 0].plot(seen, metrics[column], "o-", ms=3, label=column.replace("_", " "))
+    axes[0, 0].set(xlabel="thousand patches seen", ylabel="loss")
+    colours = colour_map("viridis")(np.linspace(0, 0.9, len(scores)))
+    for column, colour in zip(scores, colours, strict=True):
+        label = column.removeprefix("r2_").replace("_", " ")
+        axes[0, 1].plot(seen, metrics[column], "o-", ms=3, color=colour, label=label)
+    axes[0, 1].set(xlabel="thousand patches seen", ylabel="validation R²", ylim=(0, 1.02))
+    for each in axes[0]:
+        each.grid(alpha=0.3)
+        each.legend(fontsize=7)
+    save_figure(path, figure)
+
+
+def label_text(simulation: Simulation, patches: Patches, row: int) -> str:
+    """Label of a patch in words, e.g. `focus 2.31 waves`."""
+    if not patches.has_content[row]:
+        return "no content"
+    names, unit = simulation.model.label_names, simulation.model.unit
+    values = patches.labels[row].tolist()
+    if len(values) == 1:
+        return f"{names[0]} {values[0]:.2f} {unit}"
+    return "\n".join(f"{n} {v:.2f}" for n, v in zip(names, values, strict=True))
+
+
+def colour_map(name: str = "viridis") -> matplotlib.colors.Colormap:
+    """Colour-blind-safe map that shows missing values in light grey."""
+    chosen = matplotlib.colormaps[name].copy()
+    chosen.set_bad("0.85")
+    return chosen

@@ -1,0 +1,147 @@
+"""Simulated patches: a sharp crop, a drawn PSF, their blur on the valid region, the label."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from psf.blur import blur_valid
+from psf.crops import blank_crops, draw_crops
+from psf.errors import InputError
+from psf.images import Source
+from psf.microscope import Microscope
+from psf.model import PsfModel, draw_labels, extreme_labels
+from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
+
+OPTICS_NAMES = ("na", "wavelength_um", "pixel_size_um", "refractive_index")
+
+
+@dataclass(frozen=True)
+class OpticsRanges:
+    """Ranges that `draw_microscopes` draws from, each uniformly."""
+
+    na: tuple[float, float] = (0.3, 0.8)
+    wavelength_um: tuple[float, float] = (0.45, 0.7)
+    nyquist_share: tuple[float, float] = (0.9, 1.0)  # pixel size / Nyquist pixel
+    refractive_index: tuple[float, float] = (1.0, 1.52)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Everything but the source images that decides what a patch looks like."""
+
+    model: PsfModel
+    microscope: Microscope
+    optics_ranges: OpticsRanges | None  # None: every patch has `microscope`
+    patch_size: int  # px
+    psf_size: int  # px, support of the PSF
+    blank_fraction: float  # share of patches without content
+
+    @property
+    def crop_size(self) -> int:
+        """Edge of the sharp crop whose valid blur is a patch, px."""
+        return self.patch_size + self.psf_size - 1
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A batch of simulated patches."""
+
+    sharp: torch.Tensor  # (N, H, W) the object, in [0, 1]
+    psfs: torch.Tensor  # (N, K, K)
+    blurred: torch.Tensor  # (N, H, W) without noise
+    labels: torch.Tensor  # (N, P)
+    has_content: torch.Tensor  # (N,) bool; False: nothing to estimate from
+    optics: torch.Tensor  # (N, 4) in the order of OPTICS_NAMES
+    names: tuple[str, ...]  # source image of each patch, "" for blank ones
+
+
+def simulate(
+    simulation: Simulation,
+    sources: Sequence[Source],
+    count: int,
+    rng: np.random.Generator,
+    augment: bool,
+) -> Patches:
+    """Draw `count` noise-free patches; all randomness comes from `rng`."""
+    margin = (simulation.psf_size - 1) // 2
+    middle = slice(margin, margin + simulation.patch_size)
+    blank = rng.random(count) < simulation.blank_fraction
+    crops = draw_crops(
+        sources, count, simulation.crop_size, simulation.patch_size, rng, augment=augment
+    )
+    pixels = crops.pixels
+    if blank.any():
+        pixels[torch.from_numpy(blank)] = blank_crops(int(blank.sum()), simulation.crop_size, rng)
+    microscopes = draw_microscopes(simulation, count, rng)
+    labels = draw_labels(simulation.model, count, rng)
+    psfs, _ = synthesize_with_loss(simulation.model, labels, microscopes, simulation.psf_size)
+    per_patch = [microscopes] * count if isinstance(microscopes, Microscope) else microscopes
+    return Patches(
+        sharp=pixels[:, middle, middle],
+        psfs=psfs,
+        blurred=blur_valid(pixels, psfs).clamp(min=0),  # rounding of the FFT reaches -1e-7
+        labels=labels,
+        has_content=torch.from_numpy(~blank),
+        optics=torch.tensor([astuple(microscope) for microscope in per_patch]),
+        names=tuple("" if b else n for b, n in zip(blank, crops.names, strict=True)),
+    )
+
+
+def draw_microscopes(
+    simulation: Simulation, count: int, rng: np.random.Generator
+) -> Microscope | list[Microscope]:
+    """Draw the optics of `count` patches: one microscope, or one per patch from the ranges."""
+    ranges = simulation.optics_ranges
+    if ranges is None:
+        return simulation.microscope
+    na = rng.uniform(*ranges.na, count)
+    wavelength = rng.uniform(*ranges.wavelength_um, count)
+    share = rng.uniform(*ranges.nyquist_share, count)
+    index = rng.uniform(*ranges.refractive_index, count)
+    pixel = share * wavelength / (4 * na)
+    columns = (float(v) for v in np.stack([na, wavelength, pixel, index], 1).ravel())
+    return [Microscope(*numbers) for numbers in zip(*[columns] * 4, strict=True)]
+
+
+def check_energy(simulation: Simulation) -> float:
+    """Largest share of energy that a PSF of this simulation loses outside its support.
+
+    Raises
+    ------
+    InputError
+        If it is above 1 %: the patch would be too bright and its label untrue.
+    """
+    ranges, microscope = simulation.optics_ranges, simulation.microscope
+    if ranges is not None:  # the PSF is widest in pixels where the sampling is finest
+        na, wavelength = ranges.na[1], ranges.wavelength_um[0]
+        pixel = ranges.nyquist_share[0] * wavelength / (4 * na)
+        microscope = Microscope(na, wavelength, pixel, ranges.refractive_index[1])
+    labels = extreme_labels(simulation.model)
+    _, lost = synthesize_with_loss(simulation.model, labels, microscope, simulation.psf_size)
+    worst = float(lost.max())
+    if worst > ENERGY_TOLERANCE:
+        raise InputError(
+            f"the widest PSF of {simulation.model.name} {dict(simulation.model.ranges)} loses "
+            f"{worst:.1%} of its energy outside {simulation.psf_size} px (limit 1 %); give a "
+            "larger --psf-size, larger patches or a smaller range."
+        )
+    return worst
+
+
+def optics_limits(simulation: Simulation) -> dict[str, Any]:
+    """Ranges of the optics that the patches cover, by name, for checks at prediction time."""
+    microscope, ranges = simulation.microscope, simulation.optics_ranges
+    if ranges is None:
+        limits = {n: [v, v] for n, v in zip(OPTICS_NAMES, astuple(microscope), strict=True)}
+        cutoff = [microscope.cutoff_cycles_per_pixel] * 2
+    else:
+        limits = {n: list(getattr(ranges, n)) for n in OPTICS_NAMES if n != "pixel_size_um"}
+        limits["pixel_size_um"] = [
+            ranges.nyquist_share[0] * ranges.wavelength_um[0] / (4 * ranges.na[1]),
+            ranges.nyquist_share[1] * ranges.wavelength_um[1] / (4 * ranges.na[0]),
+        ]
+        cutoff = [share / 2 for share in ranges.nyquist_share]
+    return {**limits, "cutoff_cycles_per_pixel": cutoff}

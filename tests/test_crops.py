@@ -1,0 +1,161 @@
+"""Crops: exact windows without augmentation, never outside of the image, gate on known cases."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from scipy import ndimage
+
+from psf.crops import (
+    blank_crops,
+    draw_crops,
+    is_sharp_and_rich,
+    plain_window,
+    sharpness,
+    turned_window,
+    vary_intensity,
+)
+from psf.errors import InputError
+from psf.images import builtin_sources, folder_sources, procedural_sources, read_plane
+
+CROP_PX, PATCH_PX = 190, 128
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return [s for s in builtin_sources() if s.name in ("grass", "brick", "gravel")] + (
+        procedural_sources(1, size=300)
+    )
+
+
+def ramp(height, width):
+    """Encode the place in the value: 0.25 + column / 2000 + row / 1000."""
+    return (0.25 + np.arange(width)[None, :] / 2000 + np.arange(height)[:, None] / 1000).astype(
+        np.float32
+    )
+
+
+def test_plain_crops_are_exact_windows_of_their_source(sources):
+    crops = draw_crops(sources, 6, CROP_PX, PATCH_PX, np.random.default_rng(0), augment=False)
+    by_name = {source.name: read_plane(source) for source in sources}
+    for pixels, name in zip(crops.pixels.numpy(), crops.names, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(by_name[name], (CROP_PX, CROP_PX))
+        assert any(
+            np.array_equal(windows[row, column], pixels)
+            for row, column in np.argwhere(windows[:, :, 0, 0] == pixels[0, 0])
+        )
+
+
+@pytest.mark.parametrize("height, width", [(190, 190), (191, 256), (230, 400), (700, 800)])
+def test_turned_windows_stay_inside_and_only_shrink(height, width):
+    plane, rng = ramp(height, width), np.random.default_rng(1)
+    steps_px = []
+    for _ in range(60):
+        window = turned_window(plane, CROP_PX, rng).double()
+        assert window.min() >= plane.min() - 1e-6 and window.max() <= plane.max() + 1e-6
+        down, across = window.diff(dim=0), window.diff(dim=1)
+        # A reflected or clamped border would break the plane that the ramp stays under rotation.
+        assert down.std() < 2e-6 and across.std() < 2e-6
+        steps_px.append(float(torch.hypot(down.mean(), across.mean())) / np.hypot(1e-3, 5e-4))
+    assert min(steps_px) > 0.9999 and max(steps_px) < 2.0001
+    if height == 700:
+        assert max(steps_px) > 1.8 and min(steps_px) < 1.1
+    if height == 190:
+        assert max(steps_px) < 1.0001
+
+
+def test_windows_reach_every_border():
+    plane, rng = ramp(200, 192), np.random.default_rng(2)
+    plain = torch.stack([plain_window(plane, CROP_PX, rng) for _ in range(600)])
+    assert plain.min() == plane.min() and plain.max() == plane.max()
+
+
+def test_augmented_crops_are_in_range_pass_the_gate_and_follow_the_generator(sources):
+    first, again, other = (
+        draw_crops(sources, 24, CROP_PX, PATCH_PX, np.random.default_rng(seed), augment=True)
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first.pixels, again.pixels) and first.names == again.names
+    assert not torch.equal(first.pixels, other.pixels)
+    assert first.pixels.dtype == torch.float32 and first.pixels.shape == (24, CROP_PX, CROP_PX)
+    assert first.pixels.min() >= 0 and first.pixels.max() <= 1
+    start = (CROP_PX - PATCH_PX) // 2
+    centre = first.pixels[:, start : start + PATCH_PX, start : start + PATCH_PX]
+    assert is_sharp_and_rich(centre).all()
+
+
+def test_drawing_leaves_the_cached_images_alone(sources):
+    before = [read_plane(source).copy() for source in sources]
+    draw_crops(sources, 24, CROP_PX, PATCH_PX, np.random.default_rng(5), augment=True)
+    assert all(
+        np.array_equal(read_plane(source), old) for source, old in zip(sources, before, strict=True)
+    )
+
+
+def test_kinds_are_equally_likely_however_many_images_they_have():
+    grass = [source for source in builtin_sources() if source.name == "grass"]
+    leaves = [s for s in procedural_sources(4, size=200) if s.object_kind == "dead_leaves"]
+    crops = draw_crops(grass + leaves, 400, CROP_PX, PATCH_PX, np.random.default_rng(6), False)
+    # Five standard deviations of a fair coin.
+    assert abs(crops.names.count("grass") - 200) < 50
+
+
+def test_blurred_photograph_fails_the_gate_and_sharp_one_passes():
+    for source in builtin_sources():
+        if source.name in ("grass", "gravel"):
+            plane = read_plane(source)[:256, :256]
+            versions = np.stack([plane, ndimage.gaussian_filter(plane, 3.0)])
+            assert is_sharp_and_rich(torch.from_numpy(versions)).tolist() == [True, False]
+
+
+def test_sharpness_of_known_images():
+    row = torch.arange(128.0)
+    smooth = (row / 400).sin().expand(128, 128)
+    edges = (row % 32 >= 16).float().expand(128, 128)
+    noise = torch.rand(128, 128, generator=torch.Generator().manual_seed(0))
+    values = sharpness(torch.stack([smooth, edges, noise])[None])[0]
+    # d^2, d and d^0 laws of the structure function.
+    assert values[0] == pytest.approx(1 / 16, rel=0.03)
+    assert values[1] == pytest.approx(1 / 4, rel=0.06)
+    assert values[2] == pytest.approx(1, rel=0.05)
+    scaled = sharpness((0.3 - 0.2 * torch.stack([smooth, edges, noise]))[None])[0]
+    assert scaled == pytest.approx(values, rel=1e-2)
+
+
+def test_content_in_one_corner_or_of_low_contrast_fails():
+    texture = torch.rand(128, 128, generator=torch.Generator().manual_seed(1))
+    corner, half, three = torch.full((3, 128, 128), 0.5)
+    corner[:64, :64] = texture[:64, :64]
+    half[:64] = texture[:64]
+    three[:] = texture
+    three[64:, 64:] = 0.5
+    patches = torch.stack([texture, three, half, corner, 0.9 + 0.05 * texture])
+    assert is_sharp_and_rich(patches).tolist() == [True, True, False, False, False]
+
+
+def test_blank_crops_are_nearly_even_and_fail_the_gate():
+    crops = blank_crops(50, CROP_PX, np.random.default_rng(7))
+    contrast = crops.std((-2, -1)) / crops.mean((-2, -1))
+    assert contrast.max() <= 0.0201 and crops.min() >= 0 and crops.max() <= 1
+    assert (contrast < 1e-5).any() and (contrast > 5e-3).any()
+    assert not is_sharp_and_rich(crops).any()
+
+
+def test_intensity_changes_are_varied_and_stay_in_range():
+    pixels = torch.from_numpy(ramp(128, 128)).sub(0.25).mul(5).expand(200, -1, -1).clone()
+    varied = vary_intensity(pixels.clone(), np.random.default_rng(8))
+    assert varied.min() >= 0 and varied.max() <= 1
+    rising = varied[:, 100, 100] > varied[:, 20, 20]
+    # 30 % are inverted, within four standard deviations.
+    assert abs((~rising).float().mean() - 0.3) < 0.13
+
+
+def test_images_without_sharp_content_are_refused_in_words(tmp_path):
+    rng = np.random.default_rng(9)
+    blurred = ndimage.gaussian_filter(rng.random((220, 220)), 6).astype(np.float32)
+    tifffile.imwrite(tmp_path / "blurred.tif", (blurred - blurred.min()) / np.ptp(blurred))
+    found, _ = folder_sources(tmp_path, CROP_PX)
+    with pytest.raises(InputError, match=r"blurred\.tif.*in focus"):
+        draw_crops(found, 4, CROP_PX, PATCH_PX, rng, augment=False)
+    with pytest.raises(InputError, match="patch of 300 px in a crop of 190 px"):
+        draw_crops(found, 4, CROP_PX, 300, rng, augment=False)
