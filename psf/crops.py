@@ -6,6 +6,7 @@ crops are varied freely. The gate looks at the unblurred centre alone: it can't 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,17 +14,13 @@ from scipy.fft import next_fast_len
 from torch.nn import functional
 
 from psf.errors import InputError
+from psf.gate import MIN_PATCH_PX, PLACES_STEP, deviation, is_sharp_and_rich, sharp_places
 from psf.images import Source, read_plane
 
-# Gate. An ideal edge has a sharpness of 1/4, a smooth gradient 1/16; see `sharpness`.
-MIN_CONTRAST = 0.1
-MIN_QUADRANT_DETAIL = 0.04
-MIN_SHARPNESS = 0.14
-MIN_GOOD_QUADRANTS = 3
-MIN_PATCH_PX = 32
 # Fewer accepted crops than this are a sign that the images are wrong, not that luck is bad.
 MIN_ACCEPTED_SHARE = 0.01
 PROPOSALS_BEFORE_GIVING_UP = 500
+GROUP = 8  # crops drawn together: they fit the cache of a processor core
 
 # Augmentation.
 MAX_STEP_PX = 2.0
@@ -31,7 +28,7 @@ GAMMA_RANGE = (0.5, 2.0)
 MAX_PEDESTAL = 0.5
 INVERT_SHARE = 0.3
 MIX_SHARE = 0.2
-SLOPE_SHARE = 0.2
+SLOPE_SHARE = 0.1
 MAX_SLOPE_CHANGE = 0.3
 
 MAX_BLANK_CONTRAST = 0.02
@@ -65,8 +62,10 @@ def draw_crops(
         If the sizes don't fit or hardly any crop of these sources passes the gate.
     """
     if not MIN_PATCH_PX <= patch_size <= crop_size:
-        raise InputError(f"A patch of {patch_size} px in a crop of {crop_size} px is not possible: "
-                         f"patches have at least {MIN_PATCH_PX} px and fit into their crop.")
+        raise InputError(
+            f"A patch of {patch_size} px in a crop of {crop_size} px is not possible: "
+            f"patches have at least {MIN_PATCH_PX} px and fit into their crop."
+        )
     if not sources:
         raise InputError("There are no source images to draw crops from.")
     kept: list[torch.Tensor] = []
@@ -75,43 +74,18 @@ def draw_crops(
     while len(names) < count:
         if proposed >= PROPOSALS_BEFORE_GIVING_UP and len(names) < MIN_ACCEPTED_SHARE * proposed:
             raise InputError(_nothing_sharp(sources, len(names), proposed))
-        drawn = _draw_sources(sources, count - len(names), rng)
+        drawn = _draw_sources(sources, min(GROUP, count - len(names)), rng)
         proposed += len(drawn)
         if augment:
-            pixels = _augmented(drawn, sources, crop_size, rng)
+            pixels = _augmented(drawn, crop_size, patch_size, rng)
         else:
-            pixels = torch.stack([plain_window(_draw_plane(one, rng), crop_size, rng)
-                                  for one in drawn])
+            pixels = torch.stack(
+                [plain_window(_draw_plane(one, rng), crop_size, rng) for one in drawn]
+            )
         good = is_sharp_and_rich(_centre(pixels, patch_size))
         kept.append(pixels[good])
         names += [one.name for one, passed in zip(drawn, good.tolist(), strict=True) if passed]
     return Crops(torch.cat(kept) if kept else torch.zeros(0, crop_size, crop_size), tuple(names))
-
-
-def is_sharp_and_rich(patches: torch.Tensor) -> torch.Tensor:
-    """Whether patches (N, H, W) have contrast, and sharp content in 3 of 4 quadrants. (N,) bool."""
-    mean = patches.mean((-2, -1)).clamp_min(1e-6)
-    contrast = _deviation(patches)[:, 0, 0] / mean
-    quarters = _quadrants(patches)                                # (N, 4, h, w)
-    # White texture of standard deviation s has D = 4 s^2; a slow gradient hardly counts.
-    detail = (_structure_function(quarters, 4) / 4).sqrt()        # (N, 4)
-    good = detail >= MIN_QUADRANT_DETAIL * mean[:, None]
-    good &= sharpness(quarters) >= MIN_SHARPNESS
-    return (contrast >= MIN_CONTRAST) & (good.sum(1) >= MIN_GOOD_QUADRANTS)
-
-
-def sharpness(pixels: torch.Tensor) -> torch.Tensor:
-    """Fine over coarse detail: the lesser of D(1)/D(4) and D(2)/D(8). (N, C, H, W) -> (N, C).
-
-    D(d) is the structure function: the mean squared differences of pixels d px apart, down and
-    across, added. It grows as d^2 where the image is smooth over d (ratio 1/16), as d for sharp
-    edges (1/4), not at all for isolated points or white noise (1). Two scales, since noise on a
-    blurred background makes D(1) large. Brightness and contrast cancel.
-    """
-    structure = {lag: _structure_function(pixels, lag) for lag in (1, 2, 4, 8)}
-    fine = structure[1] / structure[4].clamp_min(1e-12)
-    coarse = structure[2] / structure[8].clamp_min(1e-12)
-    return torch.minimum(fine, coarse)
 
 
 def blank_crops(count: int, crop_size: int, rng: np.random.Generator) -> torch.Tensor:
@@ -142,11 +116,17 @@ def plain_window(plane: np.ndarray, crop_size: int, rng: np.random.Generator) ->
     return torch.from_numpy(plane[row : row + crop_size, column : column + crop_size].copy())
 
 
-def turned_window(plane: np.ndarray, crop_size: int, rng: np.random.Generator) -> torch.Tensor:
+def turned_window(
+    plane: np.ndarray,
+    crop_size: int,
+    rng: np.random.Generator,
+    places: np.ndarray | None = None,
+) -> torch.Tensor:
     """Sample (crop, crop) of the plane, turned, flipped, every 1.0 to 2.0 px; never outside of it.
 
     Detail finer than the sampling step is aliased on purpose: it stays sharp, and the result is
     as good an object as any. Where the image is small, tilt and step are limited to what fits.
+    The window is centred near one of `places` (M, 2) where any of them leaves room for it.
     """
     room = (min(plane.shape) - 1) / (crop_size - 1)
     # A square tilted by t is wider by cos t + sin t = sqrt(2) sin(t + 45 degrees).
@@ -155,11 +135,18 @@ def turned_window(plane: np.ndarray, crop_size: int, rng: np.random.Generator) -
     width = np.cos(tilt) + abs(np.sin(tilt))
     step = float(np.exp(rng.uniform(0, np.log(max(1.0, min(MAX_STEP_PX, room / width))))))
     half = step * width * (crop_size - 1) / 2
-    y, x = (rng.uniform(min(half, (side - 1) / 2), max(side - 1 - half, (side - 1) / 2))
-            for side in plane.shape)
-    window = _interpolate(plane, x, y, tilt, step, crop_size)
-    window = torch.rot90(window, int(rng.integers(0, 4)))
-    return window.flip(1) if rng.random() < 0.5 else window
+    far = np.array(plane.shape) - 1
+    low = np.minimum(half, far / 2)
+    high = np.maximum(far - half, far / 2)
+    centre = rng.uniform(low, high)
+    if places is not None:
+        near = places[((places > low - PLACES_STEP) & (places < high + PLACES_STEP)).all(1)]
+        if len(near):
+            shift = rng.uniform(-PLACES_STEP / 2, PLACES_STEP / 2, 2)
+            centre = np.clip(near[rng.integers(len(near))] + shift, low, high)
+    tilt += np.pi / 2 * rng.integers(0, 4)
+    mirror = -1 if rng.random() < 0.5 else 1
+    return _interpolate(plane, centre[1], centre[0], tilt, step, crop_size, mirror)
 
 
 def vary_intensity(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -173,7 +160,7 @@ def vary_intensity(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tens
     if sloped.any():
         chosen = torch.from_numpy(sloped)
         pixels[chosen] = _change_slope(pixels[chosen], _column(change[sloped]))
-    pixels = pixels.pow_(_column(gamma))
+    pixels = pixels.clamp_(min=1e-6).log_().mul_(_column(gamma)).exp_()  # faster than pow
     # Inversion and pedestal are one line: x -> offset + scale x.
     scale = np.where(inverted, -1.0, 1.0) * (1 - pedestal)
     offset = np.where(inverted, 1.0, pedestal)
@@ -181,16 +168,17 @@ def vary_intensity(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tens
 
 
 def _augmented(
-    drawn: list[Source], sources: Sequence[Source], crop_size: int, rng: np.random.Generator
+    drawn: list[Source], crop_size: int, patch_size: int, rng: np.random.Generator
 ) -> torch.Tensor:
-    def windows(of: list[Source]) -> torch.Tensor:
-        planes = (_draw_plane(one, rng) for one in of)
-        return _stretched(torch.stack([turned_window(p, crop_size, rng) for p in planes]))
-
-    pixels = windows(drawn)
+    windows = []
+    for source in drawn:
+        page = source.pages[int(rng.integers(0, len(source.pages)))]
+        places = _known_places(source, page, patch_size)
+        windows.append(turned_window(read_plane(source, page), crop_size, rng, places))
+    pixels = _stretched(torch.stack(windows))
     mixed = np.flatnonzero(rng.random(len(drawn)) < MIX_SHARE)
     if len(mixed):
-        partners = windows(_draw_sources(sources, len(mixed), rng))
+        partners = pixels[(mixed + 1) % len(drawn)]  # of the same draw: no further sampling
         weight = _column(rng.uniform(0.3, 0.7, len(mixed)))
         summed = weight * pixels[mixed] + (1 - weight) * partners
         brighter = torch.maximum(pixels[mixed], partners)
@@ -198,9 +186,12 @@ def _augmented(
     return vary_intensity(pixels, rng)
 
 
-def _draw_sources(
-    sources: Sequence[Source], count: int, rng: np.random.Generator
-) -> list[Source]:
+@lru_cache(maxsize=4096)  # of a few hundred bytes each
+def _known_places(source: Source, page: int, patch_size: int) -> np.ndarray:
+    return sharp_places(read_plane(source, page), patch_size)
+
+
+def _draw_sources(sources: Sequence[Source], count: int, rng: np.random.Generator) -> list[Source]:
     kinds = sorted({source.kind for source in sources})
     of_kind = [[source for source in sources if source.kind == kind] for kind in kinds]
     picks = rng.random((count, 2))
@@ -213,7 +204,7 @@ def _draw_plane(source: Source, rng: np.random.Generator) -> np.ndarray:
 
 
 def _interpolate(
-    plane: np.ndarray, x: float, y: float, tilt: float, step: float, crop_size: int
+    plane: np.ndarray, x: float, y: float, tilt: float, step: float, crop_size: int, mirror: int
 ) -> torch.Tensor:
     """Bilinear samples of a tilted square grid around (x, y), `step` px apart. (crop, crop)."""
     height, width = plane.shape
@@ -221,14 +212,20 @@ def _interpolate(
     # grid_sample counts from -1 to 1 over the pixel centres.
     to_x, to_y = 2 / (width - 1), 2 / (height - 1)
     cosine, sine = np.cos(tilt), np.sin(tilt)
-    x_columns, x_rows = _float32((along * cosine + x) * to_x - 1), _float32(along * sine * to_x)
-    y_columns, y_rows = _float32(along * sine * to_y), _float32((along * cosine + y) * to_y - 1)
+    columns, rows = mirror * along, along
+    x_columns, x_rows = _float32((columns * cosine + x) * to_x - 1), _float32(rows * sine * to_x)
+    y_columns, y_rows = _float32(columns * sine * to_y), _float32((rows * cosine + y) * to_y - 1)
     grid = torch.empty(1, crop_size, crop_size, 2)
     torch.sub(x_columns[None, :], x_rows[:, None], out=grid[0, ..., 0])
     torch.add(y_columns[None, :], y_rows[:, None], out=grid[0, ..., 1])
     # The border mode only takes up rounding: the grid lies inside of the plane.
-    return functional.grid_sample(torch.from_numpy(plane)[None, None], grid, mode="bilinear",
-                                  padding_mode="border", align_corners=True)[0, 0]
+    return functional.grid_sample(
+        torch.from_numpy(plane)[None, None],
+        grid,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
+    )[0, 0]
 
 
 def _change_slope(pixels: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
@@ -236,7 +233,7 @@ def _change_slope(pixels: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     size = pixels.shape[-1]
     # Padded to keep the wrap-around of the FFT away from the crop, and to a fast length.
     length = next_fast_len(size + 16, real=True)
-    mean, deviation = pixels.mean((-2, -1), True), _deviation(pixels)
+    mean, spread = pixels.mean((-2, -1), True), deviation(pixels)
     padding = (0, length - size) * 2
     padded = functional.pad((pixels - mean)[:, None], padding, mode="reflect")[:, 0]
     fy, fx = torch.fft.fftfreq(length), torch.fft.rfftfreq(length)
@@ -244,30 +241,8 @@ def _change_slope(pixels: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     spectrum = torch.fft.rfft2(padded).mul_(torch.exp(change * log_f))
     changed = torch.fft.irfft2(spectrum, s=(length, length))[:, :size, :size]
     changed = changed - changed.mean((-2, -1), True)
-    scale = deviation / _deviation(changed).clamp_min(1e-6)
+    scale = spread / deviation(changed).clamp_min(1e-6)
     return (mean + scale * changed).clamp_(0, 1)
-
-
-def _deviation(pixels: torch.Tensor) -> torch.Tensor:
-    """Compute the standard deviation of each image (N, 1, 1); torch.std is slower."""
-    centred = pixels - pixels.mean((-2, -1), True)
-    root_count = np.sqrt(pixels.shape[-2] * pixels.shape[-1])
-    return torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True) / root_count
-
-
-def _structure_function(pixels: torch.Tensor, lag: int) -> torch.Tensor:
-    down = pixels[..., lag:, :] - pixels[..., :-lag, :]
-    across = pixels[..., lag:] - pixels[..., :-lag]
-    # vector_norm squared is several times faster here than squares and their mean.
-    return sum(torch.linalg.vector_norm(step, dim=(-2, -1)).square() / step[0, 0].numel()
-               for step in (down, across))
-
-
-def _quadrants(patches: torch.Tensor) -> torch.Tensor:
-    """(N, H, W) -> (N, 4, H // 2, W // 2)."""
-    half = patches.shape[-2] // 2, patches.shape[-1] // 2
-    parts = patches[:, : 2 * half[0], : 2 * half[1]].unflatten(2, (2, -1)).unflatten(1, (2, -1))
-    return parts.transpose(2, 3).flatten(1, 2)
 
 
 def _centre(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -292,6 +267,8 @@ def _float32(values: np.ndarray) -> torch.Tensor:
 
 def _nothing_sharp(sources: Sequence[Source], accepted: int, proposed: int) -> str:
     some = ", ".join(source.name for source in sources[:3]) + (", ..." if len(sources) > 3 else "")
-    return (f"Only {accepted} of {proposed} crops of {len(sources)} images ({some}) are sharp and "
-            "rich enough to learn from. Use images in focus, with detail all over the field, and "
-            "leave out blurred, empty or enlarged ones.")
+    return (
+        f"Only {accepted} of {proposed} crops of {len(sources)} images ({some}) are sharp and "
+        "rich enough to learn from. Use images in focus, with detail all over the field, and "
+        "leave out blurred, empty or enlarged ones."
+    )

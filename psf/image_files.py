@@ -19,8 +19,19 @@ from psf.errors import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # What Pillow, tifffile and the decoders below them raise on damaged or foreign files; the
 # codecs of imagecodecs (PNG, zlib, LZW, ...) have one RuntimeError each.
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, RuntimeError,
-                 struct.error, zlib.error, DelayedImportError, Image.DecompressionBombError)
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    DelayedImportError,
+    Image.DecompressionBombError,
+)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -29,13 +40,20 @@ def image_files(folder: Path) -> list[Path]:
         raise InputError(f"There is no folder {folder}. Check the path given as --images.")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. Give --images the folder of the images.")
-    found = {path.relative_to(folder): path for path in folder.rglob("*")
-             if path.suffix.lower() in SUFFIXES and path.is_file()}
-    names = sorted((name for name in found if not any(part[0] == "." for part in name.parts)),
-                   key=lambda name: name.as_posix())
+    found = {
+        path.relative_to(folder): path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    }
+    names = sorted(
+        (name for name in found if not any(part[0] == "." for part in name.parts)),
+        key=lambda name: name.as_posix(),
+    )
     if not names:
-        raise InputError(f"There is no image in {folder}: looked for {', '.join(SUFFIXES)} files "
-                         "in it and in its subfolders.")
+        raise InputError(
+            f"There is no image in {folder}: looked for {', '.join(SUFFIXES)} files "
+            "in it and in its subfolders."
+        )
     return [found[name] for name in names]
 
 

@@ -76,8 +76,13 @@ def membranes(rng: np.random.Generator, size: int) -> np.ndarray:
     sites = _jittered_grid(rng, size, max(9, int((size / spacing_px) ** 2)), margin=0.2)
     y_px, x_px = np.mgrid[:size, :size].astype(float)
     bend_px = spacing_px * rng.uniform(0, 0.35)
-    pixels = np.stack([x_px + bend_px * _smooth_field(rng, size, spacing_px / 2),
-                       y_px + bend_px * _smooth_field(rng, size, spacing_px / 2)], axis=-1)
+    pixels = np.stack(
+        [
+            x_px + bend_px * _smooth_field(rng, size, spacing_px / 2),
+            y_px + bend_px * _smooth_field(rng, size, spacing_px / 2),
+        ],
+        axis=-1,
+    )
     distance_px, cell = cKDTree(sites).query(pixels, k=2)
     first, second = cell[..., 0], cell[..., 1]
     apart_px = np.linalg.norm(sites[first] - sites[second], axis=-1)
@@ -89,8 +94,12 @@ def membranes(rng: np.random.Generator, size: int) -> np.ndarray:
     image = line * brightness[first] * brightness[second]
     image += rng.uniform(0, 0.15) * rng.uniform(0, 1, len(sites))[first]
     puncta = int(_log_uniform(rng, 2e-4, 6e-3) * size**2)
-    _add_discs(image, rng.uniform(0, size, (puncta, 2)), rng.uniform(0.3, 1.8, puncta),
-               rng.uniform(0.2, 1.0, puncta))
+    _add_discs(
+        image,
+        rng.uniform(0, size, (puncta, 2)),
+        rng.uniform(0.3, 1.8, puncta),
+        rng.uniform(0.2, 1.0, puncta),
+    )
     return _to_unit_range(image, background=rng.uniform(0, 0.15))
 
 
@@ -215,8 +224,12 @@ def _chromatin(rng: np.random.Generator, size: int) -> np.ndarray:
         texture += rng.uniform(0.2, 1.0) * grains / grains.std()
     texture = np.exp(rng.uniform(0.2, 0.6) * texture / texture.std())
     foci = int(rng.uniform(0.001, 0.006) * size**2)
-    _add_discs(texture, rng.uniform(0, size, (foci, 2)), rng.uniform(0.4, 2.0, foci),
-               rng.uniform(0.5, 2.5, foci))
+    _add_discs(
+        texture,
+        rng.uniform(0, size, (foci, 2)),
+        rng.uniform(0.4, 2.0, foci),
+        rng.uniform(0.5, 2.5, foci),
+    )
     return texture
 
 

@@ -9,13 +9,12 @@ from scipy import ndimage
 from psf.crops import (
     blank_crops,
     draw_crops,
-    is_sharp_and_rich,
     plain_window,
-    sharpness,
     turned_window,
     vary_intensity,
 )
 from psf.errors import InputError
+from psf.gate import is_sharp_and_rich, sharpness
 from psf.images import builtin_sources, folder_sources, procedural_sources, read_plane
 
 CROP_PX, PATCH_PX = 190, 128
