@@ -43,7 +43,7 @@ from models.training import (
 )
 from psf.command import pick_device, run
 from psf.errors import InputError
-from psf.files import claim_folder, run_record, whole_file
+from psf.files import claim_folder, run_record, whole_file, write_json
 from psf.pictures import draw_curves
 
 DEFAULT_EPOCHS = 12
@@ -311,6 +311,7 @@ def main(config: Config) -> None:
             f"{progress.patches_seen:,} patches in {progress.seconds / 60:.1f} minutes: "
             f"{rate:.0f} per second, {share:.1%} of the time reading data"
         )
+        write_json(config.out / "run.json", run_record(minutes=progress.seconds / 60))
         print(f"wrote {config.out} (look at {config.out / 'curves.png'})")
         print(
             f"next: python benchmark_models.py --checkpoints {config.out} "

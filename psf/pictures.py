@@ -1,6 +1,8 @@
 """Pictures for people: contact sheets, maps with scale bars. Drawn without a display."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.metrics import r2_score
 
 from psf.files import whole_file
 from psf.microscope import Microscope
@@ -132,3 +135,106 @@ def colour_map(name: str = "viridis") -> matplotlib.colors.Colormap:
     chosen = matplotlib.colormaps[name].copy()
     chosen.set_bad("0.85")
     return chosen
+
+
+def draw_scatter(path: Path, scored: Sequence[Any], label_names: Sequence[str], unit: str) -> None:
+    """Predicted against true labels: a row per network and parameter, a column per condition.
+
+    `scored` holds objects with network, condition, truth (N, P) and predicted (N, P).
+    """
+    networks = list(dict.fromkeys(s.network for s in scored))
+    conditions = list(dict.fromkeys(s.condition for s in scored))
+    rows = [(network, p) for network in networks for p in range(len(label_names))]
+    figure, axes = new_figure(len(rows), len(conditions), 2.2, 2.3)
+    for s in scored:
+        for p, label in enumerate(label_names):
+            at = axes[rows.index((s.network, p)), conditions.index(s.condition)]
+            truth, predicted = s.truth[:, p], s.predicted[:, p]
+            low, high = truth.min(), truth.max()
+            room = 0.08 * (high - low)
+            at.plot(truth, predicted, ".", ms=2, alpha=0.3, color="#0072b2", rasterized=True)
+            at.plot([low, high], [low, high], color="#d55e00", lw=1)
+            at.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
+            at.set_title(
+                f"{s.network}, {s.condition}\nR² {r2_score(truth, predicted):.3f}", fontsize=7
+            )
+            at.tick_params(labelsize=6)
+            at.set_xlabel(f"true {label} ({unit})", fontsize=7)
+            at.set_ylabel(f"predicted {label} ({unit})", fontsize=7)
+    save_figure(path, figure)
+
+
+def draw_map(
+    path: Path,
+    image: torch.Tensor,
+    psf_map: Any,
+    pixel_size_um: float,
+    title: str,
+    truth: torch.Tensor | None = None,
+) -> None:
+    """Overview of a map: the image, each parameter with its uncertainty, and the content.
+
+    `psf_map` is a `models.mapping.PsfMap`; `truth` (R, C) of the first parameter is shown on the
+    same scale as its estimate, with the rms difference where there is content.
+    """
+    panels = 2 * len(psf_map.names) + 2 + (truth is not None)
+    columns = min(panels, 4)
+    figure, axes = new_figure(-(-panels // columns), columns, 3.1, 2.9)
+    free = iter(axes.ravel())
+    first = next(free)
+    show_image(first, image.numpy(), "image")
+    add_scale_bar(first, pixel_size_um, image.shape[1])
+    has_content = psf_map.content >= 0.5
+    step_px = float(psf_map.rows[1] - psf_map.rows[0]) if len(psf_map.rows) > 1 else 1.0
+
+    def show(values: torch.Tensor, label: str, name: str, limits: tuple, unit: str) -> None:
+        at = next(free)
+        shown = np.ma.masked_where(~has_content.numpy(), values.numpy())
+        drawn = at.imshow(shown, cmap=colour_map(name), vmin=limits[0], vmax=limits[1])
+        figure.colorbar(drawn, ax=at, shrink=0.8, label=unit)
+        at.set(xticks=[], yticks=[])
+        at.set_title(label, fontsize=8)
+        add_scale_bar(at, step_px * pixel_size_um, values.shape[1])
+
+    for p, name in enumerate(psf_map.names):
+        known = [psf_map.values[p][has_content]] + (
+            [truth.flatten()] if p == 0 and truth is not None else []
+        )
+        limits = _limits(torch.cat(known))
+        if p == 0 and truth is not None:
+            show(truth, f"true {name}", "viridis", limits, psf_map.unit)
+            error = (psf_map.values[0] - truth)[has_content].square().mean().sqrt()
+            show(
+                psf_map.values[0],
+                f"estimated {name}: rms error {error:.2f} {psf_map.unit}",
+                "viridis",
+                limits,
+                psf_map.unit,
+            )
+        else:
+            show(psf_map.values[p], name, "viridis", limits, psf_map.unit)
+        deviation = psf_map.standard_deviations[p]
+        show(
+            deviation,
+            f"standard deviation of {name}",
+            "cividis",
+            (0, _limits(deviation[has_content])[1]),
+            psf_map.unit,
+        )
+    at = next(free)
+    drawn = at.imshow(psf_map.content.numpy(), cmap="gray", vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=at, shrink=0.8, label="probability")
+    at.set(xticks=[], yticks=[])
+    at.set_title("content", fontsize=8)
+    for unused in free:
+        unused.axis("off")
+    figure.suptitle(title, fontsize=9)
+    save_figure(path, figure)
+
+
+def _limits(values: torch.Tensor) -> tuple[float, float]:
+    """Range of a colour scale: percentiles 1 and 99; 0 to 1 where there is nothing to show."""
+    if not len(values):
+        return 0.0, 1.0
+    low, high = np.percentile(values.numpy(), (1, 99))
+    return float(low), float(max(high, low + 1e-6))

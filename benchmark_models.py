@@ -1,0 +1,174 @@
+"""Score trained networks on the held-out test patches of a data set.
+
+    python benchmark_models.py --checkpoints runs/zernike1d runs/resnet18 \
+        --data data/zernike1d --out results/zernike1d
+
+Writes benchmark.csv (per network, parameter and condition: R^2 with bootstrap 95 % interval,
+squared Pearson, rmse and median absolute error in label units and um), benchmark.md (the R^2 of
+it as a table) and scatter.png (predicted against true). Test patches keep their noise between
+runs and batch sizes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from models.checkpoint import Estimator, load_estimator
+from models.data import CONDITIONS, Condition, PatchSet
+from models.metrics import SCORES, bootstrap_interval
+from psf.command import pick_device, run
+from psf.errors import InputError
+from psf.files import run_record, whole_file, write_json
+from psf.microscope import Microscope
+from psf.pictures import draw_scatter
+
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a benchmark."""
+
+    checkpoints: tuple[Path, ...]  # folders of train.py
+    data: Path  # folder of generate_training_set.py; its test split is used
+    out: Path = Path("results")  # folder to write
+    batch_size: int = 64
+    device: str = "auto"  # auto, cpu, cuda, mps
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions of one network for all test patches under one condition."""
+
+    network: str
+    condition: str
+    truth: np.ndarray  # (N, P) of patches with content
+    predicted: np.ndarray  # (N, P)
+    um_per_unit: np.ndarray  # (N,)
+    content_auc: float  # area under ROC of the content flag; NaN without blank patches
+
+
+def check_labels(estimator: Estimator, test_set: PatchSet, checkpoint: Path) -> None:
+    """Refuse a network that predicts other labels, or other patches, than the data holds."""
+    names = tuple(estimator.config["label_names"])
+    if (estimator.psf_model.name, names) != (test_set.model.name, test_set.model.label_names):
+        raise InputError(
+            f"{checkpoint} predicts {estimator.psf_model.name} ({', '.join(names)}), the data hold "
+            f"{test_set.model.name} ({', '.join(test_set.model.label_names)})."
+        )
+    if estimator.patch_size != test_set.config["patch_size"]:
+        raise InputError(
+            f"{checkpoint} takes patches of {estimator.patch_size} px, the data hold "
+            f"{test_set.config['patch_size']} px."
+        )
+
+
+def score_condition(
+    name: str, estimator: Estimator, test_set: PatchSet, condition: Condition, batch_size: int
+) -> Scored:
+    """Predict all test patches under one condition."""
+    truth, predicted, content, flags, um = [], [], [], [], []
+    for batch in test_set.recorded(condition, batch_size, torch.device("cpu")):
+        optics = [Microscope(*numbers) for numbers in batch.optics.tolist()]
+        same = bool((batch.optics == batch.optics[0]).all())
+        prediction = estimator.predict(batch.patches, optics[0] if same else optics, batch_size)
+        truth.append(batch.labels)
+        predicted.append(prediction.values)
+        content.append(batch.has_content)
+        flags.append(prediction.content_probability)
+        um += [estimator.um_per_unit(microscope) for microscope in optics]
+    rows = torch.cat(content).numpy()
+    auc = roc_auc_score(rows, torch.cat(flags).numpy()) if 0 < rows.sum() < len(rows) else np.nan
+    return Scored(
+        name,
+        condition.name,
+        torch.cat(truth).numpy()[rows],
+        torch.cat(predicted).numpy()[rows],
+        np.array(um)[rows],
+        float(auc),
+    )
+
+
+def table_rows(scored: Scored, estimator: Estimator) -> Iterator[dict]:
+    """One row of benchmark.csv per parameter."""
+    for column, parameter in enumerate(estimator.config["label_names"]):
+        truth, predicted = scored.truth[:, column], scored.predicted[:, column]
+        scores = {name: float(score(truth, predicted)) for name, score in SCORES.items()}
+        rng = np.random.default_rng(BOOTSTRAP_SEED)
+        low, high = bootstrap_interval(SCORES["r2"], truth, predicted, rng)
+        error_um = (predicted - truth) * scored.um_per_unit
+        yield {
+            "network": scored.network,
+            "architecture": estimator.config["architecture"],
+            "psf_model": estimator.psf_model.name,
+            "parameter": parameter,
+            "unit": estimator.config["label_unit"],
+            "condition": scored.condition,
+            "patches": len(truth),
+            "r2": scores["r2"],
+            "r2_low": low,
+            "r2_high": high,
+            "pearson2": scores["pearson2"],
+            "rmse": scores["rmse"],
+            "rmse_um": float(np.sqrt(np.mean(error_um**2))),
+            "median_abs_error": scores["median_abs_error"],
+            "median_abs_error_um": float(np.median(np.abs(error_um))),
+            "content_auc": scored.content_auc,
+        }
+
+
+def markdown(table: pd.DataFrame, data: Path) -> str:
+    """R^2 with intervals: a row per network and parameter, a column per condition."""
+    conditions = list(dict.fromkeys(table["condition"]))
+    lines = [
+        f"R² (95 % interval over patches) on {table['patches'].iloc[0]} test patches of "
+        f"`{data.name}`; rmse at 1000 photons per pixel.",
+        "",
+        f"| network | parameter | {' | '.join(conditions)} | rmse | rmse, µm |",
+        "|---|---|" + "---|" * (len(conditions) + 2),
+    ]
+    for (network, parameter), rows in table.groupby(["network", "parameter"], sort=False):
+        rows = rows.set_index("condition")
+        cells = [f"{r.r2:.3f} ({r.r2_low:.3f}-{r.r2_high:.3f})" for r in rows.itertuples()]
+        at_1000 = rows.loc["1000 photons"]
+        cells += [f"{at_1000.rmse:.3f} {at_1000.unit}", f"{at_1000.rmse_um:.2f}"]
+        lines.append(f"| {network} | {parameter} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(config: Config) -> None:
+    """Score every checkpoint under every condition."""
+    device = pick_device(config.device)
+    test_set = PatchSet(config.data, "test")
+    estimators = {}
+    for checkpoint in config.checkpoints:
+        if checkpoint.name in estimators:
+            raise InputError(f"two checkpoints are called {checkpoint.name}; rename one folder.")
+        estimators[checkpoint.name] = load_estimator(checkpoint, device)
+        check_labels(estimators[checkpoint.name], test_set, checkpoint)
+    jobs = [(name, condition) for name in estimators for condition in CONDITIONS]
+    scored = [
+        score_condition(name, estimators[name], test_set, condition, config.batch_size)
+        for name, condition in tqdm(jobs, unit="condition", desc="benchmark")
+    ]
+    table = pd.DataFrame(row for s in scored for row in table_rows(s, estimators[s.network]))
+    with whole_file(config.out / "benchmark.csv") as partial:
+        table.to_csv(partial, index=False, float_format="%.5g")
+    text = markdown(table, config.data)
+    with whole_file(config.out / "benchmark.md") as partial:
+        partial.write_text(text, encoding="utf-8")
+    names, unit = test_set.model.label_names, test_set.model.unit
+    draw_scatter(config.out / "scatter.png", scored, names, unit)
+    write_json(config.out / "benchmark.json", run_record(data=test_set.config))
+    print(text)
+    print(f"wrote {config.out / 'benchmark.csv'}, benchmark.md and scatter.png beside it")
+
+
+if __name__ == "__main__":
+    run(Config, main, __doc__)
