@@ -51,6 +51,7 @@ class Scored:
     truth: np.ndarray  # (N, P) of patches with content
     predicted: np.ndarray  # (N, P)
     um_per_unit: np.ndarray  # (N,)
+    kinds: np.ndarray  # (N,) of the source images: builtin, procedural or file
     content_auc: float  # area under ROC of the content flag; NaN without blank patches
 
 
@@ -91,59 +92,81 @@ def score_condition(
         torch.cat(truth).numpy()[rows],
         torch.cat(predicted).numpy()[rows],
         np.array(um)[rows],
+        test_set.source_kinds[rows],
         float(auc),
     )
 
 
 def table_rows(scored: Scored, estimator: Estimator) -> Iterator[dict]:
-    """One row of benchmark.csv per parameter."""
+    """Rows of benchmark.csv: per parameter, for all images and for each kind of them."""
+    kinds = np.unique(scored.kinds).tolist()
+    groups = kinds if len(kinds) == 1 else ["all", *kinds]
     for column, parameter in enumerate(estimator.config["label_names"]):
-        truth, predicted = scored.truth[:, column], scored.predicted[:, column]
-        scores = {name: float(score(truth, predicted)) for name, score in SCORES.items()}
-        rng = np.random.default_rng(BOOTSTRAP_SEED)
-        low, high = bootstrap_interval(SCORES["r2"], truth, predicted, rng)
-        error_um = (predicted - truth) * scored.um_per_unit
-        yield {
-            "network": scored.network,
-            "architecture": estimator.config["architecture"],
-            "psf_model": estimator.psf_model.name,
-            "parameter": parameter,
-            "unit": estimator.config["label_unit"],
-            "condition": scored.condition,
-            "patches": len(truth),
-            "r2": scores["r2"],
-            "r2_low": low,
-            "r2_high": high,
-            "pearson2": scores["pearson2"],
-            "rmse": scores["rmse"],
-            "rmse_um": float(np.sqrt(np.mean(error_um**2))),
-            "median_abs_error": scores["median_abs_error"],
-            "median_abs_error_um": float(np.median(np.abs(error_um))),
-            "content_auc": scored.content_auc,
-        }
+        for images in groups:
+            rows = np.isin(scored.kinds, kinds if images == "all" else [images])
+            yield {
+                "network": scored.network,
+                "architecture": estimator.config["architecture"],
+                "psf_model": estimator.psf_model.name,
+                "parameter": parameter,
+                "unit": estimator.config["label_unit"],
+                "images": images,
+                "condition": scored.condition,
+                "patches": int(rows.sum()),
+                **score_parameter(
+                    scored.truth[rows, column],
+                    scored.predicted[rows, column],
+                    scored.um_per_unit[rows],
+                ),
+                "content_auc": scored.content_auc,
+            }
 
 
-def markdown(table: pd.DataFrame, data: Path) -> str:
-    """R^2 with intervals: a row per network and parameter, a column per condition."""
+def score_parameter(
+    truth: np.ndarray, predicted: np.ndarray, um_per_unit: np.ndarray
+) -> dict[str, float]:
+    """All scores of one parameter (N,), in its unit and in um."""
+    scores = {name: float(score(truth, predicted)) for name, score in SCORES.items()}
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    low, high = bootstrap_interval(SCORES["r2"], truth, predicted, rng)
+    error_um = np.abs(predicted - truth) * um_per_unit
+    return {
+        "r2": scores["r2"],
+        "r2_low": low,
+        "r2_high": high,
+        "pearson2": scores["pearson2"],
+        "rmse": scores["rmse"],
+        "rmse_um": float(np.sqrt(np.mean(error_um**2))),
+        "median_abs_error": scores["median_abs_error"],
+        "median_abs_error_um": float(np.median(error_um)),
+    }
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """R^2 with intervals: a row per network, parameter and kind of images."""
     conditions = list(dict.fromkeys(table["condition"]))
     lines = [
-        f"R² (95 % interval over patches) on {table['patches'].iloc[0]} test patches of "
-        f"`{data.name}`; rmse at 1000 photons per pixel.",
+        "R² (95 % interval over patches) on images never trained on; rmse at 1000 photons per "
+        "pixel.",
         "",
-        f"| network | parameter | {' | '.join(conditions)} | rmse | rmse, µm |",
-        "|---|---|" + "---|" * (len(conditions) + 2),
+        f"| network | parameter | test images (patches) | {' | '.join(conditions)} | rmse | µm |",
+        "|---|---|---|" + "---|" * (len(conditions) + 2),
     ]
-    for (network, parameter), rows in table.groupby(["network", "parameter"], sort=False):
+    groups = table.groupby(["network", "parameter", "images"], sort=False)
+    for (network, parameter, images), rows in groups:
         rows = rows.set_index("condition")
         cells = [f"{r.r2:.3f} ({r.r2_low:.3f}-{r.r2_high:.3f})" for r in rows.itertuples()]
         at_1000 = rows.loc["1000 photons"]
         cells += [f"{at_1000.rmse:.3f} {at_1000.unit}", f"{at_1000.rmse_um:.2f}"]
-        lines.append(f"| {network} | {parameter} | {' | '.join(cells)} |")
+        name = f"{images} ({at_1000.patches})"
+        lines.append(f"| {network} | {parameter} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main(config: Config) -> None:
     """Score every checkpoint under every condition."""
+    if not config.checkpoints or config.batch_size < 1:
+        raise InputError("give at least one folder as --checkpoints and a --batch-size above 0.")
     device = pick_device(config.device)
     test_set = PatchSet(config.data, "test")
     estimators = {}
@@ -160,7 +183,7 @@ def main(config: Config) -> None:
     table = pd.DataFrame(row for s in scored for row in table_rows(s, estimators[s.network]))
     with whole_file(config.out / "benchmark.csv") as partial:
         table.to_csv(partial, index=False, float_format="%.5g")
-    text = markdown(table, config.data)
+    text = markdown(table)
     with whole_file(config.out / "benchmark.md") as partial:
         partial.write_text(text, encoding="utf-8")
     names, unit = test_set.model.label_names, test_set.model.unit

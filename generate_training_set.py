@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from tqdm import tqdm
 
 from models.shards import shard_path, to_uint16, write_shard
-from psf.command import run
+from psf.command import keep_freed_memory, run
 from psf.errors import InputError
 from psf.files import check_free_space, claim_folder, run_record, write_json
 from psf.images import SPLITS, Source, load_sources, split_sources
@@ -50,7 +51,7 @@ class Config:
     patch_size: int = 128  # px
     psf_size: int = 0  # px, support of the PSF; 0: one less than the patch
     blank_fraction: float = 0.05  # share of patches without content
-    microscope: Microscope = field(default_factory=Microscope)
+    microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
     vary_optics: bool = False  # draw the optics of each patch from `optics` instead
     optics: OpticsRanges = field(default_factory=OpticsRanges)
     fwhm_px: tuple[float, float] | None = None  # range of the Gaussian models; default 0 20
@@ -129,8 +130,13 @@ def chunk_rng(seed: int, split: str, chunk: int) -> np.random.Generator:
     return np.random.default_rng([seed, SPLITS.index(split), chunk])
 
 
-def shard_columns(patches: list[Patches], rng: np.random.Generator | None) -> dict[str, Any]:
-    """Datasets of a shard, by name; `rng` draws the noise seeds of held-out patches."""
+def shard_columns(
+    patches: list[Patches], kinds: dict[str, str], rng: np.random.Generator | None
+) -> dict[str, Any]:
+    """Datasets of a shard, by name; `kinds` of the sources, by their name.
+
+    `rng` draws the noise seeds of held-out patches.
+    """
     names = np.array([name for p in patches for name in p.names])
     distinct = np.unique(names[names != ""])
     index = np.where(names == "", -1, np.searchsorted(distinct, names))
@@ -141,6 +147,7 @@ def shard_columns(patches: list[Patches], rng: np.random.Generator | None) -> di
         "optics": torch.cat([p.optics for p in patches]).numpy(),
         "source_index": index.astype(np.int32),
         "source_names": distinct,
+        "source_kinds": np.array([kinds[name] for name in distinct], dtype=str),
     }
     if rng is not None:
         columns["noise_seed"] = rng.integers(0, 2**62, len(names))
@@ -156,6 +163,7 @@ def make_shard(
 ) -> int:
     """Simulate and write shard (split, index, patch count); the count comes back for progress."""
     split, index, count = job
+    keep_freed_memory()
     torch.set_num_threads(1)  # the workers are the threads; sums must not depend on their number
     seed, patches = description["seed"], []
     for start in range(0, count, CHUNK):
@@ -163,7 +171,8 @@ def make_shard(
         size = min(CHUNK, count - start)
         patches.append(simulate(simulation, splits[split], size, rng, augment=split == "train"))
     noise_rng = None if split == "train" else np.random.default_rng([seed, 9, index])
-    columns = shard_columns(patches, noise_rng)
+    kinds = {source.name: source.kind for source in splits[split]}
+    columns = shard_columns(patches, kinds, noise_rng)
     write_shard(shard_path(folder, split, index), columns, description)
     return count
 

@@ -8,10 +8,12 @@ both calibrated in um, to try estimate_psf_map.py on an image whose map is known
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tifffile
 import torch
+import tyro
 
 from psf.blur import blur_varying, interpolation_weights
 from psf.command import run
@@ -35,7 +37,7 @@ class Config:
     read_noise_e: float = 1.6
     psf_size: int = 127  # px
     levels: int = 65  # PSFs along the tilt; points between two get a blend of both
-    microscope: Microscope = field(default_factory=Microscope)
+    microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
     seed: int = 0
 
 
@@ -79,6 +81,10 @@ def main(config: Config) -> None:
     """Blur, expose, write."""
     if config.focus_waves[0] == config.focus_waves[1] or min(config.focus_waves) < 0:
         raise InputError("--focus-waves needs two different values of at least 0.")
+    if config.psf_size < 3 or config.psf_size % 2 == 0 or config.levels < 2:
+        raise InputError("--psf-size must be odd and at least 3, --levels at least 2.")
+    if config.photons <= 0 or config.seed < 0:
+        raise InputError("--photons must be positive, --seed not negative.")
     blurred, focus = tilted_plane(config)
     generator = torch.Generator().manual_seed(config.seed)
     photons = to_photons(blurred.clamp(min=0)[None], config.photons)

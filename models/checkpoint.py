@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from models import build
@@ -26,6 +26,9 @@ from psf.model import PsfModel, from_config
 from psf.simulation import OPTICS_NAMES
 
 OPTICS_TOLERANCE = 0.02  # relative excess over the trained range that still draws no warning
+
+REQUIRED = ("architecture", "psf_model", "label_names", "label_unit", "label_ranges")
+REQUIRED += ("patch_size", "optics_limits")  # what config.json must say to apply a network
 
 
 class OpticsWarning(UserWarning):
@@ -147,7 +150,7 @@ def save_checkpoint(folder: Path, network: nn.Module, config: Mapping[str, Any])
     """Write weights, then config and model card, each whole or not at all."""
     weights = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     with whole_file(folder / "model.safetensors") as partial:
-        save_file(weights, partial)
+        partial.write_bytes(save(weights))  # save_file has an error of its own for a full disk
     write_json(folder / "config.json", config)
     with whole_file(folder / "README.md") as partial:
         partial.write_text(model_card(config), encoding="utf-8")
@@ -168,6 +171,9 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
     weights_path = folder / "model.safetensors"
     if config.get("kind") != "checkpoint" or not weights_path.is_file():
         raise InputError(f"{folder} is no checkpoint; train one with train.py.")
+    missing = [name for name in REQUIRED if name not in config]
+    if missing:
+        raise InputError(f"{folder / 'config.json'} lacks {', '.join(missing)}; train again.")
     network = build(config["architecture"], output_count(len(config["label_names"])))
     try:
         network.load_state_dict(load_file(weights_path))

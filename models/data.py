@@ -94,7 +94,8 @@ class PatchSet:
         self.noise_seeds = np.zeros(self.count, np.int64)
         if split != "train":
             self.noise_seeds = np.concatenate([read_column(p, "noise_seed") for p in paths])
-        self.source_names = np.concatenate([_names(p) for p in paths])
+        self.source_names = np.concatenate([_of_source(p, "source_names") for p in paths])
+        self.source_kinds = np.concatenate([_of_source(p, "source_kinds") for p in paths])
 
     def _paths(self, folder: Path, split: str) -> list[Path]:
         paths, found = [], 0
@@ -143,8 +144,9 @@ def read_data_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _names(path: Path) -> np.ndarray:
-    distinct = np.append(read_column(path, "source_names"), "")  # index -1: blank
+def _of_source(path: Path, name: str) -> np.ndarray:
+    """A column of the sources, spread to the patches; "" for blank ones, whose index is -1."""
+    distinct = np.append(read_column(path, name), "")
     return distinct[read_column(path, "source_index")]
 
 
@@ -167,6 +169,8 @@ def turn(batch: Batch, model: PsfModel, generator: torch.Generator) -> Batch:
     for quarter_turns in range(4):
         for mirror in (False, True):
             rows = torch.nonzero((turns == quarter_turns) & (mirrored == mirror))[:, 0]
+            if not len(rows):
+                continue  # a model may have no label for such a turn
             chosen = torch.rot90(batch.patches[rows], quarter_turns, (1, 2))
             patches[rows] = chosen.flip(2) if mirror else chosen
             labels[rows] = turn_labels(model, batch.labels[rows], quarter_turns, mirror)

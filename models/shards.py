@@ -7,6 +7,7 @@ A data folder holds `config.json` and, per split, `SPLIT_00000.h5`, `SPLIT_00001
     optics        (n, 4)    float32  NA, wavelength_um, pixel_size_um, refractive_index
     source_index  (n,)      int32    into source_names; -1: blank
     source_names  (m,)      strings
+    source_kinds  (m,)      strings  builtin, procedural or file
     noise_seed    (n,)      int64    of validation and test patches
 """
 

@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
         self.short_cut = nn.Sequential()
         if stride > 1 or channels_in != channels_out:
             self.short_cut = nn.Sequential(
-                nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+                nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),
                 nn.Conv2d(channels_in, channels_out, 1, bias=False),
                 nn.BatchNorm2d(channels_out),
             )

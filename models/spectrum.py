@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 REACH = 1.25  # highest frequency sampled, in units of the cut-off; beyond 1 there is only noise
+SECTOR_SAMPLES = 4  # directions averaged into one angle of the polar grid
 FLOOR = 1e-9  # added to the power of a patch of unit variance: below 16-bit rounding
 
 
@@ -76,13 +77,15 @@ def polar_log_spectra(
     patches : (N, H, W) tensor, mean 0 and standard deviation 1
     cutoff : (N,) tensor
         Cut-off frequency of the optics, cycles per px.
+    windows : even edges, px; one that is larger than the patch is cut to the patch
 
     Returns
     -------
     (N, len(windows), radii, angles) tensor, natural logarithm.
     """
     channels = []
-    for window in windows:
+    largest = min(patches.shape[1:]) // 2 * 2
+    for window in (min(window, largest) for window in windows):
         log_power = (welch_spectrum(patches, window) + FLOOR).log()
         grid = polar_grid(cutoff, window, radii, angles)
         channels.append(functional.grid_sample(log_power[:, None], grid, align_corners=True))

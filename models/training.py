@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 from torch.nn import functional
 
+from psf.errors import InputError
 from psf.files import whole_file
 
-BETA = 0.5  # of the loss below: 0 is the plain likelihood, 1 weights all errors alike
-CONTENT_WEIGHT = 0.3  # of the content term against one parameter's likelihood
+HUBER_WIDTH = 0.1  # half ranges; larger errors count linearly, since some patches say nothing
+SPREAD_WEIGHT = 0.03  # of the log-variances' likelihood against the values' error
+FLAG_WEIGHT = 0.03  # of the content flag's cross-entropy
 WARM_UP = 0.05  # share of the training during which the learning rate rises
 LOG_VARIANCE_LIMITS = (-12.0, 4.0)
 
@@ -57,22 +59,31 @@ def split_outputs(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     return values, log_variances.clamp(*LOG_VARIANCE_LIMITS), logits[:, 0]
 
 
+def value_loss(
+    values: torch.Tensor, targets: torch.Tensor, has_content: torch.Tensor
+) -> torch.Tensor:
+    """Huber loss of values (N, P) in standard units; blank patches do not count."""
+    mask = has_content[:, None].to(values)
+    errors = functional.smooth_l1_loss(values, targets, beta=HUBER_WIDTH, reduction="none")
+    return (errors * mask).sum() / mask.sum().clamp(min=1) / targets.shape[1]
+
+
 def estimation_loss(
     outputs: torch.Tensor, targets: torch.Tensor, has_content: torch.Tensor
 ) -> torch.Tensor:
-    """Gaussian negative log-likelihood of the values plus cross-entropy of the content flag.
+    """Huber loss of the values, likelihood of the log-variances, cross-entropy of the flag.
 
-    Each sample's likelihood is weighted by its variance to the power BETA, without gradient, so
-    that hard patches are not given up early (Seitzer et al., ICLR 2022, Eq. 5). Blank patches
-    count for the flag only.
+    The variances are fitted to the residuals as they are: their gradient does not reach the
+    values. A joint Gaussian likelihood learned more slowly and ended with larger errors.
     """
     values, log_variances, logits = split_outputs(outputs)
-    likelihood = (values - targets).square() * torch.exp(-log_variances) / 2 + log_variances / 2
-    weighted = likelihood * torch.exp(BETA * log_variances.detach())
-    mask = has_content[:, None].to(weighted)
-    value_loss = (weighted * mask).sum() / mask.sum().clamp(min=1) / targets.shape[1]
+    squared = (values.detach() - targets).square()
+    likelihood = squared * torch.exp(-log_variances) / 2 + log_variances / 2
+    mask = has_content[:, None].to(values)
+    spread_loss = (likelihood * mask).sum() / mask.sum().clamp(min=1) / targets.shape[1]
     flag_loss = functional.binary_cross_entropy_with_logits(logits, has_content.to(logits))
-    return value_loss + CONTENT_WEIGHT * flag_loss
+    fit = value_loss(values, targets, has_content)
+    return fit + SPREAD_WEIGHT * spread_loss + FLAG_WEIGHT * flag_loss
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -115,14 +126,23 @@ def save_state(
         for key, value in state.items():
             tensors[f"optimizer/{index}/{key}"] = value.contiguous()
     with whole_file(path) as partial:
-        save_file(tensors, partial, {"facts": json.dumps(facts)})
+        partial.write_bytes(save(tensors, {"facts": json.dumps(facts)}))
 
 
 def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what `save_state` wrote and return its facts."""
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    """Restore what `save_state` wrote and return its facts.
+
+    Raises
+    ------
+    InputError
+        If the file is truncated.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); train again in a new folder.") from error
     network.load_state_dict(
         {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
     )

@@ -1,5 +1,6 @@
 """What the command lines share: typed configuration in, one clear line out on a mistake."""
 
+import ctypes
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import tyro
 from psf.errors import InputError
 
 Config = TypeVar("Config")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def run(config_type: type[Config], main: Callable[[Config], None], description: str) -> None:
@@ -43,6 +45,20 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{name}' is not available here; use --device auto.") from error
     return device
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next batch; elsewhere do nothing.
+
+    It gives large blocks back to the system by default, and the page faults of new ones take a
+    third of the time of blurring and of drawing noise.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, 2**30)
+    mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def _one_line_warning(message, category, filename, lineno, file=None, line=None) -> None:

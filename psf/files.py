@@ -16,6 +16,8 @@ from typing import Any
 
 from psf.errors import InputError
 
+UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+NEARLY_FULL_BYTES = 2**20
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "h5py", "scikit-image")
 
 
@@ -28,19 +30,26 @@ def whole_file(path: Path) -> Iterator[Path]:
     InputError
         If the disk is full or the place cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _is_full(error, path.parent):
             raise InputError(f"the disk is full: {path} was not written; free space.") from error
-        if error.errno in (errno.EACCES, errno.EROFS):
+        if error.errno in UNWRITABLE:
             raise InputError(f"{path} cannot be written: {error.strerror}.") from error
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            partial.unlink(missing_ok=True)
+
+
+def _is_full(error: OSError, folder: Path) -> bool:
+    if error.errno is None:  # tifffile and Pillow only say that fewer bytes were written
+        return folder.is_dir() and shutil.disk_usage(folder).free < NEARLY_FULL_BYTES
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

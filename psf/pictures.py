@@ -132,9 +132,7 @@ def label_text(simulation: Simulation, patches: Patches, row: int) -> str:
 
 def colour_map(name: str = "viridis") -> matplotlib.colors.Colormap:
     """Colour-blind-safe map that shows missing values in light grey."""
-    chosen = matplotlib.colormaps[name].copy()
-    chosen.set_bad("0.85")
-    return chosen
+    return matplotlib.colormaps[name].with_extremes(bad="0.85")
 
 
 def draw_scatter(path: Path, scored: Sequence[Any], label_names: Sequence[str], unit: str) -> None:

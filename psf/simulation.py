@@ -1,7 +1,8 @@
 """Simulated patches: a sharp crop, a drawn PSF, their blur on the valid region, the label."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,30 @@ OPTICS_NAMES = ("na", "wavelength_um", "pixel_size_um", "refractive_index")
 
 @dataclass(frozen=True)
 class OpticsRanges:
-    """Ranges that `draw_microscopes` draws from, each uniformly."""
+    """Ranges that `draw_microscopes` draws from, each uniformly.
+
+    Raises
+    ------
+    InputError
+        If a range is not positive and rising, or allows an NA that its lowest index does not.
+    """
 
     na: tuple[float, float] = (0.3, 0.8)
     wavelength_um: tuple[float, float] = (0.45, 0.7)
     nyquist_share: tuple[float, float] = (0.9, 1.0)  # pixel size / Nyquist pixel
     refractive_index: tuple[float, float] = (1.0, 1.52)
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in asdict(self).items():
+            if not 0 < low <= high < math.inf:
+                raise InputError(
+                    f"{name} range {low} to {high}: give two positive, rising numbers."
+                )
+        if self.na[1] >= self.refractive_index[0]:
+            raise InputError(
+                f"NA up to {self.na[1]} is not below the lowest refractive index "
+                f"{self.refractive_index[0]}; change one of the ranges."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""Patches simulated per second, against a plain loop of scipy.signal.fftconvolve, in one run.
+
+    python benchmarks/generation.py
+
+Prints and writes results/benchmark_generation.csv: the plain loop (one PSF by FFT of the pupil
+and one fftconvolve per patch), fftconvolve alone on given PSFs, our synthesis and blur on the
+same crops and labels, and the whole of generate_training_set.py (crops, augmentation, files,
+start of the processes). Same patches and PSF support, 128 and 127 px.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.signal import fftconvolve
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from psf import Microscope, draw_labels, psf_model, synthesize
+from psf.blur import blur_valid
+from psf.command import keep_freed_memory, run
+from psf.files import whole_file
+
+PATCH, SUPPORT, BATCH = 128, 127, 64  # px, px, patches
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the benchmark."""
+
+    out: Path = Path("results/benchmark_generation.csv")
+    seconds: float = 5.0  # per measurement, at least
+    patches: int = 16384  # of the whole generation
+    workers: int = 2
+
+
+def plain_psf(focus_waves: float, microscope: Microscope) -> np.ndarray:
+    """PSF (127, 127) as most scripts make it: the squared FFT of a padded pupil."""
+    size = 2 * PATCH
+    frequency = np.fft.fftfreq(size) / (microscope.cutoff_cycles_per_pixel / 2)
+    rho2 = frequency[:, None] ** 2 + frequency**2
+    pupil = (rho2 <= 1) * np.exp(2j * np.pi * focus_waves * rho2)
+    psf = np.fft.fftshift(np.abs(np.fft.fft2(pupil)) ** 2)
+    low = size // 2 - SUPPORT // 2
+    psf = psf[low : low + SUPPORT, low : low + SUPPORT]
+    return (psf / psf.sum()).astype(np.float32)
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """Patches per second of `work`, which returns how many it made; after one warm-up."""
+    work()
+    done, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        done += work()
+    return done / elapsed
+
+
+def whole_generation(config: Config) -> float:
+    """Patches per second of the command, from its start to its end."""
+    root = Path(__file__).parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "generate_training_set.py", "--out", f"{folder}/data"]
+        command += ["--train-patches", str(config.patches), "--workers", str(config.workers)]
+        command += ["--validation-patches", "64", "--test-patches", "64"]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, cwd=root, capture_output=True)
+        return (config.patches + 128) / (time.perf_counter() - started)
+
+
+def main(config: Config) -> None:
+    """Measure, print, write."""
+    keep_freed_memory()
+    microscope, rng = Microscope(), np.random.default_rng(0)
+    crop = PATCH + SUPPORT - 1
+    crops = torch.from_numpy(rng.random((BATCH, crop, crop), np.float32))
+    model = psf_model("zernike1d")
+    labels = draw_labels(model, BATCH, rng)
+    psfs = synthesize(model, labels, microscope, SUPPORT)
+    arrays, kernels, focus = crops.numpy(), psfs.numpy(), labels[:, 0].tolist()
+
+    def plain_loop() -> int:
+        for crop, waves in zip(arrays[:8], focus[:8], strict=True):
+            fftconvolve(crop, plain_psf(waves, microscope), mode="valid")
+        return 8
+
+    def convolve_loop() -> int:
+        for crop, kernel in zip(arrays[:8], kernels[:8], strict=True):
+            fftconvolve(crop, kernel, mode="valid")
+        return 8
+
+    def ours() -> int:
+        blur_valid(crops, synthesize(model, labels, microscope, SUPPORT))
+        return BATCH
+
+    rates = {
+        "plain loop: PSF by FFT, fftconvolve": rate(plain_loop, config.seconds),
+        "fftconvolve alone": rate(convolve_loop, config.seconds),
+        "ours: synthesis and blur": rate(ours, config.seconds),
+        "ours: generate_training_set.py, all of it": whole_generation(config),
+    }
+    base = rates["plain loop: PSF by FFT, fftconvolve"]
+    table = pd.DataFrame(
+        {"what": name, "patches_per_second": value, "times_plain_loop": value / base}
+        for name, value in rates.items()
+    )
+    with whole_file(config.out) as partial:
+        table.to_csv(partial, index=False, float_format="%.4g")
+    print(table.to_string(index=False, float_format=lambda v: f"{v:.1f}"))
+    print(f"wrote {config.out}")
+
+
+if __name__ == "__main__":
+    run(Config, main, __doc__)

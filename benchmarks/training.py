@@ -1,0 +1,90 @@
+"""Training speed of the networks, and map speed, in one run.
+
+    python benchmarks/training.py --data data/quick_zernike1d
+
+Prints and writes results/benchmark_training.csv: patches per second of complete training steps
+(reading, turning, noise, network, optimiser) in bf16 where the processor is fast at it, relative
+to resnet18, the share of time spent reading data, the peak memory of the process, and the seconds
+of a map of a 1024 x 1024 image at stride 32.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from models.checkpoint import Estimator
+from models.mapping import predict_map
+from models.trainer import Progress, Settings, Trainer
+from psf import Microscope
+from psf.command import keep_freed_memory, run
+from psf.files import whole_file
+
+WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the benchmark."""
+
+    data: Path  # folder of generate_training_set.py
+    networks: Sequence[str] = ("resnet18", "spectral_resnet")
+    steps: int = 40  # per measurement
+    rounds: int = 2  # measurements of each network, taken in turn; the best counts
+    out: Path = Path("results/benchmark_training.csv")
+
+
+def training_rate(config: Config, network: str) -> dict[str, float]:
+    """Patches per second of whole training steps, and the share of reading."""
+    trainer = Trainer(Settings(data=config.data, model=network), rank=0, world=1)
+    with tqdm(disable=True) as bar:
+        trainer.steps_per_epoch = WARM_UP_STEPS
+        trainer.train_epoch(bar)
+        trainer.progress = Progress(epoch=1)
+        trainer.steps_per_epoch = config.steps
+        trainer.train_epoch(bar)
+    progress = trainer.progress
+    return {
+        "patches_per_second": progress.patches_seen / progress.seconds,
+        "reading_share": progress.data_seconds / progress.seconds,
+        "map_1024_seconds": map_seconds(trainer),
+    }
+
+
+def map_seconds(trainer: Trainer) -> float:
+    """Seconds of a map of a 1024 x 1024 image at stride 32."""
+    estimator = Estimator(trainer.network.eval(), trainer.train_set.config, trainer.device)
+    image = torch.from_numpy(np.random.default_rng(0).random((1024, 1024), np.float32))
+    started = time.perf_counter()
+    predict_map(estimator, image, Microscope(), 32)
+    return time.perf_counter() - started
+
+
+def main(config: Config) -> None:
+    """Measure in turn, print, write."""
+    keep_freed_memory()
+    measured = [
+        {"network": network, **training_rate(config, network)}
+        for _ in range(config.rounds)
+        for network in config.networks
+    ]
+    best = pd.DataFrame(measured).sort_values("patches_per_second").groupby("network").last()
+    best["times_resnet18"] = best["patches_per_second"] / best.loc["resnet18", "patches_per_second"]
+    best["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    with whole_file(config.out) as partial:
+        best.to_csv(partial, float_format="%.4g")
+    print(best.to_string(float_format=lambda v: f"{v:.3g}"))
+    print(f"wrote {config.out}")
+
+
+if __name__ == "__main__":
+    run(Config, main, __doc__)

@@ -1,0 +1,164 @@
+"""The training loop: settings, resumable progress, and one epoch at a time."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from models import build
+from models.data import CONDITIONS, Batch, Exposure, PatchSet, expose, normalise, turn
+from models.metrics import SCORES
+from models.training import (
+    Scaler,
+    build_optimizer,
+    epoch_order,
+    estimation_loss,
+    learning_rate,
+    output_count,
+    prefers_bf16,
+    share_from_first,
+    split_outputs,
+    step_generator,
+    value_loss,
+)
+from psf.command import pick_device
+from psf.errors import InputError
+
+DEFAULT_EPOCHS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the weights that come out of a training."""
+
+    data: Path  # folder of generate_training_set.py
+    model: Literal["spectral_resnet", "resnet18", "resnet34", "resnet50", "resnext50"] = (
+        "spectral_resnet"
+    )
+    max_minutes: float | None = None  # train this long; or
+    epochs: int | None = None  # train this many passes over the data (default 12)
+    batch_size: int = 64  # per process
+    learning_rate: float = 2e-3  # peak, after the warm-up
+    weight_decay: float = 0.02
+    exposure: Exposure = field(default_factory=Exposure)  # light and noise of training patches
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, mps
+    bf16: bool | None = None  # mixed precision; default where the processor is fast at it
+
+
+@dataclass
+class Progress:
+    """What a resumed run has to know besides the tensors."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0  # spent in training steps
+    data_seconds: float = 0.0  # of them, reading patches
+    patches_seen: int = 0
+    best: float = math.inf  # validation loss of the saved weights
+    rows: list[dict[str, float]] = field(default_factory=list)  # of metrics.csv
+
+
+class Trainer:
+    """A network, its optimiser and its data; one epoch at a time."""
+
+    def __init__(self, config: Settings, rank: int, world: int) -> None:
+        self.config, self.rank, self.world = config, rank, world
+        self.device = pick_device(config.device)
+        self.bf16 = prefers_bf16(self.device) if config.bf16 is None else config.bf16
+        self.train_set = PatchSet(config.data, "train")
+        self.validation_set = PatchSet(config.data, "validation")
+        self.model = self.train_set.model
+        self.scaler = Scaler.from_ranges(self.train_set.config["label_ranges"])
+        torch.manual_seed(config.seed)
+        outputs = output_count(len(self.model.label_names))
+        self.network = build(config.model, outputs).to(self.device)
+        self.parallel = DistributedDataParallel(self.network) if world > 1 else self.network
+        self.optimizer = build_optimizer(self.network, config.learning_rate, config.weight_decay)
+        self.progress = Progress()
+        self.steps_per_epoch = self.train_set.count // (config.batch_size * world)
+        if not self.steps_per_epoch:
+            raise InputError(
+                f"{self.train_set.count} training patches are fewer than a batch of "
+                f"{config.batch_size} for each of {world} processes; lower --batch-size."
+            )
+
+    def done(self) -> float:
+        """Share of the training that is over, by the clock or by the steps; one for all ranks."""
+        if self.config.max_minutes is None:
+            epochs = self.config.epochs or DEFAULT_EPOCHS
+            return self.progress.step / (self.steps_per_epoch * epochs)
+        return share_from_first(self.progress.seconds / (60 * self.config.max_minutes), self.world)
+
+    def train_epoch(self, bar: tqdm) -> float:
+        """One pass over the training patches, or less when the time is up; the mean loss."""
+        config, progress = self.config, self.progress
+        self.parallel.train()
+        order = epoch_order(
+            self.train_set.count, config.seed, progress.epoch, self.rank, self.world
+        )
+        losses = []
+        for start in range(0, self.steps_per_epoch * config.batch_size, config.batch_size):
+            done = self.done()
+            if done >= 1:
+                break
+            started = time.perf_counter()
+            batch = self.train_set.batch(order[start : start + config.batch_size], self.device)
+            progress.data_seconds += time.perf_counter() - started
+            losses.append(self.train_step(batch, learning_rate(done, config.learning_rate)))
+            progress.seconds += time.perf_counter() - started
+            progress.step += 1
+            progress.patches_seen += len(batch.labels) * self.world
+            bar.update(len(batch.labels) * self.world)
+        return float(np.mean(losses)) if losses else math.nan
+
+    def train_step(self, batch: Batch, rate: float) -> float:
+        """One step on fresh light and noise; the loss."""
+        generator = step_generator(self.device, self.config.seed, self.progress.step, self.rank)
+        batch = turn(batch, self.model, generator)
+        patches = normalise(expose(batch.patches, self.config.exposure, generator))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            outputs = self.parallel(patches, batch.cutoff)
+        loss = estimation_loss(outputs.float(), self.scaler.scale(batch.labels), batch.has_content)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise InputError(
+                f"the loss became {value} at step {self.progress.step}; the best weights so far "
+                "are kept. Try a smaller --learning-rate."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        return value
+
+    @torch.inference_mode()
+    def validate(self) -> tuple[float, dict[str, list[float]]]:
+        """Score the validation split: mean value loss over the conditions, R^2 of each parameter.
+
+        The first selects the weights.
+        """
+        self.network.eval()
+        losses, scores = [], {}
+        for condition in CONDITIONS:
+            truth, predicted, loss = [], [], []
+            for batch in self.validation_set.recorded(condition, 64, self.device):
+                outputs = self.network(normalise(batch.patches), batch.cutoff).float()
+                targets = self.scaler.scale(batch.labels)
+                values = split_outputs(outputs)[0]
+                loss.append(float(value_loss(values, targets, batch.has_content)))
+                truth.append(batch.labels[batch.has_content].cpu())
+                predicted.append(self.scaler.unscale(values)[batch.has_content].cpu())
+            losses.append(np.mean(loss))
+            columns = zip(torch.cat(truth).T.numpy(), torch.cat(predicted).T.numpy(), strict=True)
+            scores[condition.name] = [float(SCORES["r2"](t, p)) for t, p in columns]
+        return float(np.mean(losses)), scores

@@ -1,0 +1,164 @@
+"""Simulated patches: the blur is the convolution, the optics those that were drawn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import convolve2d
+
+from psf import InputError, Microscope, psf_model, synthesize_with_loss
+from psf.images import Source, read_plane
+from psf.simulation import (
+    OpticsRanges,
+    Simulation,
+    check_energy,
+    draw_microscopes,
+    optics_limits,
+    simulate,
+)
+
+SOURCES = [Source("camera", "builtin"), Source("gravel", "builtin")]
+GAUSSIAN = Simulation(
+    model=psf_model("gaussian1d", {"fwhm": (0.0, 8.0)}),
+    microscope=Microscope(),
+    optics_ranges=None,
+    patch_size=64,
+    psf_size=33,
+    blank_fraction=0.0,
+)
+FOCUS = replace(GAUSSIAN, model=psf_model("zernike1d", {"focus": (0.0, 1.0)}), psf_size=79)
+VARIED = replace(FOCUS, optics_ranges=OpticsRanges(), psf_size=95)
+ASTIGMATIC = replace(
+    FOCUS, model=psf_model("astigmatic", {"focus": (-0.5, 0.5)}, 0.5), psf_size=81, patch_size=96
+)
+FLOAT32 = 1e-5  # of images in [0, 1]: FFTs in single precision
+
+
+def patches_of(simulation, count=12, seed=0, augment=False):
+    return simulate(simulation, SOURCES, count, np.random.default_rng(seed), augment)
+
+
+@pytest.mark.parametrize("simulation", [GAUSSIAN, ASTIGMATIC], ids=["gaussian", "astigmatic"])
+@pytest.mark.parametrize("augment", [False, True])
+def test_blurred_patch_is_the_valid_convolution_of_object_and_psf(simulation, augment):
+    drawn = patches_of(simulation, 4, augment=augment)
+    edge = simulation.psf_size // 2
+    for sharp, psf, blurred in zip(drawn.sharp, drawn.psfs, drawn.blurred, strict=True):
+        # of the object only the patch is kept: its valid region is the middle of the blurred patch
+        expected = convolve2d(sharp.double(), psf.double(), "valid")
+        np.testing.assert_allclose(blurred[edge:-edge, edge:-edge], expected, atol=FLOAT32)
+
+
+def test_blur_takes_real_content_from_outside_of_the_patch():
+    drawn = patches_of(GAUSSIAN, 20)
+    wide = int(drawn.labels[:, 0].argmax())
+    padded = np.pad(drawn.sharp[wide].numpy(), 16, mode="reflect")
+    reflected = convolve2d(padded, drawn.psfs[wide].numpy(), "valid")
+    difference = np.abs(drawn.blurred[wide].numpy() - reflected)
+    assert difference[16:-16, 16:-16].max() < FLOAT32
+    assert difference[0].max() > 1000 * FLOAT32
+
+
+def test_held_out_object_is_a_plain_window_of_the_named_source():
+    drawn = patches_of(GAUSSIAN, 6)
+    planes = {source.name: read_plane(source) for source in SOURCES}
+    for sharp, name in zip(drawn.sharp.numpy(), drawn.names, strict=True):
+        corners = np.argwhere(planes[name][:-63, :-63] == sharp[0, 0])
+        assert any(
+            np.array_equal(planes[name][row : row + 64, column : column + 64], sharp)
+            for row, column in corners
+        )
+
+
+def test_psf_belongs_to_label_and_optics_of_its_patch():
+    drawn = patches_of(VARIED, 5)
+    microscopes = [Microscope(*numbers) for numbers in drawn.optics.tolist()]
+    expected, _ = synthesize_with_loss(VARIED.model, drawn.labels, microscopes, VARIED.psf_size)
+    assert torch.allclose(drawn.psfs, expected, atol=FLOAT32 * float(expected.max()))
+    assert float(drawn.labels.min()) >= 0
+    assert float(drawn.labels.max()) <= 1
+    assert len(set(drawn.labels[:, 0].tolist())) == 5
+
+
+def test_blank_patches_are_flagged_nameless_and_flat():
+    drawn = patches_of(replace(GAUSSIAN, blank_fraction=0.5), 200)
+    blank = ~drawn.has_content
+    # binomial: 200 draws at 0.5 stay within 100 +- 5 * 7.1
+    assert 65 < int(blank.sum()) < 135
+    assert [name == "" for name in drawn.names] == blank.tolist()
+    contrast = drawn.blurred.std((1, 2)) / drawn.blurred.mean((1, 2))
+    assert float(contrast[blank].max()) < 0.04
+    assert float(contrast[drawn.has_content].median()) > 0.1
+
+
+def test_same_generator_same_patches_another_seed_others():
+    first, again, other = patches_of(FOCUS), patches_of(FOCUS), patches_of(FOCUS, seed=1)
+    for name in ("sharp", "psfs", "blurred", "labels", "has_content", "optics"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert first.names == again.names
+    assert not torch.equal(first.blurred, other.blurred)
+    assert not torch.equal(first.labels, other.labels)
+
+
+def test_one_microscope_stands_in_every_row_of_the_optics():
+    microscope = Microscope(0.5, 0.6, 0.29, 1.0)
+    drawn = patches_of(replace(FOCUS, microscope=microscope), 3)
+    assert torch.allclose(drawn.optics, torch.tensor([[0.5, 0.6, 0.29, 1.0]]).expand(3, 4))
+
+
+def test_varied_optics_fill_their_ranges_and_no_more():
+    ranges = OpticsRanges()
+    drawn = draw_microscopes(VARIED, 500, np.random.default_rng(0))
+    shares = [m.pixel_size_um / m.nyquist_pixel_um for m in drawn]
+    for values, (low, high) in (
+        ([m.na for m in drawn], ranges.na),
+        ([m.wavelength_um for m in drawn], ranges.wavelength_um),
+        ([m.refractive_index for m in drawn], ranges.refractive_index),
+        (shares, ranges.nyquist_share),
+    ):
+        span = high - low
+        assert low - 1e-9 <= min(values) < low + 0.05 * span
+        assert high - 0.05 * span < max(values) <= high + 1e-9
+
+
+def test_limits_of_the_optics_cover_what_is_drawn():
+    limits = optics_limits(VARIED)
+    for microscope in draw_microscopes(VARIED, 300, np.random.default_rng(1)):
+        numbers = {name: getattr(microscope, name) for name in limits}
+        for name, (low, high) in limits.items():
+            assert low * (1 - 1e-9) <= numbers[name] <= high * (1 + 1e-9)
+    assert optics_limits(FOCUS)["na"] == [0.45, 0.45]
+    assert optics_limits(FOCUS)["cutoff_cycles_per_pixel"] == pytest.approx([0.5004] * 2)
+
+
+def test_energy_check_names_loss_support_and_remedy():
+    with pytest.raises(InputError, match=r"2\.\d% .* 33 px \(limit 1 %\).* larger --psf-size"):
+        check_energy(replace(FOCUS, psf_size=33))
+
+
+def test_energy_check_returns_the_loss_of_the_widest_psf():
+    _, lost = synthesize_with_loss(FOCUS.model, torch.tensor([[1.0]]), Microscope(), 79)
+    assert check_energy(FOCUS) == pytest.approx(float(lost), abs=1e-6)
+    assert 0.001 < check_energy(FOCUS) < 0.01
+
+
+def test_energy_check_covers_all_drawn_optics():
+    worst = check_energy(VARIED)
+    microscopes = draw_microscopes(VARIED, 64, np.random.default_rng(2))
+    labels = torch.ones(64, 1)
+    _, lost = synthesize_with_loss(VARIED.model, labels, microscopes, VARIED.psf_size)
+    assert float(lost.max()) <= worst + FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"na": (0.8, 0.3)}, "na range 0.8 to 0.3"),
+        ({"wavelength_um": (-0.5, 0.7)}, "wavelength_um range -0.5 to 0.7"),
+        ({"na": (0.3, 1.4)}, "NA .*1.4 .*refractive index"),
+    ],
+)
+def test_impossible_ranges_of_optics_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        OpticsRanges(**changes)

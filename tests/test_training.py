@@ -1,0 +1,367 @@
+"""Training: what the loss sees, the schedule, and that a kill leaves no trace in the weights."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+import train
+from models import build
+from models.checkpoint import load_estimator
+from models.data import PatchSet, normalise
+from models.training import (
+    WARM_UP,
+    Scaler,
+    build_optimizer,
+    epoch_order,
+    estimation_loss,
+    learning_rate,
+    load_state,
+    output_count,
+    save_state,
+    split_outputs,
+    step_generator,
+)
+from psf import InputError
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+# --- parts
+
+
+def test_scaler_maps_the_range_to_minus_one_and_one():
+    scaler = Scaler.from_ranges([[0.0, 4.0], [-2.0, 2.0]])
+    labels = torch.tensor([[0.0, -2.0], [4.0, 2.0], [1.0, 1.0]])
+    expected = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-0.5, 0.5]])
+    assert torch.equal(scaler.scale(labels), expected)
+    assert torch.equal(scaler.unscale(expected), labels)
+
+
+def test_outputs_are_values_then_log_variances_then_the_flag():
+    assert output_count(3) == 7
+    values, log_variances, logits = split_outputs(torch.arange(-3.0, 4.0)[None])
+    assert values.tolist() == [[-3, -2, -1]]
+    assert log_variances.tolist() == [[0, 1, 2]]
+    assert logits.tolist() == [3]
+
+
+def test_log_variances_stay_within_limits():
+    _, log_variances, _ = split_outputs(torch.tensor([[0.0, 0.0, -500.0, 500.0, 0.0]]))
+    assert torch.isfinite(log_variances.exp()).all()
+    assert (log_variances.exp() > 0).all()
+
+
+def test_loss_masks_the_values_of_blank_patches():
+    torch.manual_seed(0)
+    outputs = torch.randn(6, 5, requires_grad=True)
+    has_content = torch.tensor([True, False, True, False, True, True])
+    estimation_loss(outputs, torch.randn(6, 2), has_content).backward()
+    assert (outputs.grad[~has_content, :4] == 0).all()
+    assert (outputs.grad[has_content, :4] != 0).all()
+    # the flag is learned from all; more content lowers the loss where there is some
+    assert (outputs.grad[has_content, 4] < 0).all()
+    assert (outputs.grad[~has_content, 4] > 0).all()
+
+
+def test_loss_of_a_batch_of_blanks_is_finite():
+    outputs = torch.randn(4, 3, requires_grad=True)
+    loss = estimation_loss(outputs, torch.randn(4, 1), torch.zeros(4, dtype=torch.bool))
+    loss.backward()
+    assert torch.isfinite(outputs.grad).all()
+    assert float(loss.detach()) > 0
+
+
+def test_loss_is_least_at_the_truth_and_at_the_variance_of_the_errors():
+    torch.manual_seed(0)
+    targets, content = torch.randn(4000, 1), torch.ones(4000, dtype=torch.bool)
+
+    def loss(offset, log_variance):
+        errors = 0.3 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(1)) + offset
+        columns = [targets + errors, torch.full((4000, 1), log_variance), torch.full((4000, 1), 9)]
+        return float(estimation_loss(torch.cat(columns, 1), targets, content))
+
+    true = math.log(0.09)
+    assert loss(0, true) < min(loss(0.1, true), loss(-0.1, true))
+    assert loss(0, true) < min(loss(0, true - 0.3), loss(0, true + 0.3))
+
+
+def test_learning_rate_rises_to_the_peak_and_falls_as_half_a_cosine():
+    peak = 3e-3
+    assert learning_rate(0, peak) == pytest.approx(0.02 * peak)
+    assert learning_rate(WARM_UP, peak) == pytest.approx(peak)
+    assert learning_rate(WARM_UP / 2, peak) == pytest.approx(0.51 * peak)
+    assert learning_rate((1 + WARM_UP) / 2, peak) == pytest.approx(peak / 2)
+    assert learning_rate(WARM_UP + (1 - WARM_UP) / 4, peak) == pytest.approx(
+        peak * (1 + math.sqrt(0.5)) / 2
+    )
+    assert learning_rate(1, peak) == pytest.approx(0, abs=1e-12)
+    assert learning_rate(1.1, peak) == pytest.approx(0, abs=1e-12)  # the clock may overshoot
+
+
+def test_biases_and_normalisations_do_not_decay():
+    network = build("resnet18", 3)
+    decay = {
+        id(p): group["weight_decay"]
+        for group in build_optimizer(network, 1e-3, 0.02).param_groups
+        for p in group["params"]
+    }
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            matrix = isinstance(module, nn.Conv2d | nn.Linear) and parameter.ndim > 1
+            assert decay[id(parameter)] == (0.02 if matrix else 0.0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_an_epoch_without_overlap(world):
+    parts = [epoch_order(100, 7, 3, rank, world) for rank in range(world)]
+    assert {len(part) for part in parts} == {100 // world}
+    together = np.concatenate(parts)
+    assert len(set(together.tolist())) == len(together)
+    assert set(together.tolist()) <= set(range(100))
+    if world == 1:
+        assert sorted(together) == list(range(100))
+
+
+def test_epochs_and_seeds_differ_in_order():
+    first = epoch_order(50, 0, 0)
+    assert np.array_equal(first, epoch_order(50, 0, 0))
+    assert not np.array_equal(first, epoch_order(50, 0, 1))
+    assert not np.array_equal(first, epoch_order(50, 1, 0))
+
+
+def test_steps_seeds_and_ranks_have_noise_of_their_own():
+    draws = {
+        (seed, step, rank): float(torch.rand(1, generator=step_generator(CPU, seed, step, rank)))
+        for seed in range(3)
+        for step in range(3)
+        for rank in range(2)
+    }
+    assert len(set(draws.values())) == len(draws)
+    again = torch.rand(1, generator=step_generator(CPU, 1, 2, 0))
+    assert float(again) == draws[1, 2, 0]
+
+
+def learn(network, optimizer, steps):
+    for step in range(steps):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        network(x).square().mean().backward()
+        optimizer.step()
+
+
+def test_state_goes_on_bit_exactly(tmp_path):
+    def fresh(seed):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+        return network, build_optimizer(network, 1e-2, 0.02)
+
+    network, optimizer = fresh(0)
+    learn(network, optimizer, 3)
+    save_state(tmp_path / "state.safetensors", network, optimizer, {"epoch": 3, "best": 0.1})
+    other, other_optimizer = fresh(1)
+    facts = load_state(tmp_path / "state.safetensors", other, other_optimizer)
+    assert facts == {"epoch": 3, "best": 0.1}
+    learn(network, optimizer, 2)
+    learn(other, other_optimizer, 2)
+    for (name, a), b in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_truncated_state_is_refused_by_name(tmp_path):
+    network = nn.Linear(4, 2)
+    optimizer = build_optimizer(network, 1e-2, 0.02)
+    path = tmp_path / "state.safetensors"
+    save_state(path, network, optimizer, {})
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"state\.safetensors is damaged"):
+        load_state(path, network, optimizer)
+
+
+def test_network_overfits_a_handful_of_patches(focus_data):
+    torch.manual_seed(0)
+    patch_set = PatchSet(focus_data, "train")
+    chosen = np.flatnonzero(patch_set.has_content.numpy())[:12]
+    chosen = np.append(chosen, np.flatnonzero(~patch_set.has_content.numpy())[:4])
+    batch = patch_set.batch(chosen, CPU)
+    scaler = Scaler.from_ranges(patch_set.config["label_ranges"])
+    targets, patches = scaler.scale(batch.labels), normalise(batch.patches)
+    network = build("spectral_resnet", 3).train()
+    optimizer = build_optimizer(network, 3e-3, 0.0)
+    errors = []
+    for _ in range(60):
+        outputs = network(patches, batch.cutoff)
+        values, _, logits = split_outputs(outputs.detach())
+        errors.append(float((values - targets)[batch.has_content].square().mean().sqrt()))
+        loss = estimation_loss(outputs, targets, batch.has_content)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert errors[0] > 0.4  # half ranges; labels that are spread evenly have 0.58
+    assert errors[-1] < 0.25 * errors[0]
+    assert torch.equal(logits > 0, batch.has_content)
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def two_epochs(focus_data):
+    return train.Config(
+        focus_data, Path(), epochs=2, batch_size=50, seed=3, device="cpu", bf16=False
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(two_epochs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    train.main(replace(two_epochs, out=out))
+    return out
+
+
+def test_run_writes_what_it_promises(uninterrupted):
+    table = pd.read_csv(uninterrupted / "metrics.csv")
+    assert table["epoch"].tolist() == [1, 2]
+    assert table["patches_seen"].tolist() == [200, 400]
+    assert np.isfinite(table.to_numpy()).all()
+    assert {"r2_focus_noise-free", "r2_focus_10 photons"} <= set(table.columns)
+    with Image.open(uninterrupted / "curves.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
+    assert not list(uninterrupted.glob("*partial*"))
+
+
+class Killed(BaseException):
+    """What a kill looks like from the inside."""
+
+
+def test_killed_run_resumes_onto_the_same_weights(two_epochs, uninterrupted, tmp_path, monkeypatch):
+    config = replace(two_epochs, out=tmp_path / "killed", resume=True)  # nothing there yet: starts
+    step = train.Trainer.train_step
+
+    def killed_in_the_second_epoch(trainer, batch, rate):
+        if trainer.progress.step == 6:
+            raise Killed
+        return step(trainer, batch, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_step", killed_in_the_second_epoch)
+        with pytest.raises(Killed):
+            train.main(config)
+    assert len(pd.read_csv(config.out / "metrics.csv")) == 1
+    with pytest.raises(InputError, match="holds a run; add --resume"):
+        train.main(replace(config, resume=False))
+    with pytest.raises(InputError, match=r"different configuration \(settings\)"):
+        train.main(replace(config, epochs=3))
+    train.main(config)
+    for name in ("model.safetensors", "state.safetensors"):
+        found, expected = load_file(config.out / name), load_file(uninterrupted / name)
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert torch.equal(found[key], expected[key]), key
+    tables = [
+        pd.read_csv(p / "metrics.csv").drop(columns="minutes") for p in (config.out, uninterrupted)
+    ]
+    pd.testing.assert_frame_equal(*tables)
+    assert (config.out / "run.json").exists()
+
+
+def test_resuming_a_finished_run_changes_nothing(two_epochs, uninterrupted):
+    before = (uninterrupted / "model.safetensors").read_bytes()
+    train.main(replace(two_epochs, out=uninterrupted, resume=True))
+    assert (uninterrupted / "model.safetensors").read_bytes() == before
+    assert len(pd.read_csv(uninterrupted / "metrics.csv")) == 2
+
+
+def test_weights_of_the_best_validation_are_kept(two_epochs, tmp_path, monkeypatch):
+    losses, weights = iter([1.0, 0.5, 0.7]), []
+
+    def validate(trainer):
+        weights.append({k: v.clone() for k, v in trainer.network.state_dict().items()})
+        return next(losses), {"noise-free": [0.0]}
+
+    monkeypatch.setattr(train.Trainer, "validate", validate)
+    train.main(replace(two_epochs, out=tmp_path / "best", epochs=3, batch_size=100))
+    kept = load_file(tmp_path / "best" / "model.safetensors")
+    assert all(torch.equal(kept[k], weights[1][k]) for k in kept)
+    assert not all(torch.equal(kept[k], weights[2][k]) for k in kept)
+
+
+def test_non_finite_loss_stops_and_leaves_the_best_weights(
+    two_epochs, uninterrupted, tmp_path, monkeypatch
+):
+    config = replace(two_epochs, out=tmp_path / "diverged")
+    calls, expose = [], train.expose
+
+    def broken_from_the_sixth_step(patches, exposure, generator):
+        calls.append(None)
+        return expose(patches, exposure, generator) * (math.nan if len(calls) > 5 else 1)
+
+    monkeypatch.setattr(train, "expose", broken_from_the_sixth_step)
+    with pytest.raises(InputError, match=r"became nan at step 5; .*--learning-rate"):
+        train.main(config)
+    weights = load_estimator(config.out).network.state_dict()
+    assert all(torch.isfinite(w).all() for w in weights.values())
+    first_epoch = pd.read_csv(uninterrupted / "metrics.csv").iloc[0]
+    assert pd.read_csv(config.out / "metrics.csv")["validation_loss"].tolist() == [
+        first_epoch["validation_loss"]
+    ]
+
+
+def test_time_budget_ends_the_training(two_epochs, tmp_path):
+    config = replace(two_epochs, out=tmp_path / "clock", epochs=None, max_minutes=0.01)
+    train.main(config)
+    table = pd.read_csv(config.out / "metrics.csv")
+    # the step that is under way is finished
+    assert 0.01 <= table["minutes"].iloc[-1] < 0.05
+    assert load_estimator(config.out).config["run"]["patches_seen"] == table["patches_seen"].max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_minutes": 1.0}, "--max-minutes or --epochs, not both"),
+        ({"epochs": 0}, "--epochs must be positive"),
+        ({"epochs": None, "max_minutes": 0.0}, "--max-minutes must be positive"),
+        ({"batch_size": 0}, "--batch-size must be positive"),
+        ({"batch_size": -64}, "--batch-size must be positive"),
+        ({"learning_rate": math.nan}, "--learning-rate must be positive"),
+        ({"seed": -1}, "--seed cannot be negative"),
+        ({"batch_size": 201}, "200 training patches are fewer than a batch of 201"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
+        ({"data": Path("no/such/folder")}, "config.json is missing: .* is no training set"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(
+    two_epochs, tmp_path, changes, message
+):
+    with pytest.raises(InputError, match=message):
+        train.main(replace(two_epochs, out=tmp_path / "run", **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_train_one_network(focus_data, tmp_path):
+    """DistributedDataParallel over gloo; each process sees half of every epoch."""
+    out = tmp_path / "two"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", "2", "train.py", "--data", str(focus_data)]
+    command += ["--out", str(out), "--epochs", "2", "--batch-size", "25", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(out / "metrics.csv")
+    assert table["patches_seen"].tolist() == [200, 400]
+    estimator = load_estimator(out)
+    assert estimator.config["run"]["processes"] == 2
+    assert all(torch.isfinite(w).all() for w in estimator.network.state_dict().values())
+    assert done.stdout.count("wrote ") == 1  # only the first process speaks
