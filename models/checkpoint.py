@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from models import build
 from models.data import normalise
+from models.networks import build
 from models.training import Scaler, output_count, split_outputs
 from psf.errors import InputError
 from psf.files import read_json, whole_file, write_json

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.shards import map_dataset, read_column, shard_path
+from models.shards import map_dataset, read_column, release, shard_path
 from psf.errors import InputError
 from psf.files import read_json
 from psf.model import PsfModel, from_config, turn_labels
@@ -115,6 +115,7 @@ class PatchSet:
         for i in np.unique(shard):
             rows = np.flatnonzero(shard == i)
             out[rows] = self._maps[i][indices[rows] - self._first[i]]
+            release(self._maps[i])
         return torch.from_numpy(out)
 
     def batch(self, indices: np.ndarray, device: torch.device) -> Batch:

@@ -66,7 +66,8 @@ def predict_map(
     centre = (size - 1) / 2
 
     def on_grid(name: str) -> torch.Tensor:
-        return torch.cat([getattr(part, name) for part in parts]).T.reshape(-1, *grid)
+        columns = torch.cat([getattr(part, name).reshape(len(part.values), -1) for part in parts])
+        return columns.T.reshape(-1, *grid)
 
     return PsfMap(
         names=parts[0].names,

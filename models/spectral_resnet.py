@@ -77,7 +77,7 @@ class SpectralResNet(nn.Module):
         radii: int = 80,
         angles: int = 32,
         spectral_widths: Sequence[int] = (32, 64, 96, 128),
-        pixel_widths: Sequence[int] = (32, 64, 96),
+        pixel_widths: Sequence[int] = (16, 32, 64),
     ) -> None:
         super().__init__()
         self.windows, self.radii, self.angles = tuple(windows), radii, angles

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from models import build
 from models.data import CONDITIONS, Batch, Exposure, PatchSet, expose, normalise, turn
 from models.metrics import SCORES
+from models.networks import build
 from models.training import (
     Scaler,
     build_optimizer,

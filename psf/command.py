@@ -26,7 +26,7 @@ def run(config_type: type[Config], main: Callable[[Config], None], description: 
     try:
         main(tyro.cli(config_type, description=first_paragraph))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped.", file=sys.stderr)
@@ -62,4 +62,4 @@ def keep_freed_memory() -> None:
 
 
 def _one_line_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {' '.join(str(message).splitlines())}", file=sys.stderr)

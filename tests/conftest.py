@@ -54,5 +54,5 @@ def focus_data(tmp_path_factory):
 def focus_run(tmp_path_factory, focus_data):
     """Folder of a `spectral_resnet` after one epoch on `focus_data`. Read only."""
     folder = tmp_path_factory.mktemp("runs") / "focus"
-    train.main(train.Config(focus_data, folder, epochs=1, batch_size=40, device="cpu"))
+    train.main(train.Config(data=focus_data, out=folder, epochs=1, batch_size=40, device="cpu"))
     return folder

@@ -48,6 +48,7 @@ def three_shards(tmp_path_factory):
             "optics": np.outer(values + 1, [0.1, 0.2, 0.3, 0.4]).astype(np.float32),
             "source_index": np.where(values % 2, 0, -1).astype(np.int32),
             "source_names": np.array([f"image {index}"]),
+            "source_kinds": np.array(["file"]),
         }
         write_shard(shard_path(folder, "train", index), columns, config)
     return folder
@@ -67,8 +68,9 @@ def test_batch_follows_the_order_asked_for_across_shards(three_shards):
 
 
 def test_source_names_follow_the_patches(three_shards):
-    names = PatchSet(three_shards, "train").source_names
-    assert names[[0, 1, 5, 6, 13]].tolist() == ["", "image 0", "image 1", "", "image 2"]
+    patch_set, chosen = PatchSet(three_shards, "train"), [0, 1, 5, 6, 13]
+    assert patch_set.source_names[chosen].tolist() == ["", "image 0", "image 1", "", "image 2"]
+    assert patch_set.source_kinds[chosen].tolist() == ["", "file", "file", "", "file"]
 
 
 def test_missing_shard_and_foreign_folder_are_named(three_shards, tmp_path):

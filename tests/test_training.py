@@ -219,7 +219,13 @@ def test_network_overfits_a_handful_of_patches(focus_data):
 @pytest.fixture(scope="module")
 def two_epochs(focus_data):
     return train.Config(
-        focus_data, Path(), epochs=2, batch_size=50, seed=3, device="cpu", bf16=False
+        data=focus_data,
+        out=Path(),
+        epochs=2,
+        batch_size=50,
+        seed=3,
+        device="cpu",
+        bf16=False,
     )
 
 
@@ -301,13 +307,14 @@ def test_non_finite_loss_stops_and_leaves_the_best_weights(
     two_epochs, uninterrupted, tmp_path, monkeypatch
 ):
     config = replace(two_epochs, out=tmp_path / "diverged")
-    calls, expose = [], train.expose
+    step = train.Trainer.train_step
 
-    def broken_from_the_sixth_step(patches, exposure, generator):
-        calls.append(None)
-        return expose(patches, exposure, generator) * (math.nan if len(calls) > 5 else 1)
+    def diverged_at_the_sixth_step(trainer, batch, rate):
+        if trainer.progress.step == 5:
+            nn.init.constant_(trainer.network.head[0].weight, math.nan)
+        return step(trainer, batch, rate)
 
-    monkeypatch.setattr(train, "expose", broken_from_the_sixth_step)
+    monkeypatch.setattr(train.Trainer, "train_step", diverged_at_the_sixth_step)
     with pytest.raises(InputError, match=r"became nan at step 5; .*--learning-rate"):
         train.main(config)
     weights = load_estimator(config.out).network.state_dict()
