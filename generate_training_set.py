@@ -206,12 +206,14 @@ def main(config: Config) -> None:
     sources, skipped = load_sources(config.images, simulation.crop_size, config.seed)
     for line in skipped:
         print(f"skipped {line}")
+    if skipped:
+        print(f"{len(skipped)} images skipped, {len(sources)} used")
     splits = split_sources(sources, config.seed)
     description = describe(config, simulation, splits, skipped)
     total = sum(description["patches"].values())
-    claim_folder(config.out, description, "training set")
     jobs = missing_shards(config.out, description)
     check_free_space(config.out, 2 * sum(j[2] for j in jobs) * config.patch_size**2)
+    claim_folder(config.out, description, "training set")
     print(
         f"{total} patches of {simulation.model.name} from {len(sources)} images "
         f"({', '.join(f'{len(splits[s])} {s}' for s in SPLITS)}); PSF support "

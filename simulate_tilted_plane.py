@@ -53,6 +53,8 @@ def tilted_plane(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise-free blurred image and true focus in waves, both (H, W) of the valid region."""
     sharp = load_object(config.source)
     height, width = sharp.shape
+    if config.psf_size >= min(height, width):
+        raise InputError(f"a PSF of {config.psf_size} px does not fit {height} x {width} px.")
     margin = config.psf_size // 2
     low, high = config.focus_waves
     # the range is reached at the borders of the valid region, and runs on outside of it
@@ -83,7 +85,7 @@ def main(config: Config) -> None:
         raise InputError("--focus-waves needs two different values of at least 0.")
     if config.psf_size < 3 or config.psf_size % 2 == 0 or config.levels < 2:
         raise InputError("--psf-size must be odd and at least 3, --levels at least 2.")
-    if config.photons <= 0 or config.seed < 0:
+    if not config.photons > 0 or config.seed < 0:
         raise InputError("--photons must be positive, --seed not negative.")
     blurred, focus = tilted_plane(config)
     generator = torch.Generator().manual_seed(config.seed)

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 import torch
 
+from psf.errors import InputError
 from psf.files import whole_file
 from psf.simulation import OPTICS_NAMES
 
@@ -51,9 +52,23 @@ def write_shard(path: Path, columns: Mapping[str, np.ndarray], config: Mapping[s
         file["optics"].attrs["names"] = OPTICS_NAMES
 
 
+def open_shard(path: Path) -> h5py.File:
+    """Open a shard for reading.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and generate again.") from error
+
+
 def map_dataset(path: Path, name: str) -> np.memmap:
     """Memory-map a contiguous dataset of a shard, read-only."""
-    with h5py.File(path, "r") as file:
+    with open_shard(path) as file:
         dataset = file[name]
         offset, dtype, shape = dataset.id.get_offset(), dataset.dtype, dataset.shape
     return np.memmap(path, dtype, "r", offset, shape)
@@ -70,7 +85,7 @@ def release(mapped: np.memmap) -> None:
 
 def read_column(path: Path, name: str) -> np.ndarray:
     """Read a dataset of a shard into memory; strings become an array of str."""
-    with h5py.File(path, "r") as file:
+    with open_shard(path) as file:
         dataset = file[name]
         if h5py.check_string_dtype(dataset.dtype):
             return dataset.asstr()[()].astype(str)

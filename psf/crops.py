@@ -26,6 +26,7 @@ GROUP = 8  # crops drawn together: they fit the cache of a processor core
 MAX_STEP_PX = 2.0
 GAMMA_RANGE = (0.5, 2.0)
 MAX_PEDESTAL = 0.5
+LEFT_CONTRAST = 0.15  # after the pedestal: few crops then fail the gate, which asks for 0.1
 INVERT_SHARE = 0.3
 MIX_SHARE = 0.2
 SLOPE_SHARE = 0.1
@@ -161,10 +162,22 @@ def vary_intensity(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tens
         chosen = torch.from_numpy(sloped)
         pixels[chosen] = _change_slope(pixels[chosen], _column(change[sloped]))
     pixels = pixels.clamp_(min=1e-6).log_().mul_(_column(gamma)).exp_()  # faster than pow
+    pedestal = np.minimum(pedestal, _most_pedestal(pixels, inverted))
     # Inversion and pedestal are one line: x -> offset + scale x.
     scale = np.where(inverted, -1.0, 1.0) * (1 - pedestal)
     offset = np.where(inverted, 1.0, pedestal)
     return pixels.mul_(_column(scale)).add_(_column(offset))
+
+
+def _most_pedestal(pixels: torch.Tensor, inverted: np.ndarray) -> np.ndarray:
+    """Background (N,) that leaves each crop (N, H, W) the contrast LEFT_CONTRAST.
+
+    (1 - p) std / ((1 - p) mean + p) = LEFT_CONTRAST, solved for p; every fourth pixel will do.
+    """
+    some = pixels[:, ::4, ::4].flatten(1)
+    mean, spread = some.mean(1).double().numpy(), some.std(1).double().numpy()
+    room = spread - LEFT_CONTRAST * np.where(inverted, 1 - mean, mean)
+    return np.maximum(room, 0) / (np.maximum(room, 0) + LEFT_CONTRAST)
 
 
 def _augmented(

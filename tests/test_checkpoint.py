@@ -67,7 +67,9 @@ def test_saved_and_loaded_networks_predict_the_same(estimator, patches, tmp_path
 
 
 def test_prediction_is_the_network_in_label_units(estimator, patches):
-    normal = (patches - patches.mean((1, 2), True)) / patches.std((1, 2), True, correction=0)
+    normal = (patches - patches.mean((1, 2), True)) / patches.std(
+        (1, 2), correction=0, keepdim=True
+    )
     with torch.inference_mode():
         outputs = estimator.network(normal, torch.full((12,), MICROSCOPE.cutoff_cycles_per_pixel))
     values, log_variances, logits = split_outputs(outputs)

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,11 +13,12 @@ import pytest
 import torch
 
 import generate_training_set
-from models.shards import map_dataset, read_column, shard_path, to_uint16, write_shard
+from models.shards import map_dataset, read_column, release, shard_path, to_uint16, write_shard
 from psf import InputError
 from psf.images import HELD_OUT, SPLITS, load_sources, split_sources
 from psf.simulation import OPTICS_NAMES, simulate
 
+ROOT = Path(__file__).parents[1]
 LARGER_THAN_A_SHARD = 1030  # patches: a full shard and the beginning of a second one
 
 
@@ -45,8 +49,14 @@ def shards(folder):
 # --- the same bytes
 
 
-def test_number_of_workers_does_not_change_a_byte(tmp_path, two_shard_config, uninterrupted):
-    generate_training_set.main(replace(two_shard_config, out=tmp_path / "two", workers=2))
+def test_number_of_workers_does_not_change_a_byte(tmp_path, uninterrupted):
+    """The command line in a process of its own, whose workers import the script anew."""
+    counts = "--train-patches 1030 --validation-patches 10 --test-patches 70".split()
+    settings = "--patch-size 32 --psf-size 17 --fwhm-px 0 4 --blank-fraction 0.1".split()
+    command = [sys.executable, "generate_training_set.py", "--psf-model", "gaussian1d"]
+    command += [*counts, *settings, "--workers", "2", "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     found, expected = shards(tmp_path / "two"), shards(uninterrupted)
     assert list(expected) == [
         "test_00000.h5",
@@ -156,6 +166,13 @@ def test_memory_map_reads_what_hdf5_reads(gaussian_data):
         assert file["patches"].chunks is None  # contiguous, hence uncompressed
         assert np.array_equal(map_dataset(path, "patches"), file["patches"])
         assert np.array_equal(map_dataset(path, "labels"), file["labels"])
+
+
+def test_released_pages_are_read_again(gaussian_data):
+    mapped = map_dataset(shard_path(gaussian_data, "train", 0), "patches")
+    before = mapped[7:9].copy()
+    release(mapped)
+    assert np.array_equal(mapped[7:9], before)
 
 
 # --- writing
