@@ -29,9 +29,19 @@ from psf.images import SPLITS, Source, load_sources, split_sources
 from psf.microscope import Microscope
 from psf.model import PsfModel, psf_model
 from psf.pictures import draw_preview
-from psf.simulation import OpticsRanges, Patches, Simulation, check_energy, optics_limits, simulate
+from psf.simulation import (
+    OpticsRanges,
+    Patches,
+    Simulation,
+    check_energy,
+    fit_support,
+    optics_limits,
+    simulate,
+)
 from psf.zernike import noll_to_nm
 
+COUNTS = ("train_patches", "validation_patches", "test_patches", "patch_size", "workers")
+COUNTS += ("patches_per_crop",)
 CHUNK = 64  # patches simulated together from one seed: the unit of reproducibility
 SHARD = 1024  # patches in a file of 32 MiB
 
@@ -49,8 +59,9 @@ class Config:
     validation_patches: int = 1000
     test_patches: int = 2000
     patch_size: int = 128  # px
-    psf_size: int = 0  # px, support of the PSF; 0: one less than the patch
+    psf_size: int = 0  # px, support of the PSF; 0: the smallest that keeps 99 % of the energy
     blank_fraction: float = 0.05  # share of patches without content
+    patches_per_crop: int = 2  # blurs, each with its own PSF, that a training crop serves for
     microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
     vary_optics: bool = False  # draw the optics of each patch from `optics` instead
     optics: OpticsRanges = field(default_factory=OpticsRanges)
@@ -79,7 +90,7 @@ def build_model(config: Config) -> PsfModel:
 
 def build_simulation(config: Config) -> Simulation:
     """Check the numbers of the command line and put them together."""
-    for name in ("train_patches", "validation_patches", "test_patches", "patch_size", "workers"):
+    for name in COUNTS:
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}; give >= 1.")
     if config.patch_size < 32:
@@ -91,14 +102,16 @@ def build_simulation(config: Config) -> Simulation:
     model = build_model(config)
     if config.vary_optics and model.is_gaussian:
         raise InputError(f"{model.name} does not depend on the optics; leave out --vary-optics.")
-    return Simulation(
+    simulation = Simulation(
         model=model,
         microscope=config.microscope,
         optics_ranges=config.optics if config.vary_optics else None,
         patch_size=config.patch_size,
-        psf_size=config.psf_size or config.patch_size - 1 + config.patch_size % 2,
+        psf_size=config.psf_size,
         blank_fraction=config.blank_fraction,
+        patches_per_crop=config.patches_per_crop,
     )
+    return simulation if config.psf_size else fit_support(simulation)
 
 
 def describe(
@@ -116,6 +129,7 @@ def describe(
         "patch_size": simulation.patch_size,
         "psf_size": simulation.psf_size,
         "blank_fraction": simulation.blank_fraction,
+        "patches_per_crop": simulation.patches_per_crop,
         "microscope": asdict(simulation.microscope),
         "optics_ranges": asdict(simulation.optics_ranges) if simulation.optics_ranges else None,
         "optics_limits": optics_limits(simulation),
