@@ -26,7 +26,8 @@ from psf.command import pick_device, run
 from psf.errors import InputError
 from psf.files import run_record, whole_file, write_json
 from psf.microscope import Microscope
-from psf.pictures import draw_scatter
+from psf.model import PsfModel
+from psf.pictures import Panel, draw_scatter
 
 BOOTSTRAP_SEED = 0
 
@@ -163,6 +164,18 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def scatter_panels(scored: list[Scored], model: PsfModel) -> list[list[Panel]]:
+    """A row per network and parameter, a column per condition."""
+    rows: dict[tuple[str, int], list[Panel]] = {}
+    for s in scored:
+        for column, name in enumerate(model.label_names):
+            truth, predicted = s.truth[:, column], s.predicted[:, column]
+            title = f"{s.network}, {s.condition}\nR² {SCORES['r2'](truth, predicted):.3f}"
+            panel = Panel(title, f"{name} ({model.unit})", truth, predicted)
+            rows.setdefault((s.network, column), []).append(panel)
+    return list(rows.values())
+
+
 def main(config: Config) -> None:
     """Score every checkpoint under every condition."""
     if not config.checkpoints or config.batch_size < 1:
@@ -186,8 +199,7 @@ def main(config: Config) -> None:
     text = markdown(table)
     with whole_file(config.out / "benchmark.md") as partial:
         partial.write_text(text, encoding="utf-8")
-    names, unit = test_set.model.label_names, test_set.model.unit
-    draw_scatter(config.out / "scatter.png", scored, names, unit)
+    draw_scatter(config.out / "scatter.png", scatter_panels(scored, test_set.model))
     write_json(config.out / "benchmark.json", run_record(data=test_set.config))
     print(text)
     print(f"wrote {config.out / 'benchmark.csv'}, benchmark.md and scatter.png beside it")

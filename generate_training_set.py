@@ -21,7 +21,6 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from models.shards import shard_path, to_uint16, write_shard
 from psf.command import keep_freed_memory, run
 from psf.errors import InputError
 from psf.files import check_free_space, claim_folder, run_record, write_json
@@ -29,6 +28,7 @@ from psf.images import SPLITS, Source, load_sources, split_sources
 from psf.microscope import Microscope
 from psf.model import PsfModel, psf_model
 from psf.pictures import draw_preview
+from psf.shards import shard_path, to_uint16, write_shard
 from psf.simulation import (
     OpticsRanges,
     Patches,
@@ -227,7 +227,11 @@ def main(config: Config) -> None:
     total = sum(description["patches"].values())
     jobs = missing_shards(config.out, description)
     check_free_space(config.out, 2 * sum(j[2] for j in jobs) * config.patch_size**2)
+    for split in SPLITS if jobs else ():  # images without sharp content end here, nothing written
+        simulate(simulation, splits[split], 8, chunk_rng(config.seed, split, 0), augment=False)
     claim_folder(config.out, description, "training set")
+    for leftover in config.out.glob("*.partial.h5"):  # of a killed run
+        leftover.unlink()
     print(
         f"{total} patches of {simulation.model.name} from {len(sources)} images "
         f"({', '.join(f'{len(splits[s])} {s}' for s in SPLITS)}); PSF support "

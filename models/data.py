@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.shards import map_dataset, read_column, release, shard_path
 from psf.errors import InputError
 from psf.files import read_json
 from psf.model import PsfModel, from_config, turn_labels
@@ -26,6 +25,7 @@ from psf.noise import (
     quantise,
     to_photons,
 )
+from psf.shards import map_dataset, read_column, release, shard_path
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
 """Pictures for people: contact sheets, maps with scale bars. Drawn without a display."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import r2_score
 
 from psf.files import whole_file
 from psf.microscope import Microscope
@@ -100,8 +99,11 @@ def draw_preview(path: Path, patches: Patches, simulation: Simulation) -> None:
     save_figure(path, figure)
 
 
-def draw_curves(path: Path, metrics: pd.DataFrame) -> None:
-    """Training curves: losses, and R^2 per parameter and condition, against patches seen."""
+def draw_curves(path: Path, metrics: Any) -> None:
+    """Training curves: losses, and R^2 per parameter and condition, against patches seen.
+
+    `metrics` is the data frame of metrics.csv; pandas is not needed here.
+    """
     scores = [c for c in metrics.columns if c.startswith("r2_")]
     figure, axes = new_figure(1, 2, 4.5, 3.2)
     seen = metrics["patches_seen"] / 1000
@@ -135,30 +137,30 @@ def colour_map(name: str = "viridis") -> matplotlib.colors.Colormap:
     return matplotlib.colormaps[name].with_extremes(bad="0.85")
 
 
-def draw_scatter(path: Path, scored: Sequence[Any], label_names: Sequence[str], unit: str) -> None:
-    """Predicted against true labels: a row per network and parameter, a column per condition.
+@dataclass(frozen=True)
+class Panel:
+    """One panel of `draw_scatter`."""
 
-    `scored` holds objects with network, condition, truth (N, P) and predicted (N, P).
-    """
-    networks = list(dict.fromkeys(s.network for s in scored))
-    conditions = list(dict.fromkeys(s.condition for s in scored))
-    rows = [(network, p) for network in networks for p in range(len(label_names))]
-    figure, axes = new_figure(len(rows), len(conditions), 2.2, 2.3)
-    for s in scored:
-        for p, label in enumerate(label_names):
-            at = axes[rows.index((s.network, p)), conditions.index(s.condition)]
-            truth, predicted = s.truth[:, p], s.predicted[:, p]
-            low, high = truth.min(), truth.max()
-            room = 0.08 * (high - low)
-            at.plot(truth, predicted, ".", ms=2, alpha=0.3, color="#0072b2", rasterized=True)
-            at.plot([low, high], [low, high], color="#d55e00", lw=1)
-            at.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
-            at.set_title(
-                f"{s.network}, {s.condition}\nR² {r2_score(truth, predicted):.3f}", fontsize=7
-            )
-            at.tick_params(labelsize=6)
-            at.set_xlabel(f"true {label} ({unit})", fontsize=7)
-            at.set_ylabel(f"predicted {label} ({unit})", fontsize=7)
+    title: str
+    label: str  # name of the parameter, with its unit
+    truth: np.ndarray  # (N,)
+    predicted: np.ndarray  # (N,)
+
+
+def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
+    """Predicted against true labels, in rows of panels."""
+    figure, axes = new_figure(len(panels), len(panels[0]), 2.2, 2.3)
+    for at, panel in zip(axes.ravel(), (p for row in panels for p in row), strict=True):
+        low, high = panel.truth.min(), panel.truth.max()
+        room = 0.08 * (high - low)
+        limits = (low - room, high + room)
+        at.plot(panel.truth, panel.predicted, ".", ms=2, alpha=0.3, color="#0072b2")
+        at.plot([low, high], [low, high], color="#d55e00", lw=1)
+        at.set(xlim=limits, ylim=limits, aspect="equal")
+        at.set_title(panel.title, fontsize=7)
+        at.tick_params(labelsize=6)
+        at.set_xlabel(f"true {panel.label}", fontsize=7)
+        at.set_ylabel(f"predicted {panel.label}", fontsize=7)
     save_figure(path, figure)
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose, normalise, turn
-from models.shards import map_dataset, shard_path, write_shard
 from psf import InputError, Microscope, draw_labels, psf_model, synthesize_with_loss, turn_labels
 from psf.files import write_json
+from psf.shards import map_dataset, shard_path, write_shard
 
 CPU = torch.device("cpu")
 TURNED = 2e-5  # share of the peak: PSFs in single precision

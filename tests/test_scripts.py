@@ -20,6 +20,7 @@ import tifffile
 import torch
 import tyro
 from PIL import Image
+from scipy import ndimage
 from skimage import data as skimage_data
 from sklearn.metrics import r2_score
 
@@ -27,8 +28,8 @@ import generate_training_set
 import reproduce
 from models.checkpoint import load_estimator
 from models.data import CONDITIONS, PatchSet
-from models.shards import read_column, shard_path
 from psf import InputError, Microscope
+from psf.shards import read_column, shard_path
 from psf.simulation import check_energy
 
 ROOT = Path(__file__).parents[1]
@@ -376,6 +377,10 @@ def test_varied_optics_that_contradict_each_other(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def out_of_focus(seed):
+    return (255 * ndimage.gaussian_filter(texture(seed=seed) / 255.0, 5)).astype(np.uint8)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -387,8 +392,9 @@ def test_varied_optics_that_contradict_each_other(tmp_path):
             "2 of 4 images in .* cannot be decoded .c.png; d.tif.",
         ),
         ({"a.tif": texture(), "b.tif": texture(seed=1)}, "2 usable image files can't be divided"),
+        ({f"{i}.tif": out_of_focus(i) for i in range(3)}, "Only 0 of .* crops .* are sharp"),
     ],
-    ids=["small", "constant", "nan", "corrupt", "few"],
+    ids=["small", "constant", "nan", "corrupt", "few", "blurred"],
 )
 def test_bad_folders_of_images(tmp_path, images, message):
     for name, pixels in images.items():

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import generate_training_set
-from models.shards import map_dataset, read_column, release, shard_path, to_uint16, write_shard
 from psf import InputError
 from psf.images import HELD_OUT, SPLITS, load_sources, split_sources
+from psf.shards import map_dataset, read_column, release, shard_path, to_uint16, write_shard
 from psf.simulation import OPTICS_NAMES, simulate
 
 ROOT = Path(__file__).parents[1]
