@@ -7,6 +7,7 @@ import torch
 from scipy import ndimage
 
 from psf.crops import (
+    _grained,
     blank_crops,
     draw_crops,
     plain_window,
@@ -158,3 +159,13 @@ def test_images_without_sharp_content_are_refused_in_words(tmp_path):
         draw_crops(found, 4, CROP_PX, PATCH_PX, rng, augment=False)
     with pytest.raises(InputError, match="patch of 300 px in a crop of 190 px"):
         draw_crops(found, 4, CROP_PX, 300, rng, augment=False)
+
+
+def test_grain_is_fine_and_below_the_contrast_of_its_crop():
+    smooth = torch.from_numpy(ramp(128, 128)).sub(0.25).mul(5).clamp(0, 1).expand(400, -1, -1)
+    grain = _grained(smooth.clone(), np.random.default_rng(9)) - smooth
+    strength = grain[:, 40:90, 40:90].std((-2, -1)) / smooth[0].std()
+    assert abs((strength > 0).float().mean() - 0.4) < 0.1  # four standard deviations
+    assert strength[strength > 0].min() > 0.009 and strength.max() < 0.33
+    neighbours = (grain[:, 40:90, 40:89] * grain[:, 40:90, 41:90]).mean() / grain.square().mean()
+    assert abs(neighbours) < 0.02  # white
