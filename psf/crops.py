@@ -10,11 +10,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 from torch.nn import functional
 
+from psf.augmentation import add_grain, mix, stretch, vary_intensity
 from psf.errors import InputError
-from psf.gate import MIN_PATCH_PX, PLACES_STEP, deviation, is_sharp_and_rich, sharp_places
+from psf.gate import MIN_PATCH_PX, PLACES_STEP, is_sharp_and_rich, sharp_places
 from psf.images import Source, read_plane
 
 # Fewer accepted crops than this are a sign that the images are wrong, not that luck is bad.
@@ -24,16 +24,6 @@ GROUP = 8  # crops drawn together: they fit the cache of a processor core
 
 # Augmentation.
 MAX_STEP_PX = 2.0
-GAMMA_RANGE = (0.5, 2.0)
-MAX_PEDESTAL = 0.5
-LEFT_CONTRAST = 0.15  # after the pedestal: few crops then fail the gate, which asks for 0.1
-INVERT_SHARE = 0.3
-MIX_SHARE = 0.2
-SLOPE_SHARE = 0.1
-MAX_SLOPE_CHANGE = 0.3
-GRAIN_SHARE = 0.4
-GRAIN_RANGE = (0.01, 0.3)  # standard deviations of the crop
-
 MAX_BLANK_CONTRAST = 0.02
 
 
@@ -86,7 +76,7 @@ def draw_crops(
                 [plain_window(_draw_plane(one, rng), crop_size, rng) for one in drawn]
             )
         good = is_sharp_and_rich(_centre(pixels, patch_size))
-        kept.append(_grained(pixels[good], rng) if augment else pixels[good])
+        kept.append(add_grain(pixels[good], rng) if augment else pixels[good])
         names += [one.name for one, passed in zip(drawn, good.tolist(), strict=True) if passed]
     return Crops(torch.cat(kept) if kept else torch.zeros(0, crop_size, crop_size), tuple(names))
 
@@ -152,52 +142,6 @@ def turned_window(
     return _interpolate(plane, centre[1], centre[0], tilt, step, crop_size, mirror)
 
 
-def vary_intensity(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Change spectral slope, contrast curve, sign and background of crops (N, H, W) in [0, 1]."""
-    count = len(pixels)
-    sloped = rng.random(count) < SLOPE_SHARE
-    change = rng.uniform(-MAX_SLOPE_CHANGE, MAX_SLOPE_CHANGE, count)
-    gamma = np.exp(rng.uniform(*np.log(GAMMA_RANGE), count))
-    inverted = rng.random(count) < INVERT_SHARE
-    pedestal = rng.uniform(0, MAX_PEDESTAL, count)
-    if sloped.any():
-        chosen = torch.from_numpy(sloped)
-        pixels[chosen] = _change_slope(pixels[chosen], _column(change[sloped]))
-    pixels = pixels.clamp_(min=1e-6).log_().mul_(_column(gamma)).exp_()  # faster than pow
-    pedestal = np.minimum(pedestal, _most_pedestal(pixels, inverted))
-    # Inversion and pedestal are one line: x -> offset + scale x.
-    scale = np.where(inverted, -1.0, 1.0) * (1 - pedestal)
-    offset = np.where(inverted, 1.0, pedestal)
-    return pixels.mul_(_column(scale)).add_(_column(offset))
-
-
-def _grained(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Give some crops (N, H, W) a fine grain, like that of a photograph, below their contrast.
-
-    Blurred with its object, grain tells nothing of noise; without it in training, sharp grainy
-    patches were taken for blurred and noisy ones. It comes after the gate, which it would pass.
-    """
-    grained = np.flatnonzero(rng.random(len(pixels)) < GRAIN_SHARE)
-    if not len(grained):
-        return pixels
-    chosen = pixels[grained]
-    strength = _column(np.exp(rng.uniform(*np.log(GRAIN_RANGE), len(grained)))) * deviation(chosen)
-    noise = torch.from_numpy(rng.standard_normal(chosen.shape, np.float32))
-    pixels[grained] = (chosen + strength * noise).clamp_(0, 1)
-    return pixels
-
-
-def _most_pedestal(pixels: torch.Tensor, inverted: np.ndarray) -> np.ndarray:
-    """Background (N,) that leaves each crop (N, H, W) the contrast LEFT_CONTRAST.
-
-    (1 - p) std / ((1 - p) mean + p) = LEFT_CONTRAST, solved for p; every fourth pixel will do.
-    """
-    some = pixels[:, ::4, ::4].flatten(1)
-    mean, spread = some.mean(1).double().numpy(), some.std(1).double().numpy()
-    room = spread - LEFT_CONTRAST * np.where(inverted, 1 - mean, mean)
-    return np.maximum(room, 0) / (np.maximum(room, 0) + LEFT_CONTRAST)
-
-
 def _augmented(
     drawn: list[Source], crop_size: int, patch_size: int, rng: np.random.Generator
 ) -> torch.Tensor:
@@ -206,15 +150,8 @@ def _augmented(
         page = source.pages[int(rng.integers(0, len(source.pages)))]
         places = _known_places(source, page, patch_size)
         windows.append(turned_window(read_plane(source, page), crop_size, rng, places))
-    pixels = _stretched(torch.stack(windows))
-    mixed = np.flatnonzero(rng.random(len(drawn)) < MIX_SHARE)
-    if len(mixed):
-        partners = pixels[(mixed + 1) % len(drawn)]  # of the same draw: no further sampling
-        weight = _column(rng.uniform(0.3, 0.7, len(mixed)))
-        summed = weight * pixels[mixed] + (1 - weight) * partners
-        brighter = torch.maximum(pixels[mixed], partners)
-        pixels[mixed] = torch.where(_column(rng.random(len(mixed))) < 0.5, summed, brighter)
-    return vary_intensity(pixels, rng)
+    pixels = stretch(torch.stack(windows))
+    return vary_intensity(mix(pixels, rng), rng)
 
 
 @lru_cache(maxsize=4096)  # of a few hundred bytes each
@@ -259,37 +196,9 @@ def _interpolate(
     )[0, 0]
 
 
-def _change_slope(pixels: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """Multiply the spectrum by f^change, keeping mean and standard deviation. (N, H, W)."""
-    size = pixels.shape[-1]
-    # Padded to keep the wrap-around of the FFT away from the crop, and to a fast length.
-    length = next_fast_len(size + 16, real=True)
-    mean, spread = pixels.mean((-2, -1), True), deviation(pixels)
-    padding = (0, length - size) * 2
-    padded = functional.pad((pixels - mean)[:, None], padding, mode="reflect")[:, 0]
-    fy, fx = torch.fft.fftfreq(length), torch.fft.rfftfreq(length)
-    log_f = torch.hypot(fy[:, None], fx[None, :]).clamp_min(1 / length).log()
-    spectrum = torch.fft.rfft2(padded).mul_(torch.exp(change * log_f))
-    changed = torch.fft.irfft2(spectrum, s=(length, length))[:, :size, :size]
-    changed = changed - changed.mean((-2, -1), True)
-    scale = spread / deviation(changed).clamp_min(1e-6)
-    return (mean + scale * changed).clamp_(0, 1)
-
-
 def _centre(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
     start = (pixels.shape[-1] - patch_size) // 2
     return pixels[:, start : start + patch_size, start : start + patch_size]
-
-
-def _stretched(pixels: torch.Tensor) -> torch.Tensor:
-    """Scale each crop to [0, 1]: the pedestal of the image makes way for a random one."""
-    low, high = pixels.amin((-2, -1), True), pixels.amax((-2, -1), True)
-    return pixels.sub_(low).div_((high - low).clamp_min(1e-6))
-
-
-def _column(values: np.ndarray) -> torch.Tensor:
-    """One value per crop, (N,) -> (N, 1, 1)."""
-    return _float32(np.asarray(values))[:, None, None]
 
 
 def _float32(values: np.ndarray) -> torch.Tensor:

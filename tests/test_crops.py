@@ -6,13 +6,12 @@ import tifffile
 import torch
 from scipy import ndimage
 
+from psf.augmentation import add_grain, vary_intensity
 from psf.crops import (
-    _grained,
     blank_crops,
     draw_crops,
     plain_window,
     turned_window,
-    vary_intensity,
 )
 from psf.errors import InputError
 from psf.gate import is_sharp_and_rich, sharpness
@@ -163,7 +162,7 @@ def test_images_without_sharp_content_are_refused_in_words(tmp_path):
 
 def test_grain_is_fine_and_below_the_contrast_of_its_crop():
     smooth = torch.from_numpy(ramp(128, 128)).sub(0.25).mul(5).clamp(0, 1).expand(400, -1, -1)
-    grain = _grained(smooth.clone(), np.random.default_rng(9)) - smooth
+    grain = add_grain(smooth.clone(), np.random.default_rng(9)) - smooth
     strength = grain[:, 40:90, 40:90].std((-2, -1)) / smooth[0].std()
     assert abs((strength > 0).float().mean() - 0.4) < 0.1  # four standard deviations
     assert strength[strength > 0].min() > 0.009 and strength.max() < 0.33
