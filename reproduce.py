@@ -39,7 +39,8 @@ class Scale:
     networks: tuple[str, ...]  # the first one also draws the map
     images: str
     train_patches: int
-    held_out_patches: int  # for validation; twice as many for the test
+    validation_patches: int
+    test_patches: int
     budget: tuple[str, str]  # option of train.py
     stride: int
     expected_r2: dict[str, float]  # of the first network, by condition
@@ -52,6 +53,7 @@ SCALES = {
         "builtin",
         512,
         64,
+        128,
         ("--epochs", "1"),
         32,
         {},
@@ -61,7 +63,8 @@ SCALES = {
         ("spectral_resnet", "resnet18"),
         "mixed",
         20_000,
-        1000,
+        500,
+        2000,
         ("--max-minutes", "4"),
         16,
         {"noise-free": 0.98, "1000 photons": 0.86, "100 photons": 0.84},
@@ -72,6 +75,7 @@ SCALES = {
         "mixed",
         500_000,
         5000,
+        10_000,
         ("--epochs", "30"),
         16,
         {},
@@ -102,8 +106,8 @@ def model_steps(name: str, model: str, scale: Scale) -> list[Step]:
     runs = {network: Path("runs") / f"{name}_{model}_{network}" for network in scale.networks}
     results = Path("results") / name / model
     counts = ("--train-patches", str(scale.train_patches))
-    counts += ("--validation-patches", str(scale.held_out_patches))
-    counts += ("--test-patches", str(2 * scale.held_out_patches))
+    counts += ("--validation-patches", str(scale.validation_patches))
+    counts += ("--test-patches", str(scale.test_patches))
     generate = ("generate_training_set.py", "--psf-model", model, "--images", scale.images, *counts)
     steps = [Step(f"simulate {model}", (*generate, "--out", str(data)), data / "run.json")]
     for network, folder in runs.items():

@@ -90,6 +90,10 @@ class Trainer:
                 f"{config.batch_size} for each of {world} processes; lower --batch-size."
             )
 
+    def autocast(self) -> torch.autocast:
+        """Mixed precision, where it is switched on."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
     def done(self) -> float:
         """Share of the training that is over, by the clock or by the steps; one for all ranks."""
         if self.config.max_minutes is None:
@@ -124,7 +128,7 @@ class Trainer:
         generator = step_generator(self.device, self.config.seed, self.progress.step, self.rank)
         batch = turn(batch, self.model, generator)
         patches = normalise(expose(batch.patches, self.config.exposure, generator))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.autocast():
             outputs = self.parallel(patches, batch.cutoff)
         loss = estimation_loss(outputs.float(), self.scaler.scale(batch.labels), batch.has_content)
         value = float(loss.detach())
@@ -152,7 +156,8 @@ class Trainer:
         for condition in CONDITIONS:
             truth, predicted, loss = [], [], []
             for batch in self.validation_set.recorded(condition, 64, self.device):
-                outputs = self.network(normalise(batch.patches), batch.cutoff).float()
+                with self.autocast():
+                    outputs = self.network(normalise(batch.patches), batch.cutoff).float()
                 targets = self.scaler.scale(batch.labels)
                 values = split_outputs(outputs)[0]
                 loss.append(float(value_loss(values, targets, batch.has_content)))
