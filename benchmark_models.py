@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from models.checkpoint import Estimator, load_estimator
 from models.data import CONDITIONS, Condition, PatchSet
-from models.metrics import SCORES, bootstrap_interval
+from models.metrics import SCORES, r2_interval
 from psf.command import pick_device, run
 from psf.errors import InputError
 from psf.files import run_record, whole_file, write_json
@@ -129,7 +129,7 @@ def score_parameter(
     """All scores of one parameter (N,), in its unit and in um."""
     scores = {name: float(score(truth, predicted)) for name, score in SCORES.items()}
     rng = np.random.default_rng(BOOTSTRAP_SEED)
-    low, high = bootstrap_interval(SCORES["r2"], truth, predicted, rng)
+    low, high = r2_interval(truth, predicted, rng)
     error_um = np.abs(predicted - truth) * um_per_unit
     return {
         "r2": scores["r2"],

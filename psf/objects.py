@@ -70,6 +70,30 @@ def nuclei(rng: np.random.Generator, size: int) -> np.ndarray:
     return _to_unit_range(image, background=rng.uniform(0, 0.2))
 
 
+def round_cells(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Round cells or spheres of nearly one size, side by side: filled, rimmed or ring-like.
+
+    Their spectrum has the rings of a defocused disc. A network has to see sharp ones to tell an
+    object that is round from an image that is blurred.
+    """
+    radius_px = _log_uniform(rng, 5, 34)
+    pitch_px = 2 * radius_px * rng.uniform(1.05, 1.6)
+    centres = _jittered_grid(rng, size, max(9, int((size / pitch_px) ** 2)))
+    texture = 1 + rng.uniform(0.03, 0.4) * _smooth_field(rng, size, rng.uniform(0.5, 3))
+    squash, hole, spread = rng.uniform(0, 0.15), rng.uniform(0, 0.9), rng.uniform(0, 0.1)
+    is_ring = rng.random() < 0.35
+    image = np.zeros((size, size))
+    for x, y in centres:
+        semi_px = radius_px * np.exp(rng.normal(0, spread)) * np.array([1, 1 - squash])
+        angle, brightness = rng.uniform(0, np.pi), rng.uniform(0.5, 1.0)
+        rows, columns, inside = _ellipse(x, y, semi_px, angle, size)
+        image[rows, columns] += inside * texture[rows, columns].clip(0.1) * brightness
+        if is_ring:
+            rows, columns, inside = _ellipse(x, y, hole * semi_px, angle, size)
+            image[rows, columns] *= 1 - 0.8 * inside
+    return _to_unit_range(image, background=rng.uniform(0, 0.3))
+
+
 def membranes(rng: np.random.Generator, size: int) -> np.ndarray:
     """Cell outlines (curved Voronoi edges of varied thickness and brightness) with puncta."""
     spacing_px = rng.uniform(9, 32)
@@ -125,6 +149,7 @@ OBJECTS: dict[str, Object] = {
     "beads": beads,
     "filaments": filaments,
     "nuclei": nuclei,
+    "round_cells": round_cells,
     "membranes": membranes,
     "dead_leaves": dead_leaves,
 }

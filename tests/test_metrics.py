@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.metrics import SCORES, bootstrap_interval, squared_pearson
+from models.metrics import SCORES, r2_interval, squared_pearson
 
 TRUTH = np.array([0.0, 1.0, 2.0, 3.0])
 PREDICTION = np.array([0.0, 1.0, 2.0, 5.0])
@@ -48,32 +48,30 @@ def sample(count):
     return truth, truth + rng.normal(0, 0.5, count)
 
 
-@pytest.mark.parametrize("name", ["r2", "rmse"])
-def test_bootstrap_interval_holds_the_score_and_shrinks_as_1_over_root_n(name):
+def test_interval_holds_the_score_and_shrinks_as_1_over_root_n():
     widths = []
     for count in (100, 1600):
         truth, prediction = sample(count)
-        low, high = bootstrap_interval(SCORES[name], truth, prediction, np.random.default_rng(0))
-        assert low < SCORES[name](truth, prediction) < high
+        low, high = r2_interval(truth, prediction, np.random.default_rng(0))
+        assert low < SCORES["r2"](truth, prediction) < high
         widths.append(high - low)
     # 16 times the patches: a quarter of the width, within the scatter of 100 patches
     assert 2.5 < widths[0] / widths[1] < 6
 
 
-def test_bootstrap_width_of_an_rmse_is_the_textbook_one():
-    truth, prediction = sample(1600)
-    low, high = bootstrap_interval(
-        SCORES["rmse"], truth, prediction, np.random.default_rng(0), repetitions=2000
-    )
-    # rms of n normal errors: standard deviation sigma / sqrt(2 n)
-    assert high - low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(2 * 1600), rel=0.1)
+def test_interval_is_that_of_scores_of_patches_drawn_anew():
+    truth, prediction = sample(200)
+    draws = np.random.default_rng(3).integers(200, size=(100, 200))
+    scores = [SCORES["r2"](truth[rows], prediction[rows]) for rows in draws]
+    expected = np.percentile(scores, (2.5, 97.5))
+    interval = r2_interval(truth, prediction, np.random.default_rng(3), repetitions=100)
+    np.testing.assert_allclose(interval, expected, rtol=1e-9)
 
 
-def test_bootstrap_follows_its_generator():
+def test_interval_follows_its_generator():
     truth, prediction = sample(50)
     first, again, other = (
-        bootstrap_interval(SCORES["r2"], truth, prediction, np.random.default_rng(seed), 50)
-        for seed in (1, 1, 2)
+        r2_interval(truth, prediction, np.random.default_rng(seed), 50) for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
