@@ -103,7 +103,7 @@ class Step:
 def model_steps(name: str, model: str, scale: Scale) -> list[Step]:
     """Simulate, train every network and benchmark, for one PSF model."""
     data = Path("data") / f"{name}_{model}"
-    runs = {network: Path("runs") / f"{name}_{model}_{network}" for network in scale.networks}
+    runs = {network: Path("runs") / f"{name}_{model}" / network for network in scale.networks}
     results = Path("results") / name / model
     counts = ("--train-patches", str(scale.train_patches))
     counts += ("--validation-patches", str(scale.validation_patches))
@@ -126,7 +126,7 @@ def model_steps(name: str, model: str, scale: Scale) -> list[Step]:
 def map_steps(name: str, scale: Scale) -> list[Step]:
     """Blur a held-out image as a tilted plane and map it."""
     plane, out = Path("data") / f"{name}_tilted_plane", Path("results") / name / "map"
-    checkpoint = Path("runs") / f"{name}_{MAPPED}_{scale.networks[0]}"
+    checkpoint = Path("runs") / f"{name}_{MAPPED}" / scale.networks[0]
     optics = zip(OPTICS_NAMES, astuple(Microscope()), strict=True)
     flags = [text for key, value in optics for text in (f"--{key.replace('_', '-')}", str(value))]
     command = ("estimate_psf_map.py", str(plane / "image.tif"), "--checkpoint", str(checkpoint))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from psf.files import whole_file
 from psf.microscope import Microscope
@@ -178,12 +179,17 @@ def draw_map(
     same scale as its estimate, with the rms difference where there is content.
     """
     panels = 2 * len(psf_map.names) + 2 + (truth is not None)
-    columns = min(panels, 4)
+    columns = min(panels, 5)
     figure, axes = new_figure(-(-panels // columns), columns, 3.1, 2.9)
     free = iter(axes.ravel())
     first = next(free)
     show_image(first, image.numpy(), "image")
     add_scale_bar(first, pixel_size_um, image.shape[1])
+    corner = float(psf_map.columns[0]), float(psf_map.rows[0])
+    extent = (float(at[-1] - at[0]) for at in (psf_map.columns, psf_map.rows))
+    # the map holds the centres of the patches, which stay away from the border
+    first.add_patch(Rectangle(corner, *extent, fill=False, color="#e69f00", lw=1.5, ls="--"))
+    first.set_title("image (dashed: mapped region)", fontsize=8)
     has_content = psf_map.content >= 0.5
     step_px = float(psf_map.rows[1] - psf_map.rows[0]) if len(psf_map.rows) > 1 else 1.0
 
