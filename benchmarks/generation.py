@@ -5,7 +5,8 @@
 Prints and writes results/benchmark_generation.csv: the plain loop (one PSF by FFT of the pupil
 and one fftconvolve per patch), fftconvolve alone on given PSFs, our synthesis and blur on the
 same crops and labels, and generate_training_set.py (crops, augmentation, PSFs, blur, files) with
-and without the start of its processes: the latter from the difference of a long and a short run. Same patches and PSF support, 128 and 127 px.
+and without the start of its processes, the latter from the difference of a long and a short run.
+Same patches and PSF support throughout the first three, 128 and 127 px.
 """
 
 import subprocess
