@@ -51,9 +51,14 @@ def read_first_plane(path: Path) -> torch.Tensor:
     if not path.is_file():
         raise InputError(f"there is no image {path}.")
     try:
-        return torch.from_numpy(next(decode_planes(path, page=0)))
+        plane = torch.from_numpy(next(decode_planes(path, page=0)))
     except DECODE_ERRORS as error:
         raise InputError(f"{path} cannot be read as an image: {error}") from error
+    if path.suffix.lower() in (".tif", ".tiff"):
+        with tifffile.TiffFile(path) as tiff:
+            if len(tiff.pages) > 1:
+                print(f"{path} has {len(tiff.pages)} pages; the first is used")
+    return plane
 
 
 def check_optics(config: Config, estimator: Estimator, microscope: Microscope) -> None:
@@ -102,6 +107,27 @@ def as_table(psf_map: PsfMap, pixel_size_um: float) -> pd.DataFrame:
     return pd.DataFrame({name: column.flatten().numpy() for name, column in table.items()})
 
 
+def report(psf_map: PsfMap) -> None:
+    """Print what was found, and how sure the network is of it."""
+    has_content = psf_map.content >= 0.5
+    without = int((~has_content).sum())
+    if without:
+        print(
+            f"{without} of {has_content.numel()} patches hold nothing to estimate from "
+            "(content probability below 0.5; grey in the overview)"
+        )
+    if not has_content.any():
+        return
+    parameters = zip(psf_map.names, psf_map.values, psf_map.standard_deviations, strict=True)
+    for name, values, deviations in parameters:
+        low, middle, high = np.percentile(values[has_content], (5, 50, 95))
+        spread = float(deviations[has_content].median())
+        print(
+            f"{name}: median {middle:.2f} {psf_map.unit}, 5 to 95 % {low:.2f} to {high:.2f}; "
+            f"standard deviation of one patch {spread:.2f} {psf_map.unit}"
+        )
+
+
 def main(config: Config) -> None:
     """Read, predict, write."""
     microscope = Microscope(
@@ -129,13 +155,7 @@ def main(config: Config) -> None:
     )
     rows, columns = psf_map.content.shape
     print(f"{rows} x {columns} patches in {seconds:.1f} s")
-    for name, values in zip(psf_map.names, psf_map.values, strict=True):
-        low, middle, high = (
-            np.percentile(values[psf_map.content > 0.5], (5, 50, 95))
-            if (psf_map.content > 0.5).any()
-            else (np.nan,) * 3
-        )
-        print(f"{name}: median {middle:.2f} {psf_map.unit}, 5 to 95 % {low:.2f} to {high:.2f}")
+    report(psf_map)
     print(f"wrote {config.out} (look at {config.out / 'overview.png'})")
 
 

@@ -63,7 +63,7 @@ class Config:
     blank_fraction: float = 0.05  # share of patches without content
     patches_per_crop: int = 2  # blurs, each with its own PSF, that a training crop serves for
     microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
-    vary_optics: bool = False  # draw the optics of each patch from `optics` instead
+    vary_optics: bool = False  # draw the optics of each patch from the --optics ranges instead
     optics: OpticsRanges = field(default_factory=OpticsRanges)
     fwhm_px: tuple[float, float] | None = None  # range of the Gaussian models; default 0 20
     focus_waves: tuple[float, float] | None = None  # range; default 0 4, zernike2d 0 2

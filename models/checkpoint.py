@@ -78,7 +78,7 @@ class Estimator:
 
         Parameters
         ----------
-        patches : (N, H, W) tensor
+        patches : (N, H, W) tensor or array
             Of the trained size, in any linear intensity unit; they are normalised here.
         microscope : one Microscope, or a sequence of N
         batch_size : patches in memory at once
@@ -93,6 +93,7 @@ class Estimator:
         OpticsWarning
             If optics or sampling lie outside the range of the training.
         """
+        patches = torch.as_tensor(patches)
         if patches.ndim != 3 or patches.shape[1:] != (self.patch_size, self.patch_size):
             raise InputError(
                 f"patches have shape {tuple(patches.shape)}; this network takes "
@@ -139,11 +140,14 @@ def outside_limits(microscope: Microscope, limits: Mapping[str, Any]) -> list[st
     """Say which numbers of a microscope lie outside {name: [low, high]}, one phrase each."""
     numbers = dict(zip(OPTICS_NAMES, astuple(microscope), strict=True))
     numbers["cutoff_cycles_per_pixel"] = microscope.cutoff_cycles_per_pixel
-    return [
-        f"{name} {numbers[name]:.4g}, trained {low:.4g} to {high:.4g}"
+    outside = {
+        name: f"{name} {numbers[name]:.4g}, trained on {_interval(low, high, '')}"
         for name, (low, high) in limits.items()
         if not low * (1 - OPTICS_TOLERANCE) <= numbers[name] <= high * (1 + OPTICS_TOLERANCE)
-    ]
+    }
+    if len(outside) > 1:
+        outside.pop("cutoff_cycles_per_pixel", None)  # it follows from the others
+    return list(outside.values())
 
 
 def save_checkpoint(folder: Path, network: nn.Module, config: Mapping[str, Any]) -> None:
@@ -167,6 +171,9 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
     folder, device = Path(path), torch.device(device)
     if not folder.is_dir():
         raise InputError(f"there is no checkpoint folder {folder}.")
+    inside = sorted(path.parent.name for path in folder.glob("*/model.safetensors"))
+    if inside and not (folder / "config.json").exists():
+        raise InputError(f"{folder} holds several checkpoints; name one: {', '.join(inside)}.")
     config = read_json(folder / "config.json", "checkpoint")
     weights_path = folder / "model.safetensors"
     if config.get("kind") != "checkpoint" or not weights_path.is_file():

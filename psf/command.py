@@ -29,7 +29,8 @@ def run(config_type: type[Config], main: Callable[[Config], None], description: 
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped.", file=sys.stderr)
+        advice = "finished work is kept. The same command goes on (train.py: add --resume)."
+        print(f"interrupted; {advice}", file=sys.stderr)
         sys.exit(130)
 
 

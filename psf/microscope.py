@@ -16,6 +16,7 @@ from psf.errors import InputError
 # The reference optics (NA 0.45, 500 nm, 0.278 um) sit 0.08 % above Nyquist, where the OTF is
 # zero to five digits; a warning there would be noise.
 NYQUIST_TOLERANCE = 1.01
+LONGEST_WAVELENGTH_UM = 20.0  # beyond it somebody typed nanometres
 
 
 class SamplingWarning(UserWarning):
@@ -41,6 +42,10 @@ class Microscope:
         for name, value in asdict(self).items():
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} is {value}; it must be a positive number.")
+        if self.wavelength_um > LONGEST_WAVELENGTH_UM:
+            raise InputError(
+                f"wavelength_um is {self.wavelength_um:g}; it is in um (500 nm are 0.5 um)."
+            )
         if self.na >= self.refractive_index:
             raise InputError(
                 f"NA {self.na} is not below the refractive index {self.refractive_index}; "

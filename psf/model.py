@@ -129,7 +129,9 @@ def psf_model(
     if name not in _MODELS:
         raise InputError(f"unknown PSF model '{name}'; choose one of {', '.join(_MODELS)}.")
     if bool(modes) != (name == "zernike"):
-        raise InputError("give modes for the PSF model 'zernike', and for no other.")
+        raise InputError(
+            "give modes (--modes-noll 4 5 6) for the PSF model 'zernike', and for no other."
+        )
     if len(set(modes)) < len(modes):
         raise InputError(f"modes {', '.join(map(str, modes))}: one of them is given twice.")
     model = replace(_MODELS[name], modes=tuple(modes))

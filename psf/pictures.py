@@ -115,7 +115,9 @@ def draw_curves(path: Path, metrics: Any) -> None:
     for column, colour in zip(scores, colours, strict=True):
         label = column.removeprefix("r2_").replace("_", " ")
         axes[0, 1].plot(seen, metrics[column], "o-", ms=3, color=colour, label=label)
-    axes[0, 1].set(xlabel="thousand patches seen", ylabel="validation R²", ylim=(0, 1.02))
+    lowest = max(-1.0, min(0.0, float(metrics[scores].min().min())))  # below -1 it says no more
+    limits = (lowest, 1.02)
+    axes[0, 1].set(xlabel="thousand patches seen", ylabel="validation R²", ylim=limits)
     for each in axes[0]:
         each.grid(alpha=0.3)
         each.legend(fontsize=7)
@@ -155,7 +157,8 @@ def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
         low, high = panel.truth.min(), panel.truth.max()
         room = 0.08 * (high - low)
         limits = (low - room, high + room)
-        at.plot(panel.truth, panel.predicted, ".", ms=2, alpha=0.3, color="#0072b2")
+        shown = panel.predicted.clip(*limits)  # those outside lie on the border
+        at.plot(panel.truth, shown, ".", ms=2, alpha=0.3, color="#0072b2")
         at.plot([low, high], [low, high], color="#d55e00", lw=1)
         at.set(xlim=limits, ylim=limits, aspect="equal")
         at.set_title(panel.title, fontsize=7)
@@ -218,7 +221,7 @@ def draw_map(
                 psf_map.unit,
             )
         else:
-            show(psf_map.values[p], name, "viridis", limits, psf_map.unit)
+            show(psf_map.values[p], f"{name} (grey: no content)", "viridis", limits, psf_map.unit)
         deviation = psf_map.standard_deviations[p]
         show(
             deviation,

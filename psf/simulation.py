@@ -22,7 +22,7 @@ OPTICS_NAMES = ("na", "wavelength_um", "pixel_size_um", "refractive_index")
 
 @dataclass(frozen=True)
 class OpticsRanges:
-    """Ranges that `draw_microscopes` draws from, each uniformly.
+    """Ranges for --vary-optics, from which the optics of each patch are drawn uniformly.
 
     Raises
     ------

@@ -5,6 +5,7 @@ import shutil
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -142,9 +143,9 @@ def test_patches_that_do_not_fit_are_refused(estimator, patches, bad):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"na": 0.3}, "na 0.3, trained 0.45 to 0.45"),
+        ({"na": 0.3}, "na 0.3, trained on 0.45"),
         ({"wavelength_um": 0.6}, "wavelength_um 0.6"),
-        ({"pixel_size_um": 0.2}, "cutoff_cycles_per_pixel 0.36"),
+        ({"pixel_size_um": 0.2}, "pixel_size_um 0.2, trained on 0.278"),
         ({"refractive_index": 1.0}, "refractive_index 1"),
     ],
 )
@@ -260,3 +261,17 @@ def test_config_of_an_unknown_network(copy):
     (copy / "config.json").write_text(json.dumps({**config, "architecture": "vgg"}))
     with pytest.raises(InputError, match="unknown network 'vgg'"):
         load_estimator(copy)
+
+
+def test_arrays_of_integers_are_predicted_like_tensors(focus_run, focus_data):
+    estimator, patch_set = load_estimator(focus_run), PatchSet(focus_data, "test")
+    stored = patch_set.read(np.arange(3)).numpy()  # uint16, as a camera gives them
+    expected = estimator.predict(torch.from_numpy(stored.astype(np.float32)), Microscope())
+    found = estimator.predict(stored, Microscope())
+    assert torch.equal(found.values, expected.values)
+
+
+def test_folder_of_several_checkpoints_names_them(tmp_path, focus_run):
+    shutil.copytree(focus_run, tmp_path / "runs" / "first")
+    with pytest.raises(InputError, match="several checkpoints; name one: first"):
+        load_estimator(tmp_path / "runs")

@@ -63,3 +63,8 @@ def test_cutoffs_of_one_and_of_several_microscopes():
     assert cutoffs(Microscope(), dtype=torch.float64).tolist() == pytest.approx([0.5004])
     both = cutoffs([Microscope(), fine], dtype=torch.float64)
     assert both.tolist() == pytest.approx([0.5004, 0.2502])
+
+
+def test_wavelength_typed_in_nanometres_is_told():
+    with pytest.raises(InputError, match="500 nm are 0.5 um"):
+        Microscope(wavelength_um=500)

@@ -526,8 +526,8 @@ def test_files_that_are_no_images(tmp_path, refuse_map):
     ("arguments", "message"),
     [
         (["--na", 0.6, "--pixel-size-um", 0.2], "trained for other optics: na 0.6"),
-        (["--pixel-size-um", 0.2], "pixel_size_um 0.2, trained 0.278 to 0.278"),
-        (["--refractive-index", 1.0], "refractive_index 1, trained 1.33 to 1.33"),
+        (["--pixel-size-um", 0.2], "pixel_size_um 0.2, trained on 0.278"),
+        (["--refractive-index", 1.0], "refractive_index 1, trained on 1.33"),
         (["--refractive-index", 0.4], "NA 0.45 is not below the refractive index 0.4"),
         (["--pixel-size-um", -1], "pixel_size_um is -1.0"),
         (["--stride", 0], "--stride is 0"),
