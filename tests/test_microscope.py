@@ -66,5 +66,5 @@ def test_cutoffs_of_one_and_of_several_microscopes():
 
 
 def test_wavelength_typed_in_nanometres_is_told():
-    with pytest.raises(InputError, match="500 nm are 0.5 um"):
+    with pytest.raises(InputError, match=r"500 nm are 0\.5 um"):
         Microscope(wavelength_um=500)
