@@ -1,13 +1,16 @@
 """Optics: microscope, PSF models, blur, noise, source images."""
 
 from psf.errors import InputError
+from psf.gibson_lanni import Layers
 from psf.microscope import Microscope
-from psf.model import MODEL_NAMES, PsfModel, draw_labels, psf_model, turn_labels
+from psf.model import LIGHTS, MODEL_NAMES, PsfModel, draw_labels, psf_model, turn_labels
 from psf.synthesis import synthesize, synthesize_with_loss
 
 __all__ = [
+    "LIGHTS",
     "MODEL_NAMES",
     "InputError",
+    "Layers",
     "Microscope",
     "PsfModel",
     "draw_labels",

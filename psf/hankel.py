@@ -1,78 +1,86 @@
-"""Axisymmetric PSFs: a Hankel integral with Gauss-Legendre nodes and cached Bessel tables."""
+"""Axisymmetric PSFs: Hankel integrals with Gauss-Legendre nodes and cached Bessel tables."""
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
-from scipy.special import j0
+from scipy.special import j0, j1, jv
 
-from psf.model import PsfModel, wavefront
+from psf.pupil import Pupil, is_variable, node_count
 
 V_STEP = 0.125  # of the Bessel table that serves varied optics, optical units
+BESSEL = {0: j0, 1: j1, 2: partial(jv, 2)}  # by order; j0 and j1 are faster than jv
+TAPS = {torch.float32: 4, torch.float64: 10}  # points that interpolate in it
 
 
-def hankel_psfs(
-    model: PsfModel, labels: torch.Tensor, cutoff: torch.Tensor, grid: int
-) -> torch.Tensor:
-    """Axisymmetric PSFs (N, G, G): h(r) = |int_0^1 exp(2 pi i W) J0(v rho) 2 rho d rho|^2.
+def hankel_psfs(pupil: Pupil, grid: int) -> torch.Tensor:
+    """One quadrant (N, H, H), H = ceil(G / 2), of axisymmetric PSFs on a grid of G x G points.
 
-    v = pi cutoff r; `cutoff` is in cycles per grid step, shape (1,) or (N,).
+    h(r) = |int_0^1 A exp(2 pi i W) J0(v rho) 2 rho d rho|^2, v = pi cutoff r, and the like with
+    J1 and J2 for the components of vectorial light. The first row and column are those next to
+    the grid's middle; an infinite grid would sum to 1.
     """
     radii, place = _unique_radii(grid)
-    v_max = math.pi * float(cutoff.max()) * float(radii[-1])
-    nodes = _node_count(v_max + _steepest_phase(model, labels))
-    rho, weights = (torch.from_numpy(a).to(labels) for a in _gauss_legendre(nodes))
-    phase = 2 * math.pi * wavefront(model, labels, rho, torch.zeros_like(rho))  # (N, Q)
-    pupil = torch.stack([phase.cos(), phase.sin()], 1) * (2 * rho * weights)  # (N, 2, Q)
-    if len(cutoff) == 1:
-        table = _bessel_on_grid(grid, float(cutoff), nodes, labels.device, labels.dtype)  # (Q, R)
-        amplitude = pupil @ table  # (N, 2, R)
-    else:
-        columns = 16 * math.ceil((v_max / V_STEP + 4) / 16)
-        table = _bessel_on_line(columns, nodes, labels.device, labels.dtype)  # (Q, V)
-        v = math.pi * cutoff[:, None] * torch.from_numpy(radii).to(labels)  # (N, R)
-        amplitude = _interpolate(pupil @ table, v / V_STEP)  # (N, 2, R)
-    profile = amplitude.square().sum(1) * (math.pi / 4) * cutoff[:, None] ** 2  # unit energy
-    return profile[:, torch.from_numpy(place).to(labels.device)].reshape(-1, grid, grid)
+    v_max = math.pi * float(pupil.cutoff.detach().max()) * float(radii[-1])
+    nodes = node_count(pupil, v_max / 2)
+    device, dtype = pupil.cutoff.device, pupil.cutoff.dtype
+    rho, weights = (torch.from_numpy(a).to(device, dtype) for a in _gauss_legendre(nodes))
+    field, area = pupil.field(rho, torch.zeros_like(rho)), 2 * rho * weights
+    profile, energy = 0.0, 0.0
+    for part in pupil.components(rho, torch.zeros_like(rho)):
+        weighted = torch.view_as_real(field * (part.amplitude * area).to(pupil.dtype))
+        amplitude = _transform(weighted.transpose(1, 2), pupil.cutoff, part.order, grid, v_max)
+        profile = profile + part.weight * amplitude.square().sum(1)  # (N, R)
+        energy = energy + part.weight * (part.amplitude.square() * area).sum(1)  # (N or 1,)
+    scale = (math.pi / 4) * pupil.cutoff**2 / energy  # by Parseval
+    profile = profile * scale.to(pupil.dtype)[:, None]
+    half = (grid + 1) // 2
+    # index_select by 32-bit indices: ten times as fast as profile[:, place]
+    place = torch.from_numpy(place).to(device, torch.int32)
+    return profile.index_select(1, place).reshape(-1, half, half)
 
 
-def _interpolate(samples: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Cubic Lagrange interpolation of (N, 2, V) at fractional columns (N, R); (N, 2, R).
+def unfold(quadrant: torch.Tensor, grid: int) -> torch.Tensor:
+    """The whole grid (N, G, G) from one quadrant (N, H, H)."""
+    half = quadrant.shape[-1]
+    mirrored = quadrant[..., grid % 2 :].flip(-1)  # an odd grid has its middle once
+    rows = torch.cat([mirrored, quadrant], -1)
+    return torch.cat([rows[:, grid % 2 : half].flip(1), rows], 1)
 
-    |d^4 A / dv^4| <= 1/3 for any pupil, so that the error stays below 3/128 V_STEP^4 / 3 = 2e-6.
+
+def _transform(
+    pupil: torch.Tensor, cutoff: torch.Tensor, order: int, grid: int, v_max: float
+) -> torch.Tensor:
+    """Hankel transform of (N, 2, Q) at the unique radii of the grid, (N, 2, R)."""
+    nodes, place = pupil.shape[-1], (pupil.device, pupil.dtype)
+    if len(cutoff) == 1 and not is_variable(cutoff):
+        table = _bessel_on_grid(order, grid, float(cutoff), nodes, *place)  # (Q, R)
+        return pupil @ table
+    taps = TAPS[pupil.dtype]
+    columns = 16 * math.ceil((v_max / V_STEP + taps + 1) / 16)
+    samples = pupil @ _bessel_on_line(order, columns, taps, nodes, *place)  # (N, 2, V)
+    radii = torch.from_numpy(_unique_radii(grid)[0]).to(cutoff)
+    v = (math.pi * cutoff[:, None] * radii).expand(len(pupil), -1)  # (N, R)
+    return _interpolate(samples, v / V_STEP, taps)
+
+
+def _interpolate(samples: torch.Tensor, place: torch.Tensor, taps: int) -> torch.Tensor:
+    """Lagrange interpolation of (N, 2, V) at fractional columns (N, R); (N, 2, R).
+
+    Column 0 of the samples lies at place 1 - taps / 2. No derivative of a Bessel function exceeds
+    1, so that the error stays below 2e-6 with 4 taps and 1e-14 with 10.
     """
-    left = place.floor().clamp(min=1, max=samples.shape[-1] - 3)
-    t = place - left
-    weights = (
-        -t * (t - 1) * (t - 2) / 6,
-        (t + 1) * (t - 1) * (t - 2) / 2,
-        -(t + 1) * t * (t - 2) / 2,
-        (t + 1) * t * (t - 1) / 6,
-    )
-    index = left.long()[:, None].expand(-1, 2, -1)
-    return sum(
-        w[:, None] * samples.gather(2, index + k)
-        for k, w in zip((-1, 0, 1, 2), weights, strict=True)
-    )
-
-
-def _node_count(steepest_phase: float) -> int:
-    """Gauss-Legendre nodes for an integrand exp(i kappa rho) on [0, 1], kappa = steepest_phase.
-
-    The error falls super-exponentially once 2 Q > kappa / 2 (it is bounded by the tail of Bessel
-    functions J_k(kappa / 2) with k >= 2 Q); the margin grows with the width of that transition.
-    """
-    needed = steepest_phase / 4 + 3 * steepest_phase ** (1 / 3) + 6
-    return 8 * math.ceil(needed / 8)  # in steps, so that tables are reused
-
-
-def _steepest_phase(model: PsfModel, labels: torch.Tensor) -> float:
-    """Bound on |d(2 pi W)/d rho| over the pupil, radians, rounded up so that tables are reused."""
-    rho = torch.linspace(0, 1, 65, dtype=labels.dtype, device=labels.device)
-    phase = 2 * math.pi * wavefront(model, labels.detach(), rho, torch.zeros_like(rho))
-    slope = float(phase.diff(dim=1).abs().max()) * 64
-    return 16 * math.ceil(slope / 16)
+    left = place.detach().floor()
+    t, first = (place - left).to(samples.dtype), left.long()
+    offsets = range(1 - taps // 2, taps // 2 + 1)
+    result = 0.0
+    for k, offset in enumerate(offsets):
+        others = [other for other in offsets if other != offset]
+        weight = math.prod((t - other) / (offset - other) for other in others)
+        index = (first + k)[:, None].expand(-1, 2, -1)
+        result = result + weight[:, None] * samples.gather(2, index)
+    return result
 
 
 @lru_cache(maxsize=32)
@@ -84,25 +92,29 @@ def _gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=16)
 def _unique_radii(grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct distances from the grid's middle, ascending, and the index of each of G*G points."""
-    twice = 2 * np.arange(grid) - (grid - 1)  # integers: radii compare exactly
+    """Distinct distances from the grid's middle, ascending, and the index of each of H*H points."""
+    twice = 2 * np.arange((grid + 1) // 2) + (grid + 1) % 2  # integers: radii compare exactly
     squares, place = np.unique(twice[:, None] ** 2 + twice**2, return_inverse=True)
     return np.sqrt(squares) / 2, place.ravel()
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=6)
 def _bessel_on_grid(
-    grid: int, cutoff: float, nodes: int, device: torch.device, dtype: torch.dtype
+    order: int, grid: int, cutoff: float, nodes: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """J0(pi cutoff r rho) at the nodes (rows) and the unique radii of a grid (columns)."""
+    """J_order(pi cutoff r rho) at the nodes (rows) and the unique radii of a grid (columns)."""
     v = math.pi * cutoff * _unique_radii(grid)[0]
-    return torch.from_numpy(j0(_gauss_legendre(nodes)[0][:, None] * v)).to(device, dtype)
+    return _table(order, nodes, v).to(device, dtype)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=6)
 def _bessel_on_line(
-    columns: int, nodes: int, device: torch.device, dtype: torch.dtype
+    order: int, columns: int, taps: int, nodes: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """J0(v rho) at the nodes (rows) and v = 0, V_STEP, 2 V_STEP, .. (columns)."""
-    v = V_STEP * np.arange(columns)
-    return torch.from_numpy(j0(_gauss_legendre(nodes)[0][:, None] * v)).to(device, dtype)
+    """J_order(v rho) at the nodes (rows) and v in steps of V_STEP, some of them below 0."""
+    v = V_STEP * (np.arange(columns) + 1 - taps // 2)
+    return _table(order, nodes, v).to(device, dtype)
+
+
+def _table(order: int, nodes: int, v: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(BESSEL[order](_gauss_legendre(nodes)[0][:, None] * v))

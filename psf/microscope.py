@@ -7,7 +7,7 @@ magnification, the wavelength is the emission wavelength in vacuum.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -23,9 +23,16 @@ class SamplingWarning(UserWarning):
     """The camera samples the image too coarsely for the optics."""
 
 
+def plain(number: "float | torch.Tensor") -> float:
+    """The value of a number that may be a tensor, without its gradient."""
+    return float(number.detach()) if isinstance(number, torch.Tensor) else number
+
+
 @dataclass(frozen=True)
 class Microscope:
     """A widefield microscope.
+
+    From Python a number may also be a tensor without axes: gradients then flow through it.
 
     Raises
     ------
@@ -39,23 +46,24 @@ class Microscope:
     refractive_index: float = 1.33  # of the medium around the object (air 1.0, water 1.33)
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in ((f.name, plain(getattr(self, f.name))) for f in fields(self)):
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"{name} is {value}; it must be a positive number.")
-        if self.wavelength_um > LONGEST_WAVELENGTH_UM:
+        if plain(self.wavelength_um) > LONGEST_WAVELENGTH_UM:
             raise InputError(
-                f"wavelength_um is {self.wavelength_um:g}; it is in um (500 nm are 0.5 um)."
+                f"wavelength_um is {plain(self.wavelength_um):g}; it is in um (500 nm are 0.5 um)."
             )
-        if self.na >= self.refractive_index:
+        if plain(self.na) >= plain(self.refractive_index):
             raise InputError(
-                f"NA {self.na} is not below the refractive index {self.refractive_index}; "
+                f"NA {plain(self.na)} is not below the refractive index "
+                f"{plain(self.refractive_index)}; "
                 "give the index of the immersion medium (air 1.0, water 1.33, oil 1.515)."
             )
-        if self.pixel_size_um > NYQUIST_TOLERANCE * self.nyquist_pixel_um:
+        if plain(self.pixel_size_um) > NYQUIST_TOLERANCE * plain(self.nyquist_pixel_um):
             warnings.warn(
-                f"pixel size {self.pixel_size_um:g} um is above Nyquist "
-                f"({self.nyquist_pixel_um:.3g} um for NA {self.na:g} at "
-                f"{self.wavelength_um:g} um): fine detail is aliased.",
+                f"pixel size {plain(self.pixel_size_um):g} um is above Nyquist "
+                f"({plain(self.nyquist_pixel_um):.3g} um for NA {plain(self.na):g} at "
+                f"{plain(self.wavelength_um):g} um): fine detail is aliased.",
                 SamplingWarning,
                 stacklevel=3,
             )
@@ -84,11 +92,56 @@ class Microscope:
 Microscopes = Microscope | Sequence[Microscope]  # one for a whole batch, or one per sample
 
 
+@dataclass(frozen=True)
+class Optics:
+    """The numbers of one microscope, each of shape (1,), or of N, each of shape (N,)."""
+
+    na: torch.Tensor
+    wavelength_um: torch.Tensor
+    pixel_size_um: torch.Tensor
+    refractive_index: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        microscopes: Microscopes,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> "Optics":
+        """Gather the numbers of one microscope, or of a sequence of them."""
+        if isinstance(microscopes, Microscope):
+            microscopes = [microscopes]
+        return cls(*(_column(microscopes, f.name, device, dtype) for f in fields(cls)))
+
+    @property
+    def cutoff_cycles_per_pixel(self) -> torch.Tensor:
+        """Highest spatial frequency that the optics pass, 2 NA pixel / lambda."""
+        return 2 * self.na * self.pixel_size_um / self.wavelength_um
+
+    def __len__(self) -> int:
+        return len(self.na)
+
+    def part(self, samples: slice) -> "Optics":
+        """Optics of some of N samples; one microscope serves them all."""
+        if len(self) == 1:
+            return self
+        return Optics(*(getattr(self, f.name)[samples] for f in fields(self)))
+
+
+def _column(
+    microscopes: Sequence[Microscope], name: str, device: torch.device | str, dtype: torch.dtype
+) -> torch.Tensor:
+    values = [getattr(microscope, name) for microscope in microscopes]
+    if any(isinstance(value, torch.Tensor) for value in values):
+        return torch.stack([torch.as_tensor(value).to(device, dtype) for value in values])
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
 def cutoffs(
     microscopes: Microscopes, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Cut-off frequencies in cycles per pixel, shape (1,) for one microscope, else (N,)."""
     if isinstance(microscopes, Microscope):
         microscopes = [microscopes]
-    values = [microscope.cutoff_cycles_per_pixel for microscope in microscopes]
+    values = [plain(microscope.cutoff_cycles_per_pixel) for microscope in microscopes]
     return torch.tensor(values, device=device, dtype=dtype or torch.float32)

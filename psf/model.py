@@ -2,7 +2,7 @@
 
 Every model answers to the same verbs: `draw_labels`, `wavefront` (waves over the pupil; none for
 the Gaussians) and `turn_labels` (what a flip or quarter turn of the image does to the labels).
-Default ranges are those of Shajkofci & Liebling, IEEE TIP 29 (2020).
+Default ranges are those of Shajkofci & Liebling, IEEE TIP 29 (2020); `gibson_lanni` is in um.
 
 Wavefront W in waves; the pupil function is exp(2 pi i W). Positive focus is positive z, the
 emitter farther from the objective than the focal plane: W = z/lambda (n - sqrt(n^2 - NA^2 rho^2)),
@@ -11,7 +11,7 @@ the phase of defocus up to piston and the sign of time. Angles run from +x (colu
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 
 from psf.errors import InputError
+from psf.gibson_lanni import Layers, layered_wavefront
+from psf.microscope import Optics
 from psf.zernike import Mode, nm_to_noll, zernike
 
 Range = tuple[float, float]
@@ -35,15 +37,18 @@ class PsfModel:
 
     name: str
     ranges: Mapping[str, Range]
-    unit: str  # "px" or "waves", of every label
+    unit: str  # "px", "waves" or "um", of every label (the modes of `gibson_lanni`: waves)
     known_ast_waves: float = 0.0  # cylindrical lens along x that `astigmatic` adds
-    modes: tuple[Mode, ...] = ()  # of `zernike`
+    modes: tuple[Mode, ...] = ()  # of `zernike`, or added to `gibson_lanni`
+    layers: Layers | None = None  # of `gibson_lanni`
+    known_depth_um: float = 0.0  # of the particle in `gibson_lanni`, unless depth_um is a label
+    light: str = "scalar"  # one of LIGHTS
 
     def __post_init__(self) -> None:
         for quantity, (low, high) in self.ranges.items():
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise InputError(f"{quantity} range {low} to {high}: give two rising numbers.")
-            if quantity.startswith(("fwhm", "ast")) and low < 0:
+            if quantity.startswith(("fwhm", "ast", "depth")) and low < 0:
                 raise InputError(f"{quantity} range starts at {low}; it cannot be negative.")
 
     @property
@@ -69,14 +74,13 @@ class PsfModel:
     @property
     def is_axisymmetric(self) -> bool:
         """Whether the wavefront depends on the pupil radius only."""
-        return self.name == "zernike1d" or (
-            self.name == "zernike" and all(m == 0 for _, m in self.modes)
-        )
+        layered_or_modes = self.name in ("gibson_lanni", "zernike")
+        return self.name == "zernike1d" or (layered_or_modes and all(m == 0 for _, m in self.modes))
 
     @property
     def allows_quarter_turns(self) -> bool:
         """Whether labels exist for the image turned by 90 degrees."""
-        if self.name == "zernike":
+        if self.modes:
             return all(m % 2 == 0 or (n, -m) in self.modes for n, m in self.modes)
         return self.name != "astigmatic"  # the lens keeps its axis
 
@@ -87,6 +91,9 @@ class PsfModel:
             "ranges": {k: list(v) for k, v in self.ranges.items()},
             "known_ast_waves": self.known_ast_waves,
             "modes": [list(mode) for mode in self.modes],
+            "layers": asdict(self.layers) if self.layers else None,
+            "known_depth_um": self.known_depth_um,
+            "light": self.light,
         }
 
 
@@ -100,9 +107,11 @@ _MODELS = {
     "zernike1d": PsfModel("zernike1d", {"focus": (0.0, 4.0)}, "waves"),
     "zernike2d": PsfModel("zernike2d", {"focus": (0.0, 2.0), "ast": (0.0, 2.0)}, "waves"),
     "astigmatic": PsfModel("astigmatic", {"focus": (-3.0, 3.0)}, "waves", known_ast_waves=1.0),
+    "gibson_lanni": PsfModel("gibson_lanni", {"z_um": (0.0, 20.0)}, "um", layers=Layers()),
     "zernike": PsfModel("zernike", {}, "waves"),
 }
 MODEL_NAMES = tuple(_MODELS)
+LIGHTS = ("scalar", "aplanatic", "vectorial")  # see `psf.pupil`
 DEFAULT_ZERNIKE_RANGE = (-0.25, 0.25)  # waves rms, each mode
 
 
@@ -111,52 +120,99 @@ def psf_model(
     ranges: Mapping[str, Range] | None = None,
     known_ast_waves: float | None = None,
     modes: tuple[Mode, ...] = (),
+    layers: Layers | None = None,
+    depth_um: float | None = None,
+    light: str = "scalar",
 ) -> PsfModel:
     """Build a PSF model by name, with the paper's ranges unless others are given.
 
     Parameters
     ----------
     name : one of MODEL_NAMES
-    ranges : mapping from quantity to (low, high), px or waves; those not named keep the default
+    ranges : mapping from quantity to (low, high), px, waves or um; those not named keep the
+        default; naming depth_um makes it a label of `gibson_lanni`
     known_ast_waves : strength of the cylindrical lens of `astigmatic`
-    modes : (n, m) of the modes of `zernike`; see `noll_to_nm` and `ansi_to_nm`
+    modes : (n, m) of the modes of `zernike`, or of those that are added to `gibson_lanni`; see
+        `noll_to_nm` and `ansi_to_nm`
+    layers : refractive indices and thicknesses of `gibson_lanni`; by default all indices are the
+        microscope's, which is plain defocus
+    depth_um : known depth of the particle of `gibson_lanni` below the coverslip
+    light : "scalar", "aplanatic" (scalar, with the objective's apodisation) or "vectorial"
 
     Raises
     ------
     InputError
-        For an unknown name or quantity, an empty range, or modes that do not fit the model.
+        For an unknown name or quantity, an empty range, or settings that do not fit the model.
     """
     if name not in _MODELS:
         raise InputError(f"unknown PSF model '{name}'; choose one of {', '.join(_MODELS)}.")
-    if bool(modes) != (name == "zernike"):
+    _check_settings(name, known_ast_waves, modes, layers, depth_um, light)
+    plain = _MODELS[name]
+    allowed = {**plain.ranges, **{k: DEFAULT_ZERNIKE_RANGE for k in _zernike_names(modes)}}
+    optional = ("depth_um",) if name == "gibson_lanni" else ()
+    for quantity in ranges or {}:
+        if quantity not in (*allowed, *optional):
+            names = ", ".join((*allowed, *optional))
+            raise InputError(f"{name} has no quantity '{quantity}'; it has {names}.")
+    if depth_um is not None and "depth_um" in (ranges or {}):
+        raise InputError("depth_um is either known or drawn from a range; give one of them.")
+    asked = dict(ranges or {})
+    first = {q: asked[q] for q in ("z_um", "depth_um") if q in asked}  # labels in this order
+    return replace(
+        plain,
+        ranges={**plain.ranges, **first, **allowed, **asked},
+        modes=tuple(modes),
+        known_ast_waves=plain.known_ast_waves if known_ast_waves is None else known_ast_waves,
+        layers=layers or plain.layers,
+        known_depth_um=depth_um or 0.0,
+        light=light,
+    )
+
+
+def _check_settings(
+    name: str,
+    known_ast_waves: float | None,
+    modes: tuple[Mode, ...],
+    layers: Layers | None,
+    depth_um: float | None,
+    light: str,
+) -> None:
+    if (name == "zernike" and not modes) or (modes and name not in ("zernike", "gibson_lanni")):
         raise InputError(
-            "give modes (--modes-noll 4 5 6) for the PSF model 'zernike', and for no other."
+            "give modes (--modes-noll 4 5 6) for the PSF model 'zernike', and for no other but "
+            "'gibson_lanni'."
         )
     if len(set(modes)) < len(modes):
         raise InputError(f"modes {', '.join(map(str, modes))}: one of them is given twice.")
-    model = replace(_MODELS[name], modes=tuple(modes))
-    if modes:
-        model = replace(model, ranges={k: DEFAULT_ZERNIKE_RANGE for k in _zernike_names(modes)})
-    for quantity in ranges or {}:
-        if quantity not in model.ranges:
-            raise InputError(
-                f"{name} has no quantity '{quantity}'; it has {', '.join(model.ranges)}."
-            )
     if known_ast_waves is not None:
         if name != "astigmatic":
             raise InputError("a known astigmatism belongs to the PSF model 'astigmatic' only.")
         if not math.isfinite(known_ast_waves):
             raise InputError(f"known_ast_waves is {known_ast_waves}; give a finite number.")
-        model = replace(model, known_ast_waves=known_ast_waves)
-    return replace(model, ranges={**model.ranges, **(ranges or {})})
+    if name != "gibson_lanni" and (layers is not None or depth_um is not None):
+        raise InputError("layers and a depth belong to the PSF model 'gibson_lanni' only.")
+    if depth_um is not None and not (math.isfinite(depth_um) and depth_um >= 0):
+        raise InputError(f"depth_um is {depth_um}; give a number of um from 0 upwards.")
+    if light not in LIGHTS:
+        raise InputError(f"unknown light '{light}'; choose one of {', '.join(LIGHTS)}.")
+    if light != "scalar" and name.startswith("gaussian"):
+        raise InputError(f"{name} is not made from a pupil; its light is 'scalar'.")
 
 
 def from_config(config: Mapping[str, Any]) -> PsfModel:
     """Rebuild a model from `PsfModel.as_config`."""
-    known = config["known_ast_waves"] if config["name"] == "astigmatic" else None
+    name = config["name"]
+    layered = name == "gibson_lanni"
     ranges = {k: (float(v[0]), float(v[1])) for k, v in config["ranges"].items()}
-    modes = tuple((int(n), int(m)) for n, m in config["modes"])
-    return psf_model(config["name"], ranges, known, modes)
+    return psf_model(
+        name,
+        ranges,
+        known_ast_waves=config["known_ast_waves"] if name == "astigmatic" else None,
+        modes=tuple((int(n), int(m)) for n, m in config["modes"]),
+        layers=Layers(**config["layers"]) if layered else None,
+        depth_um=config["known_depth_um"] if layered and "depth_um" not in ranges else None,
+        light=config.get("light", "scalar"),
+    )
 
 
 def draw_labels(model: PsfModel, count: int, rng: np.random.Generator) -> torch.Tensor:
@@ -181,23 +237,46 @@ def extreme_labels(model: PsfModel) -> torch.Tensor:
 
 
 def wavefront(
-    model: PsfModel, labels: torch.Tensor, rho: torch.Tensor, theta: torch.Tensor
+    model: PsfModel,
+    labels: torch.Tensor,
+    rho: torch.Tensor,
+    theta: torch.Tensor,
+    optics: Optics | None = None,
 ) -> torch.Tensor:
-    """Wavefront in waves, (N, *S), of labels (N, P) at pupil points rho, theta of shape S."""
+    """Wavefront in waves, (N, *S), of labels (N, P) at pupil points rho, theta of shape S.
+
+    `gibson_lanni` needs the optics, of one microscope or of N.
+    """
     columns = [c.reshape(-1, *[1] * rho.ndim) for c in labels.unbind(1)]  # each (N, 1, ..)
-    if model.name == "zernike":
-        terms = (
-            c * zernike(n, m, rho, theta) for c, (n, m) in zip(columns, model.modes, strict=True)
-        )
+    if model.is_gaussian:
+        raise InputError(f"{model.name} is not made from a pupil and has no wavefront.")
+    if model.modes or model.name == "gibson_lanni":
+        coefficients = columns[len(columns) - len(model.modes) :]
+        terms = [
+            c * zernike(n, m, rho, theta)
+            for c, (n, m) in zip(coefficients, model.modes, strict=True)
+        ]
+        if model.name == "gibson_lanni":
+            terms.append(_layered(model, labels, rho, optics))
         return sum(terms)
     if model.name == "zernike2d":
         focus, ast_cos2, ast_sin2 = columns
         ast = torch.sqrt(ast_cos2**2 + ast_sin2**2 + 1e-24)  # the square root's slope at 0
         twisted = ast_cos2 * torch.cos(2 * theta) + ast_sin2 * torch.sin(2 * theta)
         return rho**2 * (focus + (ast + twisted) / 2)
-    if model.is_gaussian:
-        raise InputError(f"{model.name} is not made from a pupil and has no wavefront.")
     return columns[0] * rho**2 + model.known_ast_waves * (rho * torch.cos(theta)) ** 2
+
+
+def _layered(
+    model: PsfModel, labels: torch.Tensor, rho: torch.Tensor, optics: Optics | None
+) -> torch.Tensor:
+    if optics is None:
+        raise InputError("gibson_lanni needs the optics to make a wavefront.")
+    if "depth_um" in model.ranges:
+        depth_um = labels[:, 1]
+    else:
+        depth_um = torch.full_like(labels[:, 0], model.known_depth_um)
+    return layered_wavefront(model.layers, optics, labels[:, 0], depth_um, rho)
 
 
 def turn_labels(
@@ -218,8 +297,10 @@ def turn_labels(
         sign_cos = -1 if quarter_turns % 2 else 1
         sign_sin = -sign_cos if mirror else sign_cos
         return labels * labels.new_tensor([1, sign_cos, sign_sin])
-    if model.name == "zernike":
-        return _turn_modes(model.modes, labels, quarter_turns, mirror)
+    if model.modes:
+        first = labels.shape[1] - len(model.modes)
+        turned = _turn_modes(model.modes, labels[:, first:], quarter_turns, mirror)
+        return torch.cat([labels[:, :first], turned], 1)
     return labels
 
 

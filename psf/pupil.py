@@ -1,107 +1,172 @@
-"""PSFs of any pupil: exact quadrature over the disc, row by row, with cached bases.
-
-The disc is cut into columns x; each is integrated along y by Gauss-Legendre nodes, the columns by
-Gauss-Chebyshev nodes of the second kind, whose weight sqrt(1 - x^2) is the length of a column.
-No pixel of a pupil is cut by the rim, so that the error falls super-exponentially with the number
-of nodes, as in `psf.hankel`.
-"""
+"""Pupil functions: what the roads of `psf.hankel` and `psf.fourier` turn into PSFs."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy.fft import dct
+from scipy.special import jv
+from torch.autograd.forward_ad import unpack_dual
+from torch.nn.functional import grid_sample
 
+from psf.errors import InputError
+from psf.light import Component, components
+from psf.microscope import Optics
 from psf.model import PsfModel, wavefront
 
-TAPS = 10  # grid steps on either side that interpolate the field of varied optics
-KAISER_BETA = 14.0  # of their window: at the field's two-fold oversampling 1e-6 remains
+TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-13}  # of the quadratures, in amplitude
+MAX_DEGREE = 2**14  # a pupil that needs more is not smooth
+DIRECTIONS = 8  # diameters on which the degree of a pupil is measured
+
+Map = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # rho, theta of shape S -> (N, *S)
 
 
-def pupil_psfs(
-    model: PsfModel, labels: torch.Tensor, cutoff: torch.Tensor, grid: int
-) -> torch.Tensor:
-    """PSFs (N, G, G) of any wavefront, h(r) = |1/pi int_disc exp(2 pi i (W + x f)) d^2 rho|^2.
+@dataclass(frozen=True)
+class Pupil:
+    """Pupil functions of N PSFs over the unit disc."""
 
-    `cutoff` is in cycles per grid step, shape (1,) or (N,), and at most about 0.5. With varied
-    optics the field is computed on the grid of the highest cut-off and interpolated to the others.
-    """
-    highest = float(cutoff.max())
-    if len(cutoff) == 1:
-        field = _field(model, labels, highest, grid)
-    else:
-        wide = _field(model, labels, highest, grid + 2 * TAPS)
-        lines = _interpolation(cutoff / highest, grid).to(wide.dtype)  # (N, G, G + 2 TAPS)
-        field = lines @ wide @ lines.transpose(1, 2)
-    # by Parseval int |field|^2 d^2 r = 1 / (pi (cutoff / 2)^2)
-    scale = math.pi * (cutoff[:, None, None] / 2) ** 2
-    return (field.real.square() + field.imag.square()) * scale
+    cutoff: torch.Tensor  # (1,) or (N,), cycles per step of the grid
+    dtype: torch.dtype  # of the PSFs
+    axisymmetric: bool
+    wavefront: Map  # waves
+    components: Callable[[torch.Tensor, torch.Tensor], list[Component]]
+    only: Callable[[int], "Pupil"]  # the pupil of one PSF
+    max_degree: int = MAX_DEGREE
+
+    def field(self, rho: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        """exp(2 pi i W), complex (N, *S).
+
+        The phase is reduced to one turn in double precision: float32 would be wrong by 1e-5 at
+        20 waves.
+        """
+        waves = self.wavefront(rho, theta)
+        phase = (2 * math.pi * (waves - waves.detach().round())).to(self.dtype)
+        return torch.complex(phase.cos(), phase.sin())
+
+    def degree(self) -> int:
+        """Degree of the polynomial that replaces the pupil function within the tolerance.
+
+        From the Chebyshev coefficients along diameters (radii where it is axisymmetric) of the
+        PSF with the steepest wavefront.
+        """
+        coarse = self.wavefront(*self._diameters(16)).detach()
+        slopes = coarse.diff(dim=-1).abs().flatten(1).amax(1)
+        pupil = self.only(int(slopes.argmax())) if len(slopes) > 1 else self
+        points = 64
+        while points <= MAX_DEGREE:
+            size = pupil._chebyshev(points)
+            needed = int(np.flatnonzero(size > TOLERANCE[self.dtype]).max(initial=0))
+            if needed < points * 3 // 4:
+                return min(needed, self.max_degree)
+            if points > self.max_degree:
+                return self.max_degree
+            points *= 2
+        raise InputError("the pupil function is not smooth; check NA, indices and aberrations.")
+
+    def _diameters(self, points: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Chebyshev points, on radii (1, M + 1) or diameters (DIRECTIONS, M + 1)."""
+        steps = torch.arange(points + 1).to(self.cutoff.detach())  # double: so is the tolerance
+        x = torch.cos(math.pi * steps / points)
+        if self.axisymmetric:
+            return (x[None] + 1) / 2, torch.zeros_like(x)[None]
+        angle = math.pi * torch.arange(DIRECTIONS).to(x)[:, None] / DIRECTIONS
+        return x.abs().expand(DIRECTIONS, -1), angle + math.pi * (x < 0)
+
+    def _chebyshev(self, points: int) -> np.ndarray:
+        """Largest Chebyshev coefficient of each order, over directions and components."""
+        rho, theta = self._diameters(points)
+        with torch.no_grad():
+            waves = self.wavefront(rho, theta)[0].cpu().numpy()
+            parts = [
+                (part.amplitude[0] * torch.cos(part.order * (theta - theta[:, :1]))).cpu().numpy()
+                for part in self.components(rho, theta)  # odd orders change sign in the middle
+            ]
+        values = np.concatenate([np.atleast_2d(a * np.exp(2j * np.pi * waves)) for a in parts])
+        coefficients = dct(values.real, type=1) + 1j * dct(values.imag, type=1)
+        return np.abs(coefficients).max(0) / points
 
 
-def _field(model: PsfModel, labels: torch.Tensor, cutoff: float, grid: int) -> torch.Tensor:
-    """Field (N, G, G), rows y, columns x; 1 in the middle without aberrations."""
-    steepest = 2 * math.pi * _widest_wavefront(model, labels) + math.pi * cutoff * grid / 2
-    nodes = _node_count(steepest)
-    rho, theta, weights = (torch.from_numpy(a).to(labels) for a in _disc_nodes(nodes)[:3])
-    phase = 2 * math.pi * wavefront(model, labels, rho, theta)  # (N, X, Y)
-    pupil = torch.polar(weights.expand_as(phase), phase)
-    along_y, along_x = _bases(nodes, grid, cutoff, pupil.device, pupil.dtype)
-    columns = pupil.transpose(0, 1) @ along_y  # (X, N, G)
-    return torch.einsum("cny,cx->nyx", columns, along_x)
-
-
-def _node_count(steepest_phase: float) -> int:
-    """Nodes on [-1, 1] for an integrand exp(i kappa x), kappa = steepest_phase.
-
-    As in `psf.hankel`, for twice the length.
-    """
-    needed = steepest_phase / 2 + 3 * (2 * steepest_phase) ** (1 / 3) + 6
-    return 8 * math.ceil(needed / 8)  # in steps, so that bases are reused
-
-
-def _widest_wavefront(model: PsfModel, labels: torch.Tensor) -> float:
-    """Bound on |grad W| over the pupil, waves, from the marginal ray in 32 directions."""
-    theta = torch.linspace(0, math.pi, 32, dtype=labels.dtype, device=labels.device)
-    outer, inner = (
-        wavefront(model, labels.detach(), torch.full_like(theta, r), theta) for r in (1.0, 0.97)
+def pupil_of(model: PsfModel, labels: torch.Tensor, optics: Optics, dtype: torch.dtype) -> Pupil:
+    """Pupils of labels (N, P); labels and optics in the precision of the phases."""
+    return Pupil(
+        cutoff=optics.cutoff_cycles_per_pixel,
+        dtype=dtype,
+        axisymmetric=model.is_axisymmetric,
+        wavefront=lambda rho, theta: wavefront(model, labels, rho, theta, optics),
+        components=lambda rho, theta: components(model.light, optics, model.layers, rho),
+        only=lambda i: pupil_of(model, labels[i : i + 1], optics.part(slice(i, i + 1)), dtype),
     )
-    radial = (outer - inner).abs().max() / 0.03
-    azimuthal = outer.diff(dim=1).abs().max() * 31 / math.pi
-    return float(torch.hypot(radial, azimuthal))
 
 
-@lru_cache(maxsize=16)
-def _disc_nodes(nodes: int) -> tuple[np.ndarray, ...]:
-    """Nodes of the disc: rho, theta and weights of mean 1, (X, Y); x (X, 1) and y (X, Y)."""
-    angle = np.arange(1, nodes + 1)[:, None] * np.pi / (nodes + 1)
-    node, weight = np.polynomial.legendre.leggauss(nodes)
-    x, y = np.cos(angle), np.sin(angle) * node
-    weights = np.sin(angle) ** 2 * weight / (nodes + 1)
-    return np.hypot(x, y), np.arctan2(y, x), weights, x, y
+def sampled_pupil(
+    waves: torch.Tensor, amplitude: torch.Tensor, optics: Optics, light: str, dtype: torch.dtype
+) -> Pupil:
+    """Pupils given as (N, P, P) samples of wavefront and amplitude on the square around the disc.
 
-
-@lru_cache(maxsize=4)
-def _bases(
-    nodes: int, grid: int, cutoff: float, device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """exp(2 pi i r f), f = rho cutoff / 2: along y (X, Y, G) and along x (X, G)."""
-    r = np.arange(grid) - (grid - 1) / 2
-    x, y = _disc_nodes(nodes)[3:]
-    bases = (np.exp(1j * np.pi * cutoff * place * r) for place in (y[:, :, None], x))
-    along_y, along_x = (torch.from_numpy(basis).to(device, dtype) for basis in bases)
-    return along_y, along_x
-
-
-def _interpolation(stretch: torch.Tensor, grid: int) -> torch.Tensor:
-    """Matrices (N, G, G + 2 TAPS) from unit steps to steps of `stretch` <= 1, (N,).
-
-    Kaiser-windowed sinc (Kaiser & Schafer, IEEE TASSP 28, 105 (1980)); both grids share a middle.
+    Between the samples they are bicubic.
     """
-    fine, wide = (
-        torch.arange(size, device=stretch.device, dtype=torch.float64) - (size - 1) / 2
-        for size in (grid, grid + 2 * TAPS)
+
+    def apodised(rho: torch.Tensor, theta: torch.Tensor) -> list[Component]:
+        factor = _bicubic(amplitude, rho, theta)
+        parts = components(light, optics, None, rho)
+        return [replace(part, amplitude=part.amplitude * factor) for part in parts]
+
+    def only(i: int) -> Pupil:
+        part = slice(i, i + 1)
+        return sampled_pupil(waves[part], amplitude[part], optics.part(part), light, dtype)
+
+    return Pupil(
+        cutoff=optics.cutoff_cycles_per_pixel,
+        dtype=dtype,
+        axisymmetric=False,
+        wavefront=lambda rho, theta: _bicubic(waves, rho, theta),
+        components=apodised,
+        only=only,
+        max_degree=2 * waves.shape[-1],
     )
-    distance = stretch.double()[:, None, None] * fine[:, None] - wide
-    inside = (1 - (distance / TAPS) ** 2).clamp(min=0)
-    window = torch.special.i0(KAISER_BETA * inside.sqrt()) * (inside > 0)
-    return torch.sinc(distance) * window / float(np.i0(KAISER_BETA))
+
+
+def _bicubic(samples: torch.Tensor, rho: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """Samples (N, P, P), rows y, columns x from -1 to 1, at pupil points of shape S; (N, *S)."""
+    points = torch.stack([rho * torch.cos(theta), rho * torch.sin(theta)], -1)
+    where = points.reshape(1, 1, -1, 2).expand(len(samples), -1, -1, -1)
+    values = grid_sample(
+        samples[:, None], where, mode="bicubic", padding_mode="border", align_corners=True
+    )
+    return values.reshape(len(samples), *rho.shape)
+
+
+def precise(device: torch.device) -> torch.dtype:
+    """Precision in which phases are computed: double, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def is_variable(tensor: torch.Tensor) -> bool:
+    """Whether anyone asks for derivatives with respect to it, backward or forward."""
+    return tensor.requires_grad or unpack_dual(tensor).tangent is not None
+
+
+@lru_cache(maxsize=256)
+def plane_wave_degree(steepest_phase: int, tolerance: float) -> int:
+    """Degree of the polynomial that replaces exp(i kappa x) on [-1, 1] within the tolerance.
+
+    Its Chebyshev coefficients are 2 J_k(kappa), which fall faster than exponentially beyond
+    k = kappa.
+    """
+    orders = np.arange(steepest_phase, 2 * steepest_phase + 64)
+    return int(orders[np.abs(jv(orders, steepest_phase)) > tolerance].max(initial=0))
+
+
+def node_count(pupil: Pupil, steepest_phase: float) -> int:
+    """Gauss nodes for the pupil function times exp(i kappa x), kappa = steepest_phase.
+
+    Q nodes integrate polynomials up to degree 2 Q - 1 exactly, so that the error is that of
+    replacing both factors by polynomials; one degree more for the radius in rho d rho.
+    """
+    tolerance = TOLERANCE[pupil.dtype]
+    wave = plane_wave_degree(8 * math.ceil(steepest_phase / 8), tolerance)
+    needed = (pupil.degree() + wave + 2) / 2
+    return 8 * math.ceil(needed / 8)  # in steps, so that tables are reused

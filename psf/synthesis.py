@@ -1,8 +1,8 @@
 """Labels -> point-spread functions: intensity, pixel-integrated, centred, unit sum.
 
-Two roads lead from a wavefront to a PSF, `psf.hankel` for axisymmetric ones and `psf.pupil` for
-all others. Both evaluate the scalar Fraunhofer integral
-h(r) = |1/pi int_disc exp(2 pi i W(rho)) exp(2 pi i (NA/lambda) rho . r) d^2 rho|^2
+Two roads lead from a pupil function to a PSF, `psf.hankel` for axisymmetric ones and
+`psf.fourier` for all others. Both evaluate the Fraunhofer integral
+h(r) = |1/pi int_disc A exp(2 pi i W(rho)) exp(2 pi i (NA/lambda) rho . r) d^2 rho|^2
 (Born & Wolf, Principles of Optics, 8.5). The grid is symmetric about its middle for odd and even
 sizes alike: the centre is pixel K // 2 of an odd grid, and the corner shared by the four middle
 pixels of an even one.
@@ -10,20 +10,27 @@ pixels of an even one.
 
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.special import sici
 
 from psf.errors import InputError
-from psf.hankel import hankel_psfs
-from psf.microscope import Microscopes, cutoffs
-from psf.model import PsfModel, psf_model
-from psf.pupil import pupil_psfs
+from psf.fourier import assemble, fourier_psfs
+from psf.hankel import hankel_psfs, unfold
+from psf.light import warn_if_scalar_is_off
+from psf.microscope import Microscopes, Optics
+from psf.model import LIGHTS, PsfModel, psf_model
+from psf.pupil import Pupil, precise, pupil_of, sampled_pupil
 
-CHUNK = 64  # PSFs computed at once: bounds the memory of the bases' products
-PIXEL_MARGIN = 8  # px added before pixel integration, whose kernel reaches beyond a pixel
+CHUNK = 64
+PIXEL_KERNELS = {
+    # oversampling beyond Nyquist, taps on either side, beta of the Kaiser window: 3e-6 and 4e-12
+    torch.float32: (4 / 3, 12, 10.0),
+    torch.float64: (2.0, 16, 25.0),
+}
 ENERGY_TOLERANCE = 0.01  # share of the energy that may lie outside the grid
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
@@ -33,7 +40,11 @@ class EnergyWarning(UserWarning):
 
 
 def synthesize(
-    model: PsfModel | str, labels: torch.Tensor, microscope: Microscopes, size: int
+    model: PsfModel | str,
+    labels: torch.Tensor,
+    microscope: Microscopes,
+    size: int,
+    pixel_integration: bool = True,
 ) -> torch.Tensor:
     """Pixel-integrated PSFs of unit sum.
 
@@ -45,6 +56,7 @@ def synthesize(
         differentiable with respect to it.
     microscope : one Microscope, or a sequence of N
     size : edge K of the square grid, pixels, odd or even
+    pixel_integration : False samples the PSF at the middle of each pixel instead
 
     Returns
     -------
@@ -59,38 +71,144 @@ def synthesize(
     -----
     EnergyWarning
         If more than 1 % of the energy of a PSF lies outside the grid.
+    ScalarWarning
+        If the NA is too high for scalar light, see `psf.light`.
     """
-    psfs, lost = synthesize_with_loss(model, labels, microscope, size)
-    if len(lost) and float(lost.detach().max()) > ENERGY_TOLERANCE:
-        warnings.warn(
-            f"up to {float(lost.detach().max()):.1%} of the energy of these PSFs lies outside "
-            f"{size} x {size} pixels; use a larger grid or a smaller range.",
-            EnergyWarning,
-            stacklevel=2,
-        )
+    model = psf_model(model) if isinstance(model, str) else model
+    psfs, lost = synthesize_with_loss(model, labels, microscope, size, pixel_integration)
+    if not model.is_gaussian:
+        warn_if_scalar_is_off(model.light, Optics.of(microscope))
+    _warn_if_light_is_lost(lost, size)
     return psfs
 
 
 def synthesize_with_loss(
-    model: PsfModel | str, labels: torch.Tensor, microscope: Microscopes, size: int
+    model: PsfModel | str,
+    labels: torch.Tensor,
+    microscope: Microscopes,
+    size: int,
+    pixel_integration: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `synthesize`, with the share of energy outside the grid, (N,), instead of a warning."""
     model = psf_model(model) if isinstance(model, str) else model
     _check(model, labels, size)
     if model.is_gaussian:
         raw = _gaussians(model, labels, size)
-    else:
-        cutoff = cutoffs(microscope, labels.device, labels.dtype)
-        if len(cutoff) not in (1, len(labels)):
-            raise InputError(f"{len(cutoff)} microscopes for {len(labels)} labels.")
-        raw = _from_pupils(model, labels, cutoff, size)
-    inside = raw.sum((1, 2))
-    return raw / inside[:, None, None], 1 - inside
+        inside = raw.sum((1, 2))
+        return raw / inside[:, None, None], 1 - inside
+    exact = labels.to(precise(labels.device))
+
+    def pupils(part: slice, optics: Optics) -> Pupil:
+        return pupil_of(model, exact[part], optics, labels.dtype)
+
+    return _in_chunks(pupils, len(labels), microscope, labels, size, pixel_integration)
+
+
+def synthesize_pupil(
+    waves: torch.Tensor,
+    microscope: Microscopes,
+    size: int,
+    amplitude: torch.Tensor | None = None,
+    light: str = "scalar",
+    pixel_integration: bool = True,
+) -> torch.Tensor:
+    """PSFs of unit sum of pupils that are given as samples, measured ones for example.
+
+    Parameters
+    ----------
+    waves : (N, P, P) tensor
+        Wavefront on the square from -1 to 1 of the pupil's coordinates, first and last sample on
+        its edges, rows y, columns x. Samples outside the disc count near the rim only: continue
+        the wavefront there. At least 16 samples; 4 and more per wave of slope.
+    microscope : one Microscope, or a sequence of N
+    size : edge K of the square grid, pixels
+    amplitude : (N, P, P) or (1, P, P) tensor; default uniform
+    light : factor on the amplitude, see `psf.light`
+    pixel_integration : as for `synthesize`
+
+    Returns
+    -------
+    (N, K, K) tensor, differentiable with respect to `waves` and `amplitude`.
+
+    Raises
+    ------
+    InputError
+        For shapes that do not fit, or values that are not finite.
+
+    Warns
+    -----
+    EnergyWarning, ScalarWarning
+        As `synthesize`.
+    """
+    amplitude = torch.ones_like(waves[:1]) if amplitude is None else amplitude
+    for name, values in (("waves", waves), ("amplitude", amplitude)):
+        if values.ndim != 3 or values.shape[1:] != (waves.shape[-1],) * 2 or len(values[0]) < 16:
+            raise InputError(
+                f"{name} has shape {tuple(values.shape)}; give (N, P, P) samples, P at least 16."
+            )
+        if not torch.isfinite(values).all():
+            raise InputError(f"{name} contains NaN or infinite values; fill them in.")
+    _check_choice(light, size)
+    exact = waves.to(precise(waves.device))
+    factors = amplitude.to(exact).expand_as(exact)
+
+    def pupils(part: slice, optics: Optics) -> Pupil:
+        return sampled_pupil(exact[part], factors[part], optics, light, waves.dtype)
+
+    psfs, lost = _in_chunks(pupils, len(waves), microscope, waves, size, pixel_integration)
+    warn_if_scalar_is_off(light, Optics.of(microscope))
+    _warn_if_light_is_lost(lost, size)
+    return psfs
+
+
+def _in_chunks(
+    pupils: Callable[[slice, Optics], Pupil],
+    count: int,
+    microscope: Microscopes,
+    like: torch.Tensor,
+    size: int,
+    pixel_integration: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PSFs (N, K, K) and the energy (N,) outside, CHUNK pupils at a time."""
+    optics = Optics.of(microscope, like.device, precise(like.device))
+    if len(optics) not in (1, count):
+        raise InputError(f"{len(optics)} microscopes for {count} labels.")
+    points_per_px = 1.0
+    if pixel_integration and count:
+        cutoff = float(optics.cutoff_cycles_per_pixel.detach().max())
+        points_per_px = _points_per_px(cutoff, like.dtype)
+    optics = replace(optics, pixel_size_um=optics.pixel_size_um / points_per_px)
+    parts = []
+    for start in range(0, count, CHUNK):
+        part = slice(start, start + CHUNK)
+        pupil = pupils(part, optics.part(part))
+        parts.append(_normalised(pupil, size, points_per_px if pixel_integration else None))
+    if not parts:
+        return like.new_zeros(0, size, size), like.new_zeros(0)
+    psfs, inside = (torch.cat(p) if len(parts) > 1 else p[0] for p in zip(*parts, strict=True))
+    return psfs, 1 - inside
+
+
+def _warn_if_light_is_lost(lost: torch.Tensor, size: int) -> None:
+    worst = float(lost.detach().max()) if len(lost) else 0.0
+    if worst > ENERGY_TOLERANCE:
+        warnings.warn(
+            f"up to {worst:.1%} of the energy of these PSFs lies outside "
+            f"{size} x {size} pixels; use a larger grid or a smaller range.",
+            EnergyWarning,
+            stacklevel=3,
+        )
+
+
+def _check_choice(light: str, size: int) -> None:
+    if light not in LIGHTS:
+        raise InputError(f"unknown light '{light}'; choose one of {', '.join(LIGHTS)}.")
+    if size < 1:
+        raise InputError(f"PSF size {size}; it must be at least 1 pixel.")
 
 
 def _check(model: PsfModel, labels: torch.Tensor, size: int) -> None:
-    if size < 1:
-        raise InputError(f"PSF size {size}; it must be at least 1 pixel.")
+    _check_choice(model.light, size)
     expected = len(model.label_names)
     if labels.ndim != 2 or labels.shape[1] != expected:
         raise InputError(
@@ -111,48 +229,79 @@ def _gaussians(model: PsfModel, labels: torch.Tensor, size: int) -> torch.Tensor
     return along_y[:, :, None] * along_x[:, None, :]
 
 
-def _from_pupils(
-    model: PsfModel, labels: torch.Tensor, cutoff: torch.Tensor, size: int
+def _normalised(
+    pupil: Pupil, size: int, points_per_px: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PSFs (N, K, K) of unit sum, and the energy (N,) that they hold.
+
+    `points_per_px` None samples the pixels' middles. A PSF is four quadrants until the end, an
+    axisymmetric one a single quadrant.
+    """
+    grid, averages = size, ()
+    if points_per_px is not None:
+        grid = _grid(size, points_per_px, pupil.dtype)
+        averages = _pixel_averages(size, points_per_px, pupil.cutoff.device, pupil.dtype)
+    share = pupil.cutoff.new_ones((size + 1) // 2, dtype=pupil.dtype)
+    share[0] = 0.5 if size % 2 else 1  # each quadrant has its share of the middle row
+    if pupil.axisymmetric:
+        quadrant = hankel_psfs(pupil, grid)
+        if averages:
+            quadrant = averages[0] @ (quadrant @ averages[0].T)
+        quadrant = quadrant.clamp(min=0)  # rounding may reach -1e-9 in dark rings
+        inside = 4 * ((quadrant @ share) @ share)
+        return unfold(quadrant / inside[:, None, None], size), inside
+    quadrants = fourier_psfs(pupil, grid)
+    if averages:
+        quadrants = _integrate_pixels(quadrants, *averages)
+    quadrants = quadrants.clamp(min=0)
+    inside = ((quadrants @ share) @ share).sum((0, 1))
+    return assemble(quadrants / inside[:, None, None], size), inside
+
+
+def _integrate_pixels(
+    quadrants: torch.Tensor, even: torch.Tensor, odd: torch.Tensor
 ) -> torch.Tensor:
-    """PSFs (N, K, K) whose sum over an infinite grid is 1."""
-    road = hankel_psfs if model.is_axisymmetric else pupil_psfs
-    per_sample = len(cutoff) > 1
-    chunks = []
-    for start in range(0, len(labels), CHUNK):
-        part = slice(start, start + CHUNK)
-        cutoff_part = cutoff[part] if per_sample else cutoff
-        oversampling = _oversampling(float(cutoff_part.max()))
-        grid = oversampling * (size + 2 * PIXEL_MARGIN)
-        fine = road(model, labels[part], cutoff_part / oversampling, grid)
-        chunks.append(_integrate_pixels(fine, size, oversampling))
-    if not chunks:
-        return labels.new_zeros(0, size, size)
-    return torch.cat(chunks)
+    """Quadrants (2, 2, N, H, H) of points -> of pixels, line by line, split into even and odd."""
+    left, right = quadrants[:, 0], quadrants[:, 1]
+    sums, differences = (right + left) @ even.T / 2, (right - left) @ odd.T / 2
+    upper, lower = (torch.stack([s - d, s + d]) for s, d in zip(sums, differences, strict=True))
+    sums, differences = even @ (lower + upper) / 2, odd @ (lower - upper) / 2
+    return torch.stack([sums - differences, sums + differences])
 
 
-def _oversampling(cutoff: float) -> int:
-    """Points per pixel along x that sample the PSF at Nyquist or finer."""
-    return math.ceil(cutoff / 0.505)  # 0.5 with room for a pixel 1 % above Nyquist
+def _points_per_px(cutoff: float, dtype: torch.dtype) -> float:
+    """Points per pixel, along x, that sample the intensity well enough for pixel integration."""
+    oversampling = PIXEL_KERNELS[dtype][0]
+    return math.ceil(64 * oversampling * 2 * cutoff) / 64  # in steps, so that matrices are reused
+
+
+def _grid(size: int, points_per_px: float, dtype: torch.dtype) -> int:
+    """Points along the line that pixel integration works on: even, so that it folds."""
+    taps = PIXEL_KERNELS[dtype][1]
+    return 2 * (math.ceil(size * points_per_px / 2) + taps)
 
 
 @lru_cache(maxsize=16)
-def _pixel_average(
-    size: int, oversampling: int, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """Matrix (K, G) that averages band-limited samples on a fine line over each of K pixels.
+def _pixel_averages(
+    size: int, points_per_px: float, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices that average band-limited samples on a line over each of K pixels.
 
-    Each sample stands for sinc(s u), s = oversampling; its integral over a pixel is a difference
-    of sine integrals. The same as a product with sinc(f) in Fourier space, without its wrap-around.
+    One takes and gives half an even line, the other half an odd one, from the middle outwards.
+
+    Between the samples stands a Kaiser-windowed sinc (Kaiser & Schafer, IEEE TASSP 28, 105
+    (1980)), integrated over the pixel: a product with sinc(f) in Fourier space, without its
+    wrap-around.
     """
-    grid = oversampling * (size + 2 * PIXEL_MARGIN)
-    fine = (np.arange(grid) - (grid - 1) / 2) / oversampling
-    distance = np.arange(size)[:, None] - (size - 1) / 2 - fine
-    upper, lower = (sici(np.pi * oversampling * (distance + half))[0] for half in (0.5, -0.5))
-    return torch.from_numpy((upper - lower) / np.pi).to(device=device, dtype=dtype)
-
-
-def _integrate_pixels(fine: torch.Tensor, size: int, oversampling: int) -> torch.Tensor:
-    """Integrate (N, G, G) point samples of an intensity over the pixels of (N, K, K)."""
-    average = _pixel_average(size, oversampling, fine.device, fine.dtype)
-    pixels = average @ (fine @ average.T)
-    return pixels.clamp(min=0)  # rounding may reach -1e-9 in dark rings
+    _, taps, beta = PIXEL_KERNELS[dtype]
+    grid = _grid(size, points_per_px, dtype)
+    points = (np.arange(grid) - (grid - 1) / 2) / points_per_px
+    node, weight = np.polynomial.legendre.leggauss(8 * math.ceil(points_per_px) + 16)
+    pixels = np.arange(size)[:, None, None] - (size - 1) / 2
+    steps = points_per_px * (pixels + node / 2 - points[:, None])  # (K, G, nodes)
+    window = np.i0(beta * np.sqrt(np.clip(1 - (steps / taps) ** 2, 0, None))) / np.i0(beta)
+    inside = np.abs(steps) < taps
+    matrix = (np.sinc(steps) * window * inside) @ (points_per_px * weight / 2)
+    right, left = matrix[size // 2 :, grid // 2 :], matrix[size // 2 :, : grid // 2][:, ::-1]
+    even, odd = (torch.from_numpy(m).to(device, dtype) for m in (right + left, right - left))
+    return even, odd

@@ -12,9 +12,7 @@ from scipy.stats import norm
 
 from psf import MODEL_NAMES, InputError, Microscope, draw_labels, psf_model, synthesize
 from psf import synthesize_with_loss as with_loss
-from psf.hankel import hankel_psfs
 from psf.microscope import SamplingWarning
-from psf.pupil import pupil_psfs
 from psf.synthesis import EnergyWarning
 from psf.zernike import zernike
 
@@ -39,10 +37,6 @@ def column(*values, dtype=torch.float64):
     return torch.tensor(values, dtype=dtype)[:, None]
 
 
-def cutoff_of(microscope, dtype=torch.float64):
-    return torch.tensor([microscope.cutoff_cycles_per_pixel], dtype=dtype)
-
-
 def coarse(pixel_size_um):
     """Return a microscope above Nyquist, of which it warns."""
     with pytest.warns(SamplingWarning):
@@ -56,10 +50,15 @@ def difference(found, expected):
     return float((np.abs(found - expected) / peak).max())
 
 
-def absolute(model, labels, microscope, size):
+def absolute(model, labels, microscope, size, pixel_integration=True):
     """PSFs whose sum over an infinite grid would be 1."""
-    psfs, lost = with_loss(model, labels, microscope, size)
+    psfs, lost = with_loss(model, labels, microscope, size, pixel_integration)
     return psfs * (1 - lost[:, None, None])
+
+
+def at_points(model, labels, microscope, size):
+    """The same at the middle of each pixel, not integrated."""
+    return absolute(model, labels, microscope, size, pixel_integration=False)
 
 
 def radius_px(size):
@@ -188,8 +187,8 @@ def test_hankel_road_agrees_with_adaptive_quadrature(focus, size):
     profile = hankel_profile(focus_wavefront(focus), microscope.cutoff_cycles_per_pixel)
     expected = points(profile, size)
     for dtype, tolerance in ((torch.float32, FLOAT32), (torch.float64, FLOAT64)):
-        cutoff = cutoff_of(microscope, dtype)
-        found = hankel_psfs(psf_model("zernike1d"), column(focus, dtype=dtype), cutoff, size)[0]
+        labels = column(focus, dtype=dtype)
+        found = at_points(psf_model("zernike1d"), labels, microscope, size)[0]
         assert difference(found, expected) < tolerance
 
 
@@ -201,7 +200,7 @@ def test_hankel_road_with_spherical_aberration_agrees_with_adaptive_quadrature()
 
     model = psf_model("zernike", modes=((2, 0), (4, 0)))
     labels = torch.tensor([[0.4, -0.3]], dtype=torch.float64)
-    found = hankel_psfs(model, labels, cutoff_of(Microscope()), 33)[0]
+    found = at_points(model, labels, Microscope(), 33)[0]
     profile = hankel_profile(wavefront, Microscope().cutoff_cycles_per_pixel)
     assert difference(found, points(profile, 33)) < FLOAT64
 
@@ -215,8 +214,8 @@ def defocus_by_pupil(focus):
 @pytest.mark.parametrize("focus", [0.0, 0.5, 2.0, 4.0, 8.0, -3.0])
 @pytest.mark.parametrize("size", [*SIZES, 96])
 def test_matrix_fourier_road_agrees_with_the_hankel_road(focus, size):
-    expected = hankel_psfs(psf_model("zernike1d"), column(focus), cutoff_of(Microscope()), size)
-    found = pupil_psfs(*defocus_by_pupil(focus), cutoff_of(Microscope()), size)
+    expected = at_points(psf_model("zernike1d"), column(focus), Microscope(), size)
+    found = at_points(*defocus_by_pupil(focus), Microscope(), size)
     assert difference(found, expected) < PUPIL
 
 
@@ -240,9 +239,9 @@ def test_matrix_fourier_road_agrees_with_polar_quadrature_point_by_point(name):
             c * zernike(*mode, rho, theta) for c, mode in zip(labels[0], MODES, strict=True)
         ).numpy()
 
-    found = pupil_psfs(
-        model, torch.tensor(labels, dtype=torch.float64), cutoff_of(Microscope()), size
-    )[0].numpy()
+    found = at_points(model, torch.tensor(labels, dtype=torch.float64), Microscope(), size)[
+        0
+    ].numpy()
     rows, columns = np.random.default_rng(4).integers(0, size, (2, 60))
     rows[:4], columns[:4] = (15, 15, 16, 16), (15, 16, 15, 16)
     middle = (size - 1) / 2
@@ -285,7 +284,7 @@ def test_pixels_above_nyquist_hold_the_light_that_falls_on_them(size, focus, pix
 
 def test_pixel_integration_lowers_the_peak_by_the_pixels_transfer_function():
     cutoff = Microscope().cutoff_cycles_per_pixel
-    point = float(hankel_psfs(psf_model("zernike1d"), column(0.0), cutoff_of(Microscope()), 1))
+    point = float(at_points(psf_model("zernike1d"), column(0.0), Microscope(), 1))
     pixel = float(absolute("zernike1d", column(0.0), Microscope(), 33)[0, 16, 16])
     assert point == pytest.approx(math.pi / 4 * cutoff**2, rel=FLOAT64)
     assert pixel == pytest.approx(energy_in_square(1, cutoff), rel=1e-5)
@@ -366,8 +365,7 @@ def test_focus_in_waves_is_exact_defocus_at_low_na(waves):
     wavefront = exact_defocus(microscope, waves * microscope.um_per_wave)
     assert wavefront(1.0) == pytest.approx(waves, rel=1e-3)  # the next term is (NA / 2n)^2
     expected = points(hankel_profile(wavefront, microscope.cutoff_cycles_per_pixel), 33)
-    cutoff = cutoff_of(microscope)
-    found = hankel_psfs(psf_model("zernike1d"), column(waves), cutoff, 33)[0]
+    found = at_points(psf_model("zernike1d"), column(waves), microscope, 33)[0]
     assert difference(found, expected) < 5e-3  # 2 pi times that term, for two waves
 
 
@@ -377,8 +375,7 @@ def test_the_paraxial_error_of_focus_falls_with_the_square_of_na():
         microscope = Microscope(na=na, pixel_size_um=0.12 / na)
         wavefront = exact_defocus(microscope, microscope.um_per_wave)
         expected = points(hankel_profile(wavefront, microscope.cutoff_cycles_per_pixel), 33)
-        cutoff = cutoff_of(microscope)
-        found = hankel_psfs(psf_model("zernike1d"), column(1.0), cutoff, 33)[0]
+        found = at_points(psf_model("zernike1d"), column(1.0), microscope, 33)[0]
         errors.append(difference(found, expected))
     assert errors[1] / errors[0] == pytest.approx(4, rel=0.1)
     assert errors[2] / errors[1] == pytest.approx(4, rel=0.1)

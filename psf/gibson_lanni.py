@@ -1,0 +1,167 @@
+"""Layers between objective and particle, and the wavefront that they leave.
+
+S. F. Gibson & F. Lanni, JOSA A 8, 1601 (1991); the formula in the form of J. Li, F. Xue & T. Blu,
+JOSA A 34, 1029 (2017), Eq. (3): the optical path difference between the real and the design
+system, for the ray through the pupil radius rho, is
+
+    OPD = d P(n_s) + t_g P(n_g) - t_g* P(n_g*) + t_i P(n_i) - t_i* P(n_i*),
+    P(n) = sqrt(n^2 - NA^2 rho^2),
+
+with d the depth of the particle below the coverslip, s, g, i sample, coverslip (glass) and
+immersion, stars the design values. The stage sets the thickness of the immersion,
+
+    t_i = n_i (t_i* / n_i* + t_g* / n_g* - t_g / n_g - d / n_s) + z :
+
+at z = 0 the particle is in paraxial focus (no rho^2 in OPD), and z > 0 moves the sample away from
+the objective, which makes z the defocus of `psf.model` where all indices are equal.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+
+from psf.errors import InputError
+from psf.microscope import Optics, plain
+
+LAYER_INDICES = ("n_immersion", "n_coverslip", "n_sample")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Immersion, coverslip and sample, as they are and as the objective was designed for.
+
+    None stands for the microscope's refractive index (n_immersion, n_sample) or for the actual
+    value (of a design). The coverslip counts only where it differs from its design. From Python a
+    number may also be a tensor without axes: gradients then flow through it.
+
+    Raises
+    ------
+    InputError
+        If a number is not positive and finite.
+    """
+
+    n_immersion: float | None = None  # air 1.0, water 1.33, oil 1.515; None: as the microscope
+    n_immersion_design: float | None = None  # None: n_immersion
+    n_coverslip: float = 1.515
+    n_coverslip_design: float | None = None  # None: n_coverslip
+    n_sample: float | None = None  # around the particle; None: the microscope's refractive index
+    immersion_um_design: float = 150.0  # working distance, um
+    coverslip_um: float = 170.0
+    coverslip_um_design: float | None = None  # None: coverslip_um
+
+    def __post_init__(self) -> None:
+        given = ((f.name, getattr(self, f.name)) for f in fields(self))
+        for name, value in ((n, plain(v)) for n, v in given if v is not None):
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} is {value}; it must be a positive number.")
+
+    def of(self, optics: Optics) -> dict[str, torch.Tensor]:
+        """Every number by name, each of shape (1,) or (N,), nothing left open.
+
+        Raises
+        ------
+        InputError
+            If n_sample contradicts the microscopes, or an NA is not below an index (it names
+            which).
+        """
+        index = optics.refractive_index
+        if self.n_sample is not None and bool((index - plain(self.n_sample)).abs().max() > 1e-9):
+            raise InputError(
+                f"n_sample {plain(self.n_sample):g} is not the microscope's refractive index "
+                f"{plain(index[0]):g}; both are the medium around the object: give one value."
+            )
+        names = (*LAYER_INDICES, "immersion_um_design", "coverslip_um")
+        filled = {name: _or(getattr(self, name), index) for name in names}
+        for name in ("n_immersion", "n_coverslip", "coverslip_um"):
+            filled[f"{name}_design"] = _or(getattr(self, f"{name}_design"), index, filled[name])
+        for name in (*LAYER_INDICES, "n_immersion_design", "n_coverslip_design"):
+            if bool((optics.na >= filled[name]).any()):
+                na, index = plain(optics.na.max()), plain(filled[name].min())
+                raise InputError(
+                    f"NA {na:g} is not below {name} {index:g}: light of that "
+                    "angle does not pass the layer; give a smaller effective NA or check the index."
+                )
+        return filled
+
+
+def _or(
+    value: float | None, like: torch.Tensor, default: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The value as a tensor (1,), or where it is None the default."""
+    if value is None:
+        return like if default is None else default
+    if isinstance(value, torch.Tensor):
+        return value.to(like).reshape(1)
+    return like.new_tensor([value])
+
+
+def immersion_in_focus_um(layers: dict[str, torch.Tensor], depth_um: torch.Tensor) -> torch.Tensor:
+    """Thickness t_i of the immersion that brings a particle at this depth to paraxial focus."""
+    reduced = (
+        layers["immersion_um_design"] / layers["n_immersion_design"]
+        + layers["coverslip_um_design"] / layers["n_coverslip_design"]
+        - layers["coverslip_um"] / layers["n_coverslip"]
+        - depth_um / layers["n_sample"]
+    )
+    return layers["n_immersion"] * reduced
+
+
+def layered_wavefront(
+    layers: Layers,
+    optics: Optics,
+    z_um: torch.Tensor,
+    depth_um: torch.Tensor,
+    rho: torch.Tensor,
+) -> torch.Tensor:
+    """Wavefront W = -OPD / lambda in waves, without piston: (N, *S) at pupil radii of shape S.
+
+    Parameters
+    ----------
+    z_um, depth_um : (N,) tensors, stage defocus from paraxial focus and particle depth
+    rho : tensor of shape S, pupil radius
+
+    Raises
+    ------
+    InputError
+        If an NA is not below an index, a depth is negative, or the immersion would have to be
+        thinner than nothing.
+    """
+    filled = layers.of(optics)
+    immersion_um = immersion_in_focus_um(filled, depth_um) + z_um
+    _check_working_distance(filled, immersion_um, depth_um)
+
+    def column(values: torch.Tensor) -> torch.Tensor:
+        return values.reshape(-1, *[1] * rho.ndim)
+
+    sine2 = (column(optics.na) * rho) ** 2
+
+    def path(thickness: str | torch.Tensor, index: str) -> torch.Tensor:
+        """Thickness times P(n) - n, without the cancellation of its two terms."""
+        thickness = filled[thickness] if isinstance(thickness, str) else thickness
+        n = column(filled[index])
+        return -column(thickness) * sine2 / (n + torch.sqrt(n**2 - sine2))
+
+    difference = path(depth_um, "n_sample") + path(immersion_um, "n_immersion")
+    difference = difference - path("immersion_um_design", "n_immersion_design")
+    difference = difference + path("coverslip_um", "n_coverslip")
+    difference = difference - path("coverslip_um_design", "n_coverslip_design")
+    return -difference / column(optics.wavelength_um)
+
+
+def _check_working_distance(
+    layers: dict[str, torch.Tensor], immersion_um: torch.Tensor, depth_um: torch.Tensor
+) -> None:
+    if bool((depth_um < 0).any()):
+        raise InputError(
+            f"depth_um {plain(depth_um.min()):g} is negative: the particle cannot lie inside the "
+            "coverslip; depths count from the coverslip into the sample."
+        )
+    thinnest = plain(immersion_um.min())
+    if thinnest < 0:
+        deepest = plain(depth_um.max())
+        raise InputError(
+            f"a particle {deepest:g} um deep is beyond the working distance: the immersion, "
+            f"{plain(layers['immersion_um_design'].max()):g} um by design, would be "
+            f"{thinnest:.3g} um thick; check depth_um, z_um and immersion_um_design."
+        )
