@@ -24,8 +24,10 @@ from tqdm import tqdm
 from psf.command import keep_freed_memory, run
 from psf.errors import InputError
 from psf.files import check_free_space, claim_folder, run_record, write_json
+from psf.gibson_lanni import Layers
 from psf.images import SPLITS, Source, load_sources, split_sources
-from psf.microscope import Microscope
+from psf.light import warn_if_scalar_is_off
+from psf.microscope import Microscope, Optics
 from psf.model import PsfModel, psf_model
 from psf.pictures import draw_preview
 from psf.shards import shard_path, to_uint16, write_shard
@@ -37,6 +39,7 @@ from psf.simulation import (
     fit_support,
     optics_limits,
     simulate,
+    steepest_optics,
 )
 from psf.zernike import noll_to_nm
 
@@ -52,7 +55,13 @@ class Config:
 
     out: Path  # folder to write, e.g. data/zernike1d
     psf_model: Literal[
-        "gaussian1d", "gaussian2d", "zernike1d", "zernike2d", "astigmatic", "zernike"
+        "gaussian1d",
+        "gaussian2d",
+        "zernike1d",
+        "zernike2d",
+        "astigmatic",
+        "gibson_lanni",
+        "zernike",
     ] = "zernike1d"
     images: str = "builtin"  # builtin, procedural, mixed, or a folder of images
     train_patches: int = 20000
@@ -71,6 +80,11 @@ class Config:
     known_ast_waves: float | None = None  # the cylindrical lens of `astigmatic`; default 1
     modes_noll: tuple[int, ...] = ()  # modes of `zernike`, e.g. 4 5 6 7 8
     coefficient_waves: tuple[float, float] | None = None  # range of each mode, rms
+    z_um: tuple[float, float] | None = None  # range of stage defocus of `gibson_lanni`; 0 20
+    depth_um: float | None = None  # known depth of the particles of `gibson_lanni`; default 0
+    depth_range_um: tuple[float, float] | None = None  # makes the depth a second label instead
+    layers: Layers = field(default_factory=Layers)  # of `gibson_lanni`; default: all matched
+    light: Literal["scalar", "aplanatic", "vectorial"] = "scalar"  # vectorial for high NA
     seed: int = 0
     workers: int = os.cpu_count() or 1
 
@@ -78,14 +92,26 @@ class Config:
 def build_model(config: Config) -> PsfModel:
     """PSF model with the ranges of the command line."""
     modes = tuple(noll_to_nm(j) for j in config.modes_noll)
+    if modes and config.psf_model == "gibson_lanni":
+        raise InputError("gibson_lanni takes no modes here: its labels are all in um.")
     plain = psf_model(config.psf_model, modes=modes)
     asked = {"fwhm": config.fwhm_px, "focus": config.focus_waves, "ast": config.ast_waves}
-    asked["noll"] = config.coefficient_waves
+    asked |= {"noll": config.coefficient_waves, "z_um": config.z_um}
     unused = {k for k, v in asked.items() if v and not any(q.startswith(k) for q in plain.ranges)}
     if unused:
         raise InputError(f"{config.psf_model} has no {' or '.join(sorted(unused))} range to set.")
     ranges = {q: r for q in plain.ranges for k, r in asked.items() if r and q.startswith(k)}
-    return psf_model(config.psf_model, ranges, config.known_ast_waves, modes)
+    if config.depth_range_um:
+        ranges["depth_um"] = config.depth_range_um
+    return psf_model(
+        config.psf_model,
+        ranges,
+        config.known_ast_waves,
+        modes,
+        layers=config.layers if plain.layers or config.layers != Layers() else None,
+        depth_um=config.depth_um,
+        light=config.light,
+    )
 
 
 def build_simulation(config: Config) -> Simulation:
@@ -216,6 +242,8 @@ def run_jobs(work: partial, jobs: list[tuple[str, int, int]], workers: int) -> I
 def main(config: Config) -> None:
     """Write the training set, or what is missing of it."""
     simulation = build_simulation(config)
+    if not simulation.model.is_gaussian:
+        warn_if_scalar_is_off(simulation.model.light, Optics.of(steepest_optics(simulation)))
     lost = check_energy(simulation)
     sources, skipped = load_sources(config.images, simulation.crop_size, config.seed)
     for line in skipped:

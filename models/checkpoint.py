@@ -66,9 +66,8 @@ class Estimator:
 
     def um_per_unit(self, microscope: Microscope) -> float:
         """Length in um of one label unit: of focus depth for waves, of a pixel for px."""
-        if self.config["label_unit"] == "px":
-            return microscope.pixel_size_um
-        return microscope.um_per_wave
+        lengths = {"um": 1.0, "px": microscope.pixel_size_um, "waves": microscope.um_per_wave}
+        return lengths[self.config["label_unit"]]
 
     @torch.inference_mode()
     def predict(

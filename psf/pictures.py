@@ -247,3 +247,47 @@ def _limits(values: torch.Tensor) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = np.percentile(values.numpy(), (1, 99))
     return float(low), float(max(high, low + 1e-6))
+
+
+def draw_bead_fit(path: Path, electrons: np.ndarray, fit: Any, scene: Any, title: str) -> None:
+    """Data, model and residual of a bead fit: planes around focus in xy, the middle in xz.
+
+    `fit` is a `psf.bead.BeadFit`, `scene` a `psf.bead.Scene`; `electrons` (Z, K, K).
+    """
+    planes, size = len(electrons), electrons.shape[-1]
+    pixel, step = float(scene.microscope.pixel_size_um), abs(scene.z_step_um)
+    z_um = (np.arange(planes) - (planes - 1) / 2) * scene.z_step_um - fit["z_focus_um"]
+    focus = int(np.abs(z_um).argmin())
+    chosen = sorted({max(focus - planes // 4, 0), focus, min(focus + planes // 4, planes - 1)})
+    row = int(np.clip(round(fit["y_px"] + (size - 1) / 2), 0, size - 1))
+    background = fit["background"]
+    residual = (electrons - fit.model) / np.sqrt(np.maximum(fit.model, 1))
+    reach = max(3.0, float(np.percentile(np.abs(residual), 99.5)))
+    figure, axes = new_figure(3, len(chosen) + 1, 2.5, 2.6)
+    extent = (0, size * pixel, (planes - 0.5) * step, -0.5 * step)
+    for column in range(len(chosen) + 1):
+        cut = (chosen[column],) if column < len(chosen) else (slice(None), row)
+        top = float((fit.model[cut] - background).max())
+        shapes = {} if column < len(chosen) else {"extent": extent}
+        for line, (name, stack) in enumerate(
+            (("data", electrons), ("model", fit.model), ("residual", residual))
+        ):
+            at = axes[line, column]
+            if name == "residual":
+                drawn = at.imshow(stack[cut], cmap="PuOr", vmin=-reach, vmax=reach, **shapes)
+            else:
+                shown = np.sqrt(np.clip((stack[cut] - background) / top, 0, None))
+                at.imshow(shown, cmap="magma", vmin=0, vmax=1, **shapes)
+            place = f"z = {z_um[chosen[column]]:+.2f} µm" if column < len(chosen) else "xz"
+            at.set_title(f"{name}, {place}", fontsize=8)
+            if column < len(chosen):
+                at.set(xticks=[], yticks=[])
+                add_scale_bar(at, pixel, size)
+            else:
+                at.set_xlabel("x (µm)", fontsize=7)
+                at.set_ylabel("stage (µm)", fontsize=7)
+                at.tick_params(labelsize=6)
+        if column == len(chosen):
+            figure.colorbar(drawn, ax=axes[2], shrink=0.8, label="standard deviations of noise")
+    figure.suptitle(f"{title}: square root of intensity, each panel to its own peak", fontsize=9)
+    save_figure(path, figure)

@@ -73,7 +73,7 @@ class Pupil:
         if self.axisymmetric:
             return (x[None] + 1) / 2, torch.zeros_like(x)[None]
         angle = math.pi * torch.arange(DIRECTIONS).to(x)[:, None] / DIRECTIONS
-        return x.abs().expand(DIRECTIONS, -1), angle + math.pi * (x < 0)
+        return x.abs().expand(DIRECTIONS, -1), angle + math.pi * (x < 0).to(x)
 
     def _chebyshev(self, points: int) -> np.ndarray:
         """Largest Chebyshev coefficient of each order, over directions and components."""

@@ -131,15 +131,21 @@ def draw_microscopes(
     return [Microscope(*numbers) for numbers in zip(*[columns] * 4, strict=True)]
 
 
+def steepest_optics(simulation: Simulation) -> Microscope:
+    """Optics of this simulation with the steepest rays in the finest pixels: the widest PSFs."""
+    ranges = simulation.optics_ranges
+    if ranges is None:
+        return simulation.microscope
+    na, wavelength = ranges.na[1], ranges.wavelength_um[0]
+    pixel = ranges.nyquist_share[0] * wavelength / (4 * na)
+    return Microscope(na, wavelength, pixel, ranges.refractive_index[0])
+
+
 def lost_energy(simulation: Simulation) -> float:
     """Largest share of energy that a PSF of this simulation loses outside its support."""
-    ranges, microscope = simulation.optics_ranges, simulation.microscope
-    if ranges is not None:  # the PSF is widest in pixels where the sampling is finest
-        na, wavelength = ranges.na[1], ranges.wavelength_um[0]
-        pixel = ranges.nyquist_share[0] * wavelength / (4 * na)
-        microscope = Microscope(na, wavelength, pixel, ranges.refractive_index[1])
     labels = extreme_labels(simulation.model)
-    _, lost = synthesize_with_loss(simulation.model, labels, microscope, simulation.psf_size)
+    optics = steepest_optics(simulation)
+    _, lost = synthesize_with_loss(simulation.model, labels, optics, simulation.psf_size)
     return float(lost.max())
 
 

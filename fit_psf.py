@@ -1,0 +1,198 @@
+r"""Fit the microscope's PSF to a z-stack of one bead: focus, brightness and aberrations.
+
+    python fit_psf.py bead.tif --na 0.85 --wavelength-um 0.52 --refractive-index 1.0 \
+        --out fits/bead
+
+Pixel size and z step are read from the TIFF (ImageJ or OME) unless given. Writes fit.json (the
+fitted model with standard errors), model.tif and residual.tif (electrons; standard deviations)
+and fit.png (data, model and residual in xy and xz). Aberrations are orthonormal Zernike modes in
+waves rms by their Noll index: 5, 6 astigmatism, 7, 8 coma, 9, 10 trefoil, 11, 22 spherical.
+
+The planes count from the first of the file upwards in z; z > 0 is a bead farther from the
+objective. Where the stage ran the other way give a negative step: with the wrong sign the fit
+is as good, and the even aberrations come out with the wrong sign.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tifffile
+import tyro
+from tqdm import tqdm
+
+from psf.bead import BeadFit, Scene, fit_bead
+from psf.command import keep_freed_memory, run
+from psf.errors import InputError
+from psf.files import run_record, whole_file, write_json
+from psf.gibson_lanni import Layers
+from psf.light import warn_if_scalar_is_off
+from psf.microscope import Microscope, Optics
+from psf.pictures import draw_bead_fit
+from psf.stacks import LARGEST_STEP_UM, Stack, check_saturation, cut_out, read_stack
+from psf.zernike import noll_to_nm
+
+SCALE_TOLERANCE = 0.01  # by which a length on the command line may differ from the file's
+MUCH_MORE_THAN_NOISE = 1.5  # dispersion
+SAID_BY_OTHERS = {1: "piston", 2: "the centre", 3: "the centre", 4: "the focus"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a fit."""
+
+    stack: tyro.conf.Positional[Path]  # TIFF z-stack of one bead
+    na: float  # numerical aperture of the objective
+    wavelength_um: float  # emission wavelength in vacuum, um
+    refractive_index: float  # of the medium around the bead (air 1.0, water 1.33)
+    out: Path  # folder to write
+    pixel_size_um: float | None = None  # camera pixel / magnification, um; default: the file's
+    z_step_um: float | None = None  # um between planes; negative: towards the objective
+    modes_noll: tuple[int, ...] = (5, 6, 7, 8, 9, 10, 11, 22)  # aberrations to fit
+    fit_na: bool = False  # fit the effective NA too
+    light: Literal["scalar", "aplanatic", "vectorial"] = "vectorial"
+    layers: Layers = field(default_factory=Layers)  # default: no mismatch
+    depth_um: float = 0.0  # of the bead below the coverslip
+    offset_counts: float = 0.0  # camera counts without light
+    electrons_per_count: float = 1.0  # camera gain; sets the standard errors
+    read_noise_e: float = 0.0  # electrons rms
+    size: int = 0  # px, edge of the square that is fitted; 0: as large as the planes
+
+
+def calibrated(given: float | None, in_file: float | None, what: str, flag: str) -> float:
+    """A length from the command line or the file; they must not contradict each other."""
+    if given is None and in_file is None:
+        raise InputError(f"the file does not say its {what}; give it as {flag}.")
+    if given is None:
+        return in_file
+    if in_file is not None and abs(abs(given) / in_file - 1) > SCALE_TOLERANCE:
+        raise InputError(
+            f"{flag} is {given:g}, but the file says {in_file:g} um; correct one of them."
+        )
+    return given
+
+
+def build_scene(config: Config, stack: Stack) -> Scene:
+    """Check the numbers of the command line and put them together."""
+    for number in config.modes_noll:
+        if number in SAID_BY_OTHERS:
+            raise InputError(f"Noll mode {number} is {SAID_BY_OTHERS[number]}, always fitted.")
+    if len(set(config.modes_noll)) < len(config.modes_noll):
+        raise InputError(f"--modes-noll {config.modes_noll}: one of them is given twice.")
+    z_step_um = calibrated(config.z_step_um, stack.z_step_um, "z step", "--z-step-um")
+    if not 0 < abs(z_step_um) < LARGEST_STEP_UM:
+        raise InputError(f"--z-step-um is {z_step_um:g}; it is in um between two planes.")
+    if not (config.electrons_per_count > 0 and config.read_noise_e >= 0):
+        raise InputError("--electrons-per-count must be above 0 and --read-noise-e at least 0.")
+    pixel = calibrated(config.pixel_size_um, stack.pixel_size_um, "pixel size", "--pixel-size-um")
+    return Scene(
+        Microscope(config.na, config.wavelength_um, pixel, config.refractive_index),
+        z_step_um,
+        tuple(noll_to_nm(number) for number in config.modes_noll),
+        config.layers,
+        config.depth_um,
+        config.light,
+        config.read_noise_e,
+        config.fit_na,
+    )
+
+
+def describe(config: Config, scene: Scene, fit: BeadFit, top: int, left: int) -> dict:
+    """Content of fit.json."""
+    middle = (fit.model.shape[-1] - 1) / 2
+    origin = {"x_px": left + middle, "y_px": top + middle}
+    parameters = {
+        name: {"value": float(v) + origin.get(name, 0.0), "standard_error": float(e)}
+        for name, v, e in zip(fit.names, fit.values, fit.standard_errors, strict=True)
+    }
+    microscope = asdict(scene.microscope)
+    if config.fit_na:
+        microscope["na"] = fit["na"]
+    return {
+        "kind": "PSF fit",
+        "stack": config.stack.name,
+        "microscope": microscope,
+        "layers": asdict(config.layers),
+        "depth_um": config.depth_um,
+        "light": config.light,
+        "z_step_um": scene.z_step_um,
+        "planes": len(fit.model),
+        "modes_nm": [list(mode) for mode in scene.modes],
+        "camera": {
+            "offset_counts": config.offset_counts,
+            "electrons_per_count": config.electrons_per_count,
+            "read_noise_e": config.read_noise_e,
+        },
+        "parameters": parameters,
+        "wavefront_rms_waves": fit.wavefront_rms_waves,
+        "dispersion": fit.dispersion,
+    }
+
+
+def write_stack(path: Path, values: np.ndarray, scene: Scene) -> None:
+    """Write a float32 stack that Fiji and napari open calibrated."""
+    per_px = 1 / scene.microscope.pixel_size_um
+    metadata = {"axes": "ZYX", "unit": "um", "spacing": abs(scene.z_step_um)}
+    with whole_file(path) as partial:
+        tifffile.imwrite(
+            partial,
+            values.astype(np.float32),
+            imagej=True,
+            resolution=(per_px, per_px),
+            metadata=metadata,
+        )
+
+
+def report(description: dict, residual_of_peak: float) -> None:
+    """Print what was found."""
+    for name, found in description["parameters"].items():
+        print(f"  {name:18} {found['value']:12.5g} +- {found['standard_error']:.2g}")
+    dispersion = description["dispersion"]
+    print(f"wavefront {description['wavefront_rms_waves']:.3f} waves rms without defocus")
+    print(
+        f"residual {residual_of_peak:.2%} of the peak rms; {dispersion:.3g} times the variance of "
+        "photon noise"
+    )
+    if dispersion > MUCH_MORE_THAN_NOISE:
+        print(
+            "the model leaves more than photon noise: the standard errors are "
+            f"{dispersion**0.5:.2g} times as large if it is random, and unknown if it is not. "
+            "Check --electrons-per-count and --offset-counts, or fit more modes."
+        )
+
+
+def main(config: Config) -> None:
+    """Read, fit, write."""
+    keep_freed_memory()
+    stack = read_stack(config.stack)
+    scene = build_scene(config, stack)
+    check_saturation(stack.counts)
+    counts, top, left = cut_out(stack.counts, config.size or min(stack.counts.shape[1:]))
+    electrons = (counts.astype(float) - config.offset_counts) * config.electrons_per_count
+    warn_if_scalar_is_off(scene.light, Optics.of(scene.microscope))
+    started = time.perf_counter()
+    with tqdm(unit="step", desc="fit") as bar:
+
+        def progress(deviance: float) -> None:
+            bar.set_postfix_str(f"deviance {deviance:.5g}")
+            bar.update()
+
+        fit = fit_bead(scene, electrons, progress)
+    seconds = time.perf_counter() - started
+    residual = electrons - fit.model
+    deviations = residual / np.sqrt(np.maximum(fit.model + config.read_noise_e**2, 1e-9))
+    residual_of_peak = float(residual.std() / (fit.model.max() - fit["background"]))
+    description = describe(config, scene, fit, top, left)
+    write_stack(config.out / "model.tif", fit.model, scene)
+    write_stack(config.out / "residual.tif", deviations, scene)
+    draw_bead_fit(config.out / "fit.png", electrons, fit, scene, config.stack.name)
+    extra = {"residual_rms_of_peak": residual_of_peak, "seconds": round(seconds, 2)}
+    write_json(config.out / "fit.json", {**description, **extra, "run": run_record()})
+    report(description, residual_of_peak)
+    print(f"wrote {config.out} (look at {config.out / 'fit.png'})")
+
+
+if __name__ == "__main__":
+    run(Config, main, __doc__)

@@ -1,0 +1,254 @@
+"""Fit of a bead stack: recovery, standard errors, signs, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+import fit_psf
+from psf import InputError, Layers, Microscope
+from psf.bead import FIRST_MODE, Scene, check_stack, expected_stack, fit_bead
+from psf.stacks import check_saturation, cut_out, read_stack
+
+ROOT = Path(__file__).parents[1]
+RECOVERY = 1e-3  # px, um, waves, and relative for photons and background
+SIGMAS = 3  # within which 95 % of the repetitions must lie, in every parameter
+ROUNDING = 1e-9
+
+MICROSCOPE = Microscope(na=0.85, wavelength_um=0.52, pixel_size_um=0.13, refractive_index=1.0)
+SCENE = Scene(MICROSCOPE, z_step_um=0.4, modes=((2, -2), (3, 1), (4, 0)), light="scalar")
+PLANES, SIZE = 7, 24
+
+
+def truth(photons=5000.0, modes=(0.08, -0.05, 0.06), drift=(0.0, 0.0), fading=0.0):
+    """Parameters of SCENE; the stack is not centred on focus, nor the bead on the planes."""
+    return np.array([0.7, -0.4, 0.15, photons, 10.0, *drift, fading, *modes])
+
+
+def stack(values, scene=SCENE):
+    return expected_stack(scene, values, PLANES, SIZE)
+
+
+def errors(fit, values):
+    """Absolute errors, of photons and background relative ones."""
+    scale = np.ones_like(values)
+    scale[3:5] = values[3:5]
+    return np.abs(fit.values - values) / scale
+
+
+# --- the fit
+
+
+def test_noise_free_stack_gives_the_parameters_back():
+    values = truth(drift=(0.1, -0.2), fading=0.05)
+    fit = fit_bead(SCENE, stack(values))
+    assert errors(fit, values).max() < RECOVERY
+    assert fit.dispersion < ROUNDING
+    assert fit.wavefront_rms_waves == pytest.approx(np.hypot(np.hypot(0.08, 0.05), 0.06), abs=1e-4)
+
+
+def test_strong_spherical_aberration_is_found_from_afar():
+    values = truth(modes=(0.0, 0.0, -0.35))
+    assert errors(fit_bead(SCENE, stack(values)), values).max() < RECOVERY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("light", ["aplanatic", "vectorial"])
+def test_noise_free_stack_under_layers_gives_the_parameters_and_the_na_back(light):
+    microscope = Microscope(na=1.2, wavelength_um=0.6, pixel_size_um=0.1, refractive_index=1.33)
+    known = replace(SCENE, microscope=microscope, light=light, layers=Layers(n_immersion=1.515))
+    known = replace(known, depth_um=3.0, fit_na=True)
+    values = np.append(truth(), 1.2)
+    electrons = stack(values, known)
+    guess = replace(known, microscope=replace(microscope, na=1.15))
+    assert errors(fit_bead(guess, electrons), values).max() < RECOVERY
+
+
+def sigmas_off(seed):
+    values = truth()
+    rng = np.random.default_rng(seed)
+    fit = fit_bead(SCENE, rng.poisson(stack(values)).astype(float))
+    return (fit.values - values) / fit.standard_errors, fit.dispersion
+
+
+def test_photon_noise_moves_the_parameters_by_their_standard_errors():
+    off, dispersion = sigmas_off(seed=0)
+    assert np.abs(off).max() < SIGMAS + 0.5
+    assert 0.3 < np.sqrt(np.mean(off**2)) < 2.0
+    assert dispersion == pytest.approx(1, abs=0.1)  # 4 sigma of 4032 pixels
+
+
+@pytest.mark.slow
+def test_parameters_lie_within_three_standard_errors_in_95_percent_of_repetitions():
+    off = np.array([sigmas_off(seed)[0] for seed in range(40)])
+    assert (np.abs(off).max(1) < SIGMAS).mean() >= 0.95 - 0.025  # one more in 40 may be chance
+    assert (np.abs(off) < SIGMAS).mean() >= 0.95
+    assert np.sqrt(np.mean(off**2)) == pytest.approx(1, abs=0.15)  # neither too large nor small
+
+
+def test_standard_errors_fall_with_the_root_of_the_light():
+    few, many = truth(), truth(photons=20000.0)
+    many[4] *= 4
+    ratios = [fit_bead(SCENE, stack(v)).standard_errors for v in (few, many)]
+    expected = np.full(len(few), 2.0)
+    expected[3:5] = 0.5  # of photons and background, which are themselves four times as large
+    assert ratios[0] / ratios[1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_read_noise_makes_the_standard_errors_larger():
+    noisy = replace(SCENE, read_noise_e=5.0)
+    quiet, loud = (fit_bead(s, stack(truth())).standard_errors for s in (SCENE, noisy))
+    assert (loud > quiet).all()
+
+
+# --- signs
+
+
+def test_a_stack_read_backwards_has_even_aberrations_of_the_other_sign():
+    values = truth(modes=(0.08, 0.0, 0.06))
+    fit = fit_bead(replace(SCENE, z_step_um=-0.4), stack(values))
+    assert fit.values[FIRST_MODE:] == pytest.approx([-0.08, 0.0, -0.06], abs=RECOVERY)
+    assert fit["z_focus_um"] == pytest.approx(-values[2], abs=RECOVERY)
+
+
+def test_x_is_along_columns_and_y_along_rows():
+    values = truth(modes=(0.0, 0.0, 0.0))
+    plane = stack(values)[PLANES // 2] - values[4]
+    line = np.arange(SIZE) - (SIZE - 1) / 2
+    # the centre of mass of what lies on the grid; the tails beyond it are lost on one side more
+    assert (plane.sum(0) * line).sum() / plane.sum() == pytest.approx(0.7, abs=0.1)
+    assert (plane.sum(1) * line).sum() / plane.sum() == pytest.approx(-0.4, abs=0.1)
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("electrons", "message"),
+    [
+        (np.ones((5, 16, 20)), "square planes"),
+        (np.ones((2, 16, 16)), "2 planes of 16 x 16"),
+        (np.ones((5, 6, 6)), "at least 3 of 8 x 8"),
+        (np.full((5, 16, 16), np.nan), "NaN"),
+        (np.zeros((5, 16, 16)), "no bead"),
+        (np.random.default_rng(0).poisson(100.0, (5, 16, 16)), "no bead"),
+    ],
+)
+def test_refuses_stacks_without_a_bead(electrons, message):
+    with pytest.raises(InputError, match=message):
+        check_stack(electrons)
+
+
+def test_refuses_a_saturated_bead_but_not_a_bright_one():
+    counts = np.full((5, 16, 16), 100, np.uint16)
+    counts[2, 8, 8] = 4095
+    check_saturation(counts)
+    counts[2, 7:9, 7:9] = 4095
+    with pytest.raises(InputError, match="4 pixels are saturated"):
+        check_saturation(counts)
+
+
+def test_cut_out_holds_the_brightest_spot_in_its_middle():
+    counts = np.zeros((3, 40, 60))
+    counts[1, 30, 12] = 1000
+    cut, top, left = cut_out(counts, 16)
+    assert (top, left) == (22, 4)
+    assert cut[1, 8, 8] == 1000
+    assert cut_out(counts, 32)[1:] == (8, 0)  # not beyond the border
+    with pytest.raises(InputError, match="does not fit planes of 40 x 60"):
+        cut_out(counts, 50)
+
+
+# --- the script
+
+
+def write_tiff(path, counts, **metadata):
+    tifffile.imwrite(
+        path,
+        counts,
+        imagej=True,
+        resolution=(1 / 0.13, 1 / 0.13),
+        metadata={"axes": "ZYX"} | metadata,
+    )
+    return path
+
+
+def run_script(*arguments):
+    command = [sys.executable, "fit_psf.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+OPTICS = ("--na", 0.85, "--wavelength-um", 0.52, "--refractive-index", 1.0, "--light", "scalar")
+
+
+def test_reads_the_calibration_of_imagej_and_ome(tmp_path):
+    counts = np.ones((5, 16, 16), np.uint16)
+    imagej = read_stack(write_tiff(tmp_path / "a.tif", counts, spacing=0.4, unit="um"))
+    assert (imagej.pixel_size_um, imagej.z_step_um) == pytest.approx((0.13, 0.4))
+    sizes = {"PhysicalSizeX": 130, "PhysicalSizeXUnit": "nm", "PhysicalSizeZ": 0.4}
+    tifffile.imwrite(tmp_path / "b.ome.tif", counts, metadata={"axes": "ZYX", **sizes})
+    ome = read_stack(tmp_path / "b.ome.tif")
+    assert (ome.pixel_size_um, ome.z_step_um) == pytest.approx((0.13, 0.4))
+    tifffile.imwrite(tmp_path / "c.tif", counts)
+    assert read_stack(tmp_path / "c.tif").z_step_um is None
+
+
+def test_script_fits_a_stack_and_writes_a_calibrated_record(tmp_path):
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(stack(truth())) * 2 + 100  # half an electron per count, offset 100
+    path = write_tiff(tmp_path / "bead.tif", counts.astype(np.uint16), spacing=0.4, unit="um")
+    camera = ("--offset-counts", 100, "--electrons-per-count", 0.5, "--modes-noll", 5, 8, 11)
+    done = run_script(path, *OPTICS, *camera, "--out", tmp_path / "fit")
+    assert done.returncode == 0, done.stderr
+    fit = json.loads((tmp_path / "fit" / "fit.json").read_text())
+    middle = (SIZE - 1) / 2
+    expected = truth()
+    expected[:2] += middle
+    for found, value in zip(fit["parameters"].values(), expected, strict=True):
+        assert found["value"] == pytest.approx(value, abs=4 * found["standard_error"])
+    assert fit["dispersion"] == pytest.approx(1, abs=0.1)
+    model = read_stack(tmp_path / "fit" / "model.tif")
+    assert (model.pixel_size_um, model.z_step_um) == pytest.approx((0.13, 0.4))
+    assert (tmp_path / "fit" / "fit.png").stat().st_size > 10000
+    shutil.rmtree(tmp_path / "fit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"z_step_um": None}, "the file does not say its z step; give it as --z-step-um"),
+        ({"z_step_um": 400}, "--z-step-um is 400"),
+        ({"pixel_size_um": 0.2}, "the file says 0.13 um"),
+        ({"modes_noll": (4, 5)}, "Noll mode 4 is the focus"),
+        ({"modes_noll": (5, 5)}, "given twice"),
+        ({"na": 1.2}, "NA 1.2 is not below the refractive index"),
+        ({"wavelength_um": 520}, "it is in um"),
+        ({"size": 99}, "--size 99 does not fit"),
+        ({"depth_um": -1.0}, "depth_um is -1.0"),
+        ({"electrons_per_count": 0.0}, "must be above 0"),
+        ({}, "no bead in the stack"),
+    ],
+)
+def test_refuses_settings_that_make_no_sense_and_writes_nothing(tmp_path, settings, message):
+    counts = np.random.default_rng(0).poisson(100.0, (5, 16, 16)).astype(np.uint16)
+    if "depth_um" in settings:
+        counts = stack(truth()).astype(np.uint16)
+    plain = {"na": 0.85, "wavelength_um": 0.52, "refractive_index": 1.0, "light": "scalar"}
+    plain |= {"z_step_um": 0.4, "out": tmp_path / "fit"}
+    path = write_tiff(tmp_path / "bead.tif", counts, unit="um")
+    with pytest.raises(InputError, match=message), warnings.catch_warnings(action="ignore"):
+        fit_psf.main(fit_psf.Config(path, **plain | settings))
+    assert not (tmp_path / "fit").exists()
+
+
+def test_script_says_what_is_wrong_in_one_line(tmp_path):
+    done = run_script(tmp_path / "none.tif", *OPTICS, "--out", tmp_path / "fit")
+    assert done.returncode == 2
+    assert done.stderr == f"error: there is no bead stack {tmp_path / 'none.tif'}.\n"
