@@ -96,15 +96,18 @@ def _or(
     return like.new_tensor([value])
 
 
-def immersion_in_focus_um(layers: dict[str, torch.Tensor], depth_um: torch.Tensor) -> torch.Tensor:
-    """Thickness t_i of the immersion that brings a particle at this depth to paraxial focus."""
+def immersion_change_um(layers: dict[str, torch.Tensor], depth_um: torch.Tensor) -> torch.Tensor:
+    """Immersion t_i - t_i* that brings a particle at this depth to paraxial focus.
+
+    Written as a difference, so that a long working distance does not cost digits.
+    """
     reduced = (
-        layers["immersion_um_design"] / layers["n_immersion_design"]
-        + layers["coverslip_um_design"] / layers["n_coverslip_design"]
+        layers["coverslip_um_design"] / layers["n_coverslip_design"]
         - layers["coverslip_um"] / layers["n_coverslip"]
         - depth_um / layers["n_sample"]
     )
-    return layers["n_immersion"] * reduced
+    stretch = (layers["n_immersion"] - layers["n_immersion_design"]) / layers["n_immersion_design"]
+    return stretch * layers["immersion_um_design"] + layers["n_immersion"] * reduced
 
 
 def layered_wavefront(
@@ -128,24 +131,26 @@ def layered_wavefront(
         thinner than nothing.
     """
     filled = layers.of(optics)
-    immersion_um = immersion_in_focus_um(filled, depth_um) + z_um
-    _check_working_distance(filled, immersion_um, depth_um)
+    change_um = immersion_change_um(filled, depth_um) + z_um
+    _check_working_distance(filled, filled["immersion_um_design"] + change_um, depth_um)
 
     def column(values: torch.Tensor) -> torch.Tensor:
         return values.reshape(-1, *[1] * rho.ndim)
 
     sine2 = (column(optics.na) * rho) ** 2
 
-    def path(thickness: str | torch.Tensor, index: str) -> torch.Tensor:
-        """Thickness times P(n) - n, without the cancellation of its two terms."""
-        thickness = filled[thickness] if isinstance(thickness, str) else thickness
+    def path(index: str) -> torch.Tensor:
+        """P(n) - n, without the cancellation of its two terms."""
         n = column(filled[index])
-        return -column(thickness) * sine2 / (n + torch.sqrt(n**2 - sine2))
+        return -sine2 / (n + torch.sqrt(n**2 - sine2))
 
-    difference = path(depth_um, "n_sample") + path(immersion_um, "n_immersion")
-    difference = difference - path("immersion_um_design", "n_immersion_design")
-    difference = difference + path("coverslip_um", "n_coverslip")
-    difference = difference - path("coverslip_um_design", "n_coverslip_design")
+    # t P(n) - t* P(n*) = (t - t*) P(n) + t* (P(n) - P(n*)): exact where a layer is as designed
+    difference = column(depth_um) * path("n_sample") + column(change_um) * path("n_immersion")
+    for name in ("immersion", "coverslip"):
+        actual, design = path(f"n_{name}"), path(f"n_{name}_design")
+        difference = difference + column(filled[f"{name}_um_design"]) * (actual - design)
+    thicker = filled["coverslip_um"] - filled["coverslip_um_design"]
+    difference = difference + column(thicker) * path("n_coverslip")
     return -difference / column(optics.wavelength_um)
 
 

@@ -17,7 +17,7 @@ dipoles the intensity is |A_0|^2 + |A_1|^2 / 2 + |A_2|^2, with A_m the transform
 
 The rule: above NA / n = 0.38 the scalar PSF in focus differs from the vectorial one, both scaled to
 the same peak, by more than 1 % of the peak, and `ScalarWarning` says so. Out of focus it is worse:
-4 waves out 1 % is reached at NA / n = 0.22.
+4 waves out 1 % is reached at NA / n = 0.2.
 """
 
 import warnings
