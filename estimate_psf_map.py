@@ -102,7 +102,8 @@ def as_table(psf_map: PsfMap, pixel_size_um: float) -> pd.DataFrame:
     y, x = torch.meshgrid(psf_map.rows, psf_map.columns, indexing="ij")
     table = {"y_px": y, "x_px": x, "y_um": y * pixel_size_um, "x_um": x * pixel_size_um}
     for name, channel in zip(psf_map.channel_names, psf_map.channels, strict=True):
-        unit = "" if name == "content probability" else f"_{psf_map.unit}"
+        has_unit = name == "content probability" or f"_{psf_map.unit}" in name
+        unit = "" if has_unit else f"_{psf_map.unit}"
         table[name.replace(" ", "_") + unit] = channel
     return pd.DataFrame({name: column.flatten().numpy() for name, column in table.items()})
 

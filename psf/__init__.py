@@ -4,7 +4,8 @@ from psf.errors import InputError
 from psf.gibson_lanni import Layers
 from psf.microscope import Microscope
 from psf.model import LIGHTS, MODEL_NAMES, PsfModel, draw_labels, psf_model, turn_labels
-from psf.synthesis import synthesize, synthesize_with_loss
+from psf.synthesis import synthesize, synthesize_pupil, synthesize_with_loss
+from psf.transfer import transfer_functions
 
 __all__ = [
     "LIGHTS",
@@ -16,6 +17,8 @@ __all__ = [
     "draw_labels",
     "psf_model",
     "synthesize",
+    "synthesize_pupil",
     "synthesize_with_loss",
+    "transfer_functions",
     "turn_labels",
 ]

@@ -79,8 +79,8 @@ class Layers:
             if bool((optics.na >= filled[name]).any()):
                 na, index = plain(optics.na.max()), plain(filled[name].min())
                 raise InputError(
-                    f"NA {na:g} is not below {name} {index:g}: light of that "
-                    "angle does not pass the layer; give a smaller effective NA or check the index."
+                    f"NA {na:g} is not below {name} {index:g}: light of that angle does not pass "
+                    "the layer; give a smaller effective NA or check the index."
                 )
         return filled
 
@@ -144,13 +144,16 @@ def layered_wavefront(
         n = column(filled[index])
         return -sine2 / (n + torch.sqrt(n**2 - sine2))
 
-    # t P(n) - t* P(n*) = (t - t*) P(n) + t* (P(n) - P(n*)): exact where a layer is as designed
-    difference = column(depth_um) * path("n_sample") + column(change_um) * path("n_immersion")
+    # t P(n) - t* P(n*) = (t - t*) P(n) + t* (P(n) - P(n*)), without what is as designed
+    terms = [(depth_um, path("n_sample")), (change_um, path("n_immersion"))]
     for name in ("immersion", "coverslip"):
-        actual, design = path(f"n_{name}"), path(f"n_{name}_design")
-        difference = difference + column(filled[f"{name}_um_design"]) * (actual - design)
-    thicker = filled["coverslip_um"] - filled["coverslip_um_design"]
-    difference = difference + column(thicker) * path("n_coverslip")
+        if filled[f"n_{name}"] is not filled[f"n_{name}_design"]:
+            changed = path(f"n_{name}") - path(f"n_{name}_design")
+            terms.append((filled[f"{name}_um_design"], changed))
+    if filled["coverslip_um"] is not filled["coverslip_um_design"]:
+        thicker = filled["coverslip_um"] - filled["coverslip_um_design"]
+        terms.append((thicker, path("n_coverslip")))
+    difference = sum(column(thickness) * each for thickness, each in terms)
     return -difference / column(optics.wavelength_um)
 
 

@@ -17,6 +17,7 @@ from psf.errors import InputError
 # zero to five digits; a warning there would be noise.
 NYQUIST_TOLERANCE = 1.01
 LONGEST_WAVELENGTH_UM = 20.0  # beyond it somebody typed nanometres
+LARGEST_PIXEL_UM = 50.0  # the same
 
 
 class SamplingWarning(UserWarning):
@@ -52,6 +53,11 @@ class Microscope:
         if plain(self.wavelength_um) > LONGEST_WAVELENGTH_UM:
             raise InputError(
                 f"wavelength_um is {plain(self.wavelength_um):g}; it is in um (500 nm are 0.5 um)."
+            )
+        if plain(self.pixel_size_um) > LARGEST_PIXEL_UM:
+            raise InputError(
+                f"pixel_size_um is {plain(self.pixel_size_um):g}; it is in um in object space, the "
+                "camera pixel divided by the magnification."
             )
         if plain(self.na) >= plain(self.refractive_index):
             raise InputError(

@@ -17,6 +17,7 @@ from psf.microscope import Optics
 from psf.model import PsfModel, wavefront
 
 TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-13}  # of the quadratures, in amplitude
+FEWEST_POINTS = 64  # at which a pupil is looked at
 MAX_DEGREE = 2**14  # a pupil that needs more is not smooth
 DIRECTIONS = 8  # diameters on which the degree of a pupil is measured
 
@@ -45,26 +46,25 @@ class Pupil:
         phase = (2 * math.pi * (waves - waves.detach().round())).to(self.dtype)
         return torch.complex(phase.cos(), phase.sin())
 
-    def degree(self) -> int:
-        """Degree of the polynomial that replaces the pupil function within the tolerance.
+    def spectrum(self) -> np.ndarray:
+        """Chebyshev coefficients of the pupil function, by magnitude, down to the tolerance.
 
-        From the Chebyshev coefficients along diameters (radii where it is axisymmetric) of the
-        PSF with the steepest wavefront.
+        The largest along diameters (radii where it is axisymmetric), of the PSF with the steepest
+        wavefront.
         """
-        coarse = self.wavefront(*self._diameters(16)).detach()
+        coarse = self.wavefront(*self._diameters(FEWEST_POINTS)).detach()
         slopes = coarse.diff(dim=-1).abs().flatten(1).amax(1)
-        pupil = self.only(int(slopes.argmax())) if len(slopes) > 1 else self
+        steepest = int(slopes.argmax())
         rounding = 8 * math.pi * torch.finfo(coarse.dtype).eps * float(coarse.abs().max())
         tolerance = max(TOLERANCE[self.dtype], rounding)  # of the phase: more cannot be asked
-        points = 64
+        points, waves, pupil = FEWEST_POINTS, coarse[steepest], self.only(steepest)
         while points <= MAX_DEGREE:
-            size = pupil._chebyshev(points)
+            size = pupil._chebyshev(waves, points)
             needed = int(np.flatnonzero(size > tolerance).max(initial=0))
-            if needed < points * 3 // 4:
-                return min(needed, self.max_degree)
-            if points > self.max_degree:
-                return self.max_degree
+            if needed < points * 3 // 4 or points > self.max_degree:
+                return size[: min(needed, self.max_degree) + 1]
             points *= 2
+            waves = pupil.wavefront(*self._diameters(points))[0].detach()
         raise InputError("the pupil function is not smooth; check NA, indices and aberrations.")
 
     def _diameters(self, points: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,16 +76,16 @@ class Pupil:
         angle = math.pi * torch.arange(DIRECTIONS).to(x)[:, None] / DIRECTIONS
         return x.abs().expand(DIRECTIONS, -1), angle + math.pi * (x < 0).to(x)
 
-    def _chebyshev(self, points: int) -> np.ndarray:
-        """Largest Chebyshev coefficient of each order, over directions and components."""
+    def _chebyshev(self, waves: torch.Tensor, points: int) -> np.ndarray:
+        """Largest coefficient of each order, over directions and components, of the one PSF."""
         rho, theta = self._diameters(points)
         with torch.no_grad():
-            waves = self.wavefront(rho, theta)[0].cpu().numpy()
             parts = [
                 (part.amplitude[0] * torch.cos(part.order * (theta - theta[:, :1]))).cpu().numpy()
                 for part in self.components(rho, theta)  # odd orders change sign in the middle
             ]
-        values = np.concatenate([np.atleast_2d(a * np.exp(2j * np.pi * waves)) for a in parts])
+        field = np.exp(2j * np.pi * waves.cpu().numpy())
+        values = np.concatenate([np.atleast_2d(amplitude * field) for amplitude in parts])
         coefficients = dct(values.real, type=1) + 1j * dct(values.imag, type=1)
         return np.abs(coefficients).max(0) / points
 
@@ -168,23 +168,26 @@ def is_variable(tensor: torch.Tensor) -> bool:
 
 
 @lru_cache(maxsize=256)
-def plane_wave_degree(steepest_phase: int, tolerance: float) -> int:
-    """Degree of the polynomial that replaces exp(i kappa x) on [-1, 1] within the tolerance.
+def _wave_spectrum(steepest_phase: int, tolerance: float) -> np.ndarray:
+    """Chebyshev coefficients of exp(i kappa x) on [-1, 1], 2 |J_k(kappa)|, down to the tolerance.
 
-    Its Chebyshev coefficients are 2 J_k(kappa), which fall faster than exponentially beyond
-    k = kappa.
+    They fall faster than exponentially beyond k = kappa.
     """
-    orders = np.arange(steepest_phase, 2 * steepest_phase + 64)
-    return int(orders[np.abs(jv(orders, steepest_phase)) > tolerance].max(initial=0))
+    orders = np.arange(2 * steepest_phase + 64)
+    size = 2 * np.abs(jv(orders, steepest_phase))
+    return size[: int(np.flatnonzero(size > tolerance).max(initial=0)) + 1]
 
 
 def node_count(pupil: Pupil, steepest_phase: float) -> int:
     """Gauss nodes for the pupil function times exp(i kappa x), kappa = steepest_phase.
 
-    Q nodes integrate polynomials up to degree 2 Q - 1 exactly, so that the error is that of
-    replacing both factors by polynomials; one degree more for the radius in rho d rho.
+    Q nodes integrate polynomials up to degree 2 Q - 1 exactly. What the product has above degree D
+    is at most sum_{j + k > D} |a_j| |b_k| / 2, since T_j T_k = (T_{j+k} + T_{|j-k|}) / 2; one
+    degree more for the radius in rho d rho.
     """
     tolerance = TOLERANCE[pupil.dtype]
-    wave = plane_wave_degree(8 * math.ceil(steepest_phase / 8), tolerance)
-    needed = (pupil.degree() + wave + 2) / 2
-    return 8 * math.ceil(needed / 8)  # in steps, so that tables are reused
+    wave = _wave_spectrum(8 * math.ceil(steepest_phase / 8), tolerance)
+    product = np.convolve(pupil.spectrum(), wave)
+    above = product[::-1].cumsum()[::-1] / 2  # what degree D and all higher ones hold
+    degree = int(np.flatnonzero(above > tolerance).max(initial=0))
+    return 4 * math.ceil((degree + 2) / 8)  # even, and in steps, so that tables are reused

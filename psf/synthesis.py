@@ -247,13 +247,12 @@ def _normalised(
         quadrant = hankel_psfs(pupil, grid)
         if averages:
             quadrant = averages[0] @ (quadrant @ averages[0].T)
-        quadrant = quadrant.clamp(min=0)  # rounding may reach -1e-9 in dark rings
+            quadrant = quadrant.clamp(min=0)  # rounding may reach -1e-9 in dark rings
         inside = 4 * ((quadrant @ share) @ share)
         return unfold(quadrant / inside[:, None, None], size), inside
     quadrants = fourier_psfs(pupil, grid)
     if averages:
-        quadrants = _integrate_pixels(quadrants, *averages)
-    quadrants = quadrants.clamp(min=0)
+        quadrants = _integrate_pixels(quadrants, *averages).clamp(min=0)
     inside = ((quadrants @ share) @ share).sum((0, 1))
     return assemble(quadrants / inside[:, None, None], size), inside
 

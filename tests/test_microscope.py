@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from psf import InputError, Microscope
-from psf.microscope import SamplingWarning, cutoffs
+from psf.microscope import Optics, SamplingWarning, cutoffs
 
 ROUNDING = 5e-4  # expected values below are written with four digits
 
@@ -68,3 +68,18 @@ def test_cutoffs_of_one_and_of_several_microscopes():
 def test_wavelength_typed_in_nanometres_is_told():
     with pytest.raises(InputError, match=r"500 nm are 0\.5 um"):
         Microscope(wavelength_um=500)
+
+
+def test_pixel_size_typed_in_nanometres_is_told():
+    with pytest.raises(InputError, match=r"pixel_size_um is 278; it is in um in object space"):
+        Microscope(pixel_size_um=278)
+
+
+def test_numbers_may_be_tensors_through_which_gradients_flow():
+    na = torch.tensor(0.45, requires_grad=True)
+    optics = Optics.of([Microscope(na=na), Microscope()])
+    assert optics.cutoff_cycles_per_pixel.tolist() == pytest.approx([0.5004, 0.5004])
+    optics.cutoff_cycles_per_pixel.sum().backward()
+    assert float(na.grad) == pytest.approx(2 * 0.278 / 0.5)
+    with pytest.raises(InputError, match="NA"):
+        Microscope(na=1.4 * na / na)
