@@ -75,12 +75,13 @@ class Layers:
         filled = {name: _or(getattr(self, name), index) for name in names}
         for name in ("n_immersion", "n_coverslip", "coverslip_um"):
             filled[f"{name}_design"] = _or(getattr(self, f"{name}_design"), index, filled[name])
-        for name in (*LAYER_INDICES, "n_immersion_design", "n_coverslip_design"):
-            if bool((optics.na >= filled[name]).any()):
-                na, index = plain(optics.na.max()), plain(filled[name].min())
+        named = ("n_coverslip_design", "n_immersion_design", *LAYER_INDICES[::-1])
+        for index, name in {filled[name]: name for name in named}.items():  # each tensor once
+            if bool((optics.na >= index).any()):
                 raise InputError(
-                    f"NA {na:g} is not below {name} {index:g}: light of that angle does not pass "
-                    "the layer; give a smaller effective NA or check the index."
+                    f"NA {plain(optics.na.max()):g} is not below {name} {plain(index.min()):g}: "
+                    "light of that angle does not pass the layer; give a smaller effective NA or "
+                    "check the index."
                 )
         return filled
 

@@ -14,14 +14,13 @@ BESSEL = {0: j0, 1: j1, 2: partial(jv, 2)}  # by order; j0 and j1 are faster tha
 TAPS = {torch.float32: 4, torch.float64: 10}  # points that interpolate in it
 
 
-def hankel_psfs(pupil: Pupil, grid: int) -> torch.Tensor:
-    """One quadrant (N, H, H), H = ceil(G / 2), of axisymmetric PSFs on a grid of G x G points.
+def hankel_profiles(pupil: Pupil, grid: int) -> torch.Tensor:
+    """Axisymmetric PSFs (N, R) at the unique radii of a grid of G x G points.
 
     h(r) = |int_0^1 A exp(2 pi i W) J0(v rho) 2 rho d rho|^2, v = pi cutoff r, and the like with
-    J1 and J2 for the components of vectorial light. The first row and column are those next to
-    the grid's middle; an infinite grid would sum to 1.
+    J1 and J2 for the components of vectorial light; an infinite grid would sum to 1.
     """
-    radii, place = _unique_radii(grid)
+    radii = _unique_radii(grid)[0]
     v_max = math.pi * float(pupil.cutoff.detach().max()) * float(radii[-1])
     nodes = node_count(pupil, v_max / 2)
     device, dtype = pupil.cutoff.device, pupil.cutoff.dtype
@@ -35,11 +34,20 @@ def hankel_psfs(pupil: Pupil, grid: int) -> torch.Tensor:
         factor = math.sqrt(part.weight) * scale[:, None] * part.amplitude * area
         weighted = torch.view_as_real(field * factor.to(pupil.dtype)).transpose(1, 2)
         amplitudes.append(_transform(weighted, pupil.cutoff, part.order, grid, v_max))
-    profile = sum(amplitude.square().sum(1) for amplitude in amplitudes)  # (N, R)
+    return sum(amplitude.square().sum(1) for amplitude in amplitudes)
+
+
+def quadrants(profiles: torch.Tensor, grid: int) -> torch.Tensor:
+    """One quadrant (N, H, H), H = ceil(G / 2), of the grid, from its middle outwards."""
+    # index_select by 32-bit indices: ten times as fast as profiles[:, place]
+    place = torch.from_numpy(_unique_radii(grid)[1]).to(profiles.device, torch.int32)
     half = (grid + 1) // 2
-    # index_select by 32-bit indices: ten times as fast as profile[:, place]
-    place = torch.from_numpy(place).to(device, torch.int32)
-    return profile.index_select(1, place).reshape(-1, half, half)
+    return profiles.index_select(1, place).reshape(-1, half, half)
+
+
+def sum_on_grid(profiles: torch.Tensor, grid: int) -> torch.Tensor:
+    """Sum (N,) over all points of the grid."""
+    return profiles @ torch.from_numpy(_unique_radii(grid)[2]).to(profiles)
 
 
 def unfold(quadrant: torch.Tensor, grid: int) -> torch.Tensor:
@@ -92,11 +100,17 @@ def _gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=16)
-def _unique_radii(grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct distances from the grid's middle, ascending, and the index of each of H*H points."""
+def _unique_radii(grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct distances from the grid's middle, ascending.
+
+    With the index of each of H*H points of a quadrant, and how many points of the grid there are
+    at each distance.
+    """
     twice = 2 * np.arange((grid + 1) // 2) + (grid + 1) % 2  # integers: radii compare exactly
     squares, place = np.unique(twice[:, None] ** 2 + twice**2, return_inverse=True)
-    return np.sqrt(squares) / 2, place.ravel()
+    sides = np.where(twice == 0, 1.0, 2.0)
+    counts = np.bincount(place.ravel(), weights=np.outer(sides, sides).ravel())
+    return np.sqrt(squares) / 2, place.ravel(), counts
 
 
 @lru_cache(maxsize=6)

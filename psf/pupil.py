@@ -57,7 +57,8 @@ class Pupil:
         steepest = int(slopes.argmax())
         rounding = 8 * math.pi * torch.finfo(coarse.dtype).eps * float(coarse.abs().max())
         tolerance = max(TOLERANCE[self.dtype], rounding)  # of the phase: more cannot be asked
-        points, waves, pupil = FEWEST_POINTS, coarse[steepest], self.only(steepest)
+        points, waves = FEWEST_POINTS, coarse[steepest]
+        pupil = self.only(steepest)
         while points <= MAX_DEGREE:
             size = pupil._chebyshev(waves, points)
             needed = int(np.flatnonzero(size > tolerance).max(initial=0))
@@ -68,21 +69,18 @@ class Pupil:
         raise InputError("the pupil function is not smooth; check NA, indices and aberrations.")
 
     def _diameters(self, points: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chebyshev points, on radii (1, M + 1) or diameters (DIRECTIONS, M + 1)."""
-        steps = torch.arange(points + 1).to(self.cutoff.detach())  # double: so is the tolerance
-        x = torch.cos(math.pi * steps / points)
-        if self.axisymmetric:
-            return (x[None] + 1) / 2, torch.zeros_like(x)[None]
-        angle = math.pi * torch.arange(DIRECTIONS).to(x)[:, None] / DIRECTIONS
-        return x.abs().expand(DIRECTIONS, -1), angle + math.pi * (x < 0).to(x)
+        like = self.cutoff
+        return _chebyshev_points(points, self.axisymmetric, like.device, like.dtype)
 
     def _chebyshev(self, waves: torch.Tensor, points: int) -> np.ndarray:
         """Largest coefficient of each order, over directions and components, of the one PSF."""
         rho, theta = self._diameters(points)
         with torch.no_grad():
+            # odd orders change sign in the middle of a diameter
+            turns = torch.cos(theta - theta[:, :1])
             parts = [
-                (part.amplitude[0] * torch.cos(part.order * (theta - theta[:, :1]))).cpu().numpy()
-                for part in self.components(rho, theta)  # odd orders change sign in the middle
+                (part.amplitude[0] * turns if part.order == 1 else part.amplitude[0]).cpu().numpy()
+                for part in self.components(rho, theta)
             ]
         field = np.exp(2j * np.pi * waves.cpu().numpy())
         values = np.concatenate([np.atleast_2d(amplitude * field) for amplitude in parts])
@@ -165,6 +163,18 @@ def precise(device: torch.device) -> torch.dtype:
 def is_variable(tensor: torch.Tensor) -> bool:
     """Whether anyone asks for derivatives with respect to it, backward or forward."""
     return tensor.requires_grad or unpack_dual(tensor).tangent is not None
+
+
+@lru_cache(maxsize=64)
+def _chebyshev_points(
+    points: int, axisymmetric: bool, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pupil radius and angle on radii (1, M + 1), or on diameters (DIRECTIONS, M + 1)."""
+    x = torch.cos(math.pi * torch.arange(points + 1).to(device, dtype) / points)
+    if axisymmetric:
+        return (x[None] + 1) / 2, torch.zeros_like(x)[None]
+    angle = math.pi * torch.arange(DIRECTIONS).to(x)[:, None] / DIRECTIONS
+    return x.abs().expand(DIRECTIONS, -1), angle + math.pi * (x < 0).to(x)
 
 
 @lru_cache(maxsize=256)

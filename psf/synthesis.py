@@ -19,7 +19,7 @@ import torch
 
 from psf.errors import InputError
 from psf.fourier import assemble, fourier_psfs
-from psf.hankel import hankel_psfs, unfold
+from psf.hankel import hankel_profiles, quadrants, sum_on_grid, unfold
 from psf.light import warn_if_scalar_is_off
 from psf.microscope import Microscopes, Optics
 from psf.model import LIGHTS, PsfModel, psf_model
@@ -244,24 +244,24 @@ def _normalised(
     share = pupil.cutoff.new_ones((size + 1) // 2, dtype=pupil.dtype)
     share[0] = 0.5 if size % 2 else 1  # each quadrant has its share of the middle row
     if pupil.axisymmetric:
-        quadrant = hankel_psfs(pupil, grid)
-        if averages:
-            quadrant = averages[0] @ (quadrant @ averages[0].T)
-            quadrant = quadrant.clamp(min=0)  # rounding may reach -1e-9 in dark rings
+        profiles = hankel_profiles(pupil, grid)
+        if not averages:
+            inside = sum_on_grid(profiles, grid)
+            return unfold(quadrants(profiles / inside[:, None], grid), grid), inside
+        quadrant = averages[0] @ (quadrants(profiles, grid) @ averages[0].T)
+        quadrant = quadrant.clamp(min=0)  # rounding may reach -1e-9 in dark rings
         inside = 4 * ((quadrant @ share) @ share)
         return unfold(quadrant / inside[:, None, None], size), inside
-    quadrants = fourier_psfs(pupil, grid)
+    parts = fourier_psfs(pupil, grid)
     if averages:
-        quadrants = _integrate_pixels(quadrants, *averages).clamp(min=0)
-    inside = ((quadrants @ share) @ share).sum((0, 1))
-    return assemble(quadrants / inside[:, None, None], size), inside
+        parts = _integrate_pixels(parts, *averages).clamp(min=0)
+    inside = ((parts @ share) @ share).sum((0, 1))
+    return assemble(parts / inside[:, None, None], size), inside
 
 
-def _integrate_pixels(
-    quadrants: torch.Tensor, even: torch.Tensor, odd: torch.Tensor
-) -> torch.Tensor:
+def _integrate_pixels(parts: torch.Tensor, even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
     """Quadrants (2, 2, N, H, H) of points -> of pixels, line by line, split into even and odd."""
-    left, right = quadrants[:, 0], quadrants[:, 1]
+    left, right = parts[:, 0], parts[:, 1]
     sums, differences = (right + left) @ even.T / 2, (right - left) @ odd.T / 2
     upper, lower = (torch.stack([s - d, s + d]) for s, d in zip(sums, differences, strict=True))
     sums, differences = even @ (lower + upper) / 2, odd @ (lower - upper) / 2
