@@ -55,6 +55,7 @@ class Config:
     light: Literal["scalar", "aplanatic", "vectorial"] = "vectorial"
     layers: Layers = field(default_factory=Layers)  # default: no mismatch
     depth_um: float = 0.0  # of the bead below the coverslip
+    bead_um: float = 0.0  # diameter of the bead; 0: a point
     offset_counts: float = 0.0  # camera counts without light
     electrons_per_count: float = 1.0  # camera gain; sets the standard errors
     read_noise_e: float = 0.0  # electrons rms
@@ -84,6 +85,8 @@ def build_scene(config: Config, stack: Stack) -> Scene:
     z_step_um = calibrated(config.z_step_um, stack.z_step_um, "z step", "--z-step-um")
     if not 0 < abs(z_step_um) < LARGEST_STEP_UM:
         raise InputError(f"--z-step-um is {z_step_um:g}; it is in um between two planes.")
+    if not 0 <= config.bead_um < LARGEST_STEP_UM:
+        raise InputError(f"--bead-um is {config.bead_um:g}; give the bead's diameter in um.")
     if not (config.electrons_per_count > 0 and config.read_noise_e >= 0):
         raise InputError("--electrons-per-count must be above 0 and --read-noise-e at least 0.")
     pixel = calibrated(config.pixel_size_um, stack.pixel_size_um, "pixel size", "--pixel-size-um")
@@ -96,6 +99,7 @@ def build_scene(config: Config, stack: Stack) -> Scene:
         config.light,
         config.read_noise_e,
         config.fit_na,
+        config.bead_um,
     )
 
 
@@ -116,6 +120,7 @@ def describe(config: Config, scene: Scene, fit: BeadFit, top: int, left: int) ->
         "microscope": microscope,
         "layers": asdict(config.layers),
         "depth_um": config.depth_um,
+        "bead_um": config.bead_um,
         "light": config.light,
         "z_step_um": scene.z_step_um,
         "planes": len(fit.model),

@@ -1,8 +1,10 @@
 """Fit of the PSF model to a z-stack of one bead, by maximum Poisson likelihood.
 
 Each plane is background + photons h, with h the PSF whose sum over an infinite plane is 1: light
-that defocus throws out of the image is not made up for. The bead is a point; its stage position
-is known up to an offset, and may drift sideways and fade at a constant rate.
+that defocus throws out of the image is not made up for. The bead's position along the stage is
+known up to an offset; it may drift sideways and fade at a constant rate. A bead of known size
+blurs the planes like a Gaussian of the same lateral variance, that of a uniform ball, d^2 / 20
+per axis.
 
 The likelihood is maximised as a sum of squared deviance residuals
 sign(d - m) sqrt(2 (m - d + d log(d / m))) of data d and model m (P. McCullagh & J. Nelder,
@@ -14,6 +16,7 @@ nearly Poisson (F. Huang et al., Nature Methods 10, 653 (2013)).
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -64,6 +67,7 @@ class Scene:
     light: str = "vectorial"
     read_noise_e: float = 0.0  # electrons rms
     fit_na: bool = False
+    bead_um: float = 0.0  # diameter
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -292,13 +296,18 @@ def _psfs(
     aberrations = np.tile(values[FIRST_MODE : FIRST_MODE + modes], (planes, 1))
     labels = torch.from_numpy(np.column_stack([stage - values[2], *tilts, aberrations]))
 
+    across = _bead_blur(scene.bead_um / float(scene.microscope.pixel_size_um), size)
+
+    def blur(planes: np.ndarray) -> np.ndarray:
+        return across @ planes @ across.T if scene.bead_um else planes
+
     def synthesize(labels: torch.Tensor, na: float | torch.Tensor) -> torch.Tensor:
         microscope = replace(scene.microscope, na=na)
         psfs, lost = synthesize_with_loss(model, labels, microscope, size)
         return psfs * (1 - lost)[:, None, None]
 
     if not derivatives:
-        return synthesize(labels, na).numpy(), []
+        return blur(synthesize(labels, na).numpy()), []
     slopes = []
     scales = [(1, -quarter), (2, -quarter), (0, -1.0), *((3 + m, 1.0) for m in range(modes))]
     with warnings.catch_warnings(), forward_ad.dual_level():
@@ -321,4 +330,14 @@ def _psfs(
             )
             psfs, slope = forward_ad.unpack_dual(dual)
             slopes.append(slope.numpy())
-    return psfs.numpy(), slopes
+    return blur(psfs.numpy()), [blur(slope) for slope in slopes]
+
+
+@lru_cache(maxsize=4)
+def _bead_blur(diameter_px: float, size: int) -> np.ndarray:
+    """Matrix (K, K) that blurs band-limited lines like a bead of this diameter."""
+    node, weight = np.polynomial.legendre.leggauss(2 * size + 32)
+    frequency, variance = node / 2, diameter_px**2 / 20
+    transfer = weight / 2 * np.exp(-2 * np.pi**2 * variance * frequency**2)
+    distance = np.arange(size)[:, None] - np.arange(size)
+    return np.cos(2 * np.pi * distance[..., None] * frequency) @ transfer

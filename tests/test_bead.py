@@ -14,7 +14,7 @@ import tifffile
 
 import fit_psf
 from psf import InputError, Layers, Microscope
-from psf.bead import FIRST_MODE, Scene, check_stack, expected_stack, fit_bead
+from psf.bead import FIRST_MODE, Scene, _bead_blur, check_stack, expected_stack, fit_bead
 from psf.stacks import check_saturation, cut_out, read_stack
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +106,21 @@ def test_read_noise_makes_the_standard_errors_larger():
     noisy = replace(SCENE, read_noise_e=5.0)
     quiet, loud = (fit_bead(s, stack(truth())).standard_errors for s in (SCENE, noisy))
     assert (loud > quiet).all()
+
+
+def test_a_bead_widens_a_line_by_the_variance_of_a_ball():
+    line = np.arange(61) - 30
+    sharp = np.exp(-(line**2) / (2 * 2.0**2))
+    wide = _bead_blur(3.0, 61) @ sharp
+    assert wide.sum() == pytest.approx(sharp.sum(), rel=1e-6)
+    assert (wide * line**2).sum() / wide.sum() == pytest.approx(2.0**2 + 3.0**2 / 20, rel=1e-4)
+
+
+def test_a_bead_of_known_size_gives_the_parameters_back():
+    known = replace(SCENE, bead_um=0.5)
+    electrons = stack(truth(), known)
+    assert electrons.max() < 0.9 * stack(truth()).max()
+    assert errors(fit_bead(known, electrons), truth()).max() < RECOVERY
 
 
 # --- signs
@@ -232,6 +247,7 @@ def test_script_fits_a_stack_and_writes_a_calibrated_record(tmp_path):
         ({"wavelength_um": 520}, "it is in um"),
         ({"size": 99}, "--size 99 does not fit"),
         ({"depth_um": -1.0}, "depth_um is -1.0"),
+        ({"bead_um": -0.2}, "--bead-um is -0.2"),
         ({"electrons_per_count": 0.0}, "must be above 0"),
         ({}, "no bead in the stack"),
     ],
