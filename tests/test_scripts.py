@@ -372,6 +372,43 @@ def test_bad_settings_of_a_training_set(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+LAYERED = "--psf-model gibson_lanni --patch-size 64 --workers 1 --images procedural".split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers.n-immersion", 0.4], "NA 0.45 is not below n_immersion 0.4"),
+        (["--layers.n-sample", 1.4], "n_sample 1.4 is not the microscope's refractive index 1.33"),
+        (["--depth-um", 500], "a particle 500 um deep is beyond the working distance"),
+        (["--depth-um", -1], "depth_um is -1.0"),
+        (["--depth-um", 1, "--depth-range-um", 0, 5], "either known or drawn from a range"),
+        (["--z-um", 0, 300], "of its energy outside 63 px (limit 1 %)"),
+        (["--z-um", "nan", 3], "z_um range nan to 3.0"),
+        (["--modes-noll", 5], "gibson_lanni takes no modes here"),
+        (["--psf-model", "zernike1d", "--depth-um", 1], "belong to the PSF model 'gibson_lanni'"),
+        (["--pixel-size-um", 278], "it is in um in object space"),
+    ],
+)
+def test_bad_settings_of_layers(tmp_path, arguments, message):
+    error = refuse("generate_training_set.py", *LAYERED, "--out", tmp_path / "out", *arguments)
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_set_of_stage_defocus_and_depth_under_layers(tmp_path):
+    counts = "--train-patches 32 --validation-patches 16 --test-patches 16".split()
+    layers = "--layers.n-immersion 1.0 --z-um -3 3 --depth-range-um 0 10 --light vectorial".split()
+    succeed("generate_training_set.py", *LAYERED, *counts, *layers, "--out", tmp_path / "set")
+    config = json.loads((tmp_path / "set" / "config.json").read_text())
+    assert (config["label_names"], config["label_unit"]) == (["z_um", "depth_um"], "um")
+    assert config["psf_model"]["light"] == "vectorial"
+    assert config["psf_model"]["layers"]["n_immersion"] == 1.0
+    labels = read_column(shard_path(tmp_path / "set", "train", 0), "labels")
+    assert (labels.min(0) >= [-3, 0]).all()
+    assert (labels.max(0) <= [3, 10]).all()
+
+
 def test_varied_optics_that_contradict_each_other(tmp_path):
     arguments = "--psf-model zernike1d --vary-optics --optics.na 0.3 1.2".split()
     error = refuse("generate_training_set.py", *arguments, "--out", tmp_path / "out")
