@@ -10,7 +10,7 @@ waves rms by their Noll index: 5, 6 astigmatism, 7, 8 coma, 9, 10 trefoil, 11, 2
 
 The planes count from the first of the file upwards in z; z > 0 is a bead farther from the
 objective. Where the stage ran the other way give a negative step: with the wrong sign the fit
-is as good, and the even aberrations come out with the wrong sign.
+is as good, and focus, drift and the even aberrations come out with the wrong sign.
 """
 
 import time
@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 import tifffile
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -27,9 +28,10 @@ from psf.bead import BeadFit, Scene, fit_bead
 from psf.command import keep_freed_memory, run
 from psf.errors import InputError
 from psf.files import run_record, whole_file, write_json
-from psf.gibson_lanni import Layers
+from psf.gibson_lanni import Layers, layered_wavefront
 from psf.light import warn_if_scalar_is_off
 from psf.microscope import Microscope, Optics
+from psf.model import psf_model
 from psf.pictures import draw_bead_fit
 from psf.stacks import LARGEST_STEP_UM, Stack, check_saturation, cut_out, read_stack
 from psf.zernike import noll_to_nm
@@ -90,8 +92,12 @@ def build_scene(config: Config, stack: Stack) -> Scene:
     if not (config.electrons_per_count > 0 and config.read_noise_e >= 0):
         raise InputError("--electrons-per-count must be above 0 and --read-noise-e at least 0.")
     pixel = calibrated(config.pixel_size_um, stack.pixel_size_um, "pixel size", "--pixel-size-um")
+    microscope = Microscope(config.na, config.wavelength_um, pixel, config.refractive_index)
+    psf_model("gibson_lanni", layers=config.layers, depth_um=config.depth_um)
+    edge, depth = torch.ones(1), torch.tensor([config.depth_um])
+    layered_wavefront(config.layers, Optics.of(microscope), 0 * edge, depth, edge)  # may refuse
     return Scene(
-        Microscope(config.na, config.wavelength_um, pixel, config.refractive_index),
+        microscope,
         z_step_um,
         tuple(noll_to_nm(number) for number in config.modes_noll),
         config.layers,
@@ -171,6 +177,9 @@ def report(description: dict, residual_of_peak: float) -> None:
 def main(config: Config) -> None:
     """Read, fit, write."""
     keep_freed_memory()
+    standing = next(p for p in (config.out, *config.out.absolute().parents) if p.exists())
+    if not standing.is_dir():
+        raise InputError(f"--out {config.out}: {standing} is a file; give a folder.")
     stack = read_stack(config.stack)
     scene = build_scene(config, stack)
     check_saturation(stack.counts)

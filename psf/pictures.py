@@ -255,7 +255,7 @@ def draw_bead_fit(path: Path, electrons: np.ndarray, fit: Any, scene: Any, title
     `fit` is a `psf.bead.BeadFit`, `scene` a `psf.bead.Scene`; `electrons` (Z, K, K).
     """
     planes, size = len(electrons), electrons.shape[-1]
-    pixel, step = float(scene.microscope.pixel_size_um), abs(scene.z_step_um)
+    pixel, step = float(scene.microscope.pixel_size_um), scene.z_step_um
     z_um = (np.arange(planes) - (planes - 1) / 2) * scene.z_step_um - fit["z_focus_um"]
     focus = int(np.abs(z_um).argmin())
     chosen = sorted({max(focus - planes // 4, 0), focus, min(focus + planes // 4, planes - 1)})
@@ -264,7 +264,7 @@ def draw_bead_fit(path: Path, electrons: np.ndarray, fit: Any, scene: Any, title
     residual = (electrons - fit.model) / np.sqrt(np.maximum(fit.model, 1))
     reach = max(3.0, float(np.percentile(np.abs(residual), 99.5)))
     figure, axes = new_figure(3, len(chosen) + 1, 2.5, 2.6)
-    extent = (0, size * pixel, (planes - 0.5) * step, -0.5 * step)
+    extent = (0, size * pixel, z_um[-1] + step / 2, z_um[0] - step / 2)
     for column in range(len(chosen) + 1):
         cut = (chosen[column],) if column < len(chosen) else (slice(None), row)
         top = float((fit.model[cut] - background).max())
@@ -285,9 +285,13 @@ def draw_bead_fit(path: Path, electrons: np.ndarray, fit: Any, scene: Any, title
                 add_scale_bar(at, pixel, size)
             else:
                 at.set_xlabel("x (µm)", fontsize=7)
-                at.set_ylabel("stage (µm)", fontsize=7)
+                at.set_ylabel("z from focus (µm)", fontsize=7)
                 at.tick_params(labelsize=6)
         if column == len(chosen):
-            figure.colorbar(drawn, ax=axes[2], shrink=0.8, label="standard deviations of noise")
-    figure.suptitle(f"{title}: square root of intensity, each panel to its own peak", fontsize=9)
+            bar = figure.colorbar(drawn, ax=axes[2], shrink=0.8)
+            bar.set_label("standard deviations of noise", fontsize=8)
+            bar.ax.tick_params(labelsize=7)
+    figure.suptitle(
+        f"{title}: square root of intensity, data and model of a column on one scale", fontsize=9
+    )
     save_figure(path, figure)

@@ -40,9 +40,12 @@ def read_stack(path: Path) -> Stack:
     try:
         with tifffile.TiffFile(path) as tiff:
             counts = np.squeeze(tiff.asarray())
+            colour = tiff.pages.first.photometric == tifffile.PHOTOMETRIC.RGB
             pixel_size_um, z_step_um = _calibration(tiff)
     except DECODE_ERRORS as error:
         raise InputError(f"{path} cannot be read as a TIFF stack: {error}") from error
+    if colour:
+        raise InputError(f"{path} is a colour image; give a z-stack of one channel.")
     if counts.ndim != 3 or counts.dtype.kind not in "uif":
         shape = " x ".join(map(str, counts.shape))
         raise InputError(

@@ -264,6 +264,15 @@ def test_refuses_settings_that_make_no_sense_and_writes_nothing(tmp_path, settin
     assert not (tmp_path / "fit").exists()
 
 
+def test_refuses_colour_and_a_file_as_folder(tmp_path):
+    tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((32, 32, 3), np.uint8), photometric="rgb")
+    with pytest.raises(InputError, match="a colour image"):
+        read_stack(tmp_path / "rgb.tif")
+    config = fit_psf.Config(tmp_path / "rgb.tif", 0.85, 0.52, 1.0, tmp_path / "rgb.tif" / "fit")
+    with pytest.raises(InputError, match=r"rgb\.tif is a file; give a folder"):
+        fit_psf.main(config)
+
+
 def test_script_says_what_is_wrong_in_one_line(tmp_path):
     done = run_script(tmp_path / "none.tif", *OPTICS, "--out", tmp_path / "fit")
     assert done.returncode == 2
