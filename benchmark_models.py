@@ -1,60 +1,69 @@
-"""Score trained networks on the held-out test patches of a data set.
+"""Score trained networks on the held-out test patches of data sets: the paper's table.
 
     python benchmark_models.py --checkpoints runs/zernike1d runs/resnet18 \
         --data data/zernike1d --out results/zernike1d
+    python benchmark_models.py --noise --checkpoints runs/zernike1d --data data/zernike1d
 
-Writes benchmark.csv (per network, parameter and condition: R^2 with bootstrap 95 % interval,
-squared Pearson, rmse and median absolute error in label units and um), benchmark.md (the R^2 of
-it as a table) and scatter.png (predicted against true). Test patches keep their noise between
-runs and batch sizes.
+Each checkpoint is scored on the data set of its PSF model. Writes benchmark.csv (per network,
+parameter, kind of images and condition: R^2 with bootstrap 95 % interval, squared Pearson, rmse
+and median absolute error in label units and um, SNR of the PSF itself, coverage of the intervals,
+content flag; weights, training, speed), benchmark.md, scatter.png and reliability.png. With
+--noise instead noise.csv: R^2 against the strength of each degradation of the paper, for
+figure_noise_resistance.py. Test patches keep their noise between runs and batch sizes.
 """
 
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from models.checkpoint import Estimator, load_estimator
-from models.data import CONDITIONS, Condition, PatchSet
+from models.data import CONDITIONS, PatchSet
+from models.degradations import DEGRADATIONS, Degradation, recorded_levels, turned_levels
 from models.metrics import SCORES, r2_interval
-from psf.command import pick_device, run
+from models.scoring import (
+    BOOTSTRAP_SEED,
+    Scored,
+    checkpoint_facts,
+    prediction_rate,
+    score_condition,
+    table_rows,
+)
+from psf.command import keep_freed_memory, pick_device, run
 from psf.errors import InputError
 from psf.files import run_record, whole_file, write_json
+from psf.images import load_sources, split_sources
 from psf.microscope import Microscope
 from psf.model import PsfModel
-from psf.pictures import Panel, draw_scatter
-
-BOOTSTRAP_SEED = 0
+from psf.pictures import Panel, draw_reliability, draw_scatter
+from psf.simulation import from_config
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of a benchmark."""
 
-    checkpoints: tuple[Path, ...]  # folders of train.py
-    data: Path  # folder of generate_training_set.py; its test split is used
+    checkpoints: tuple[Path, ...]  # folders of train.py, or names of shipped weights
+    data: tuple[Path, ...]  # folders of generate_training_set.py; their test splits are used
     out: Path = Path("results")  # folder to write
+    noise: bool = False  # R^2 against the strength of degradations instead of the table
+    noise_patches: int = 400  # test patches per level of a degradation
     batch_size: int = 64
     device: str = "auto"  # auto, cpu, cuda, mps
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Predictions of one network for all test patches under one condition."""
+class Contest:
+    """A network and the test patches it is scored on."""
 
-    network: str
-    condition: str
-    truth: np.ndarray  # (N, P) of patches with content
-    predicted: np.ndarray  # (N, P)
-    um_per_unit: np.ndarray  # (N,)
-    kinds: np.ndarray  # (N,) of the source images: builtin, procedural or file
-    content_auc: float  # area under ROC of the content flag; NaN without blank patches
+    name: str
+    estimator: Estimator
+    test_set: PatchSet
 
 
 def check_labels(estimator: Estimator, test_set: PatchSet, checkpoint: Path) -> None:
@@ -73,8 +82,14 @@ def check_labels(estimator: Estimator, test_set: PatchSet, checkpoint: Path) -> 
 
 
 def warn_of_seen_images(estimator: Estimator, test_set: PatchSet, checkpoint: Path) -> None:
-    """Say so if test images were trained on: the scores then promise too much."""
-    trained = set(estimator.config["data"]["source_images"]["train"])
+    """Say so if test images were trained on: the scores then promise too much.
+
+    Procedural images of another seed bear the same names and are other images.
+    """
+    data = estimator.config["data"]
+    trained = set(data["source_images"]["train"])
+    if data.get("seed") != test_set.config["seed"]:
+        trained = {name for name in trained if not name.rpartition("_")[2].isdigit()}
     seen = sorted(trained & set(test_set.config["source_images"]["test"]))
     if seen:
         warnings.warn(
@@ -84,138 +99,161 @@ def warn_of_seen_images(estimator: Estimator, test_set: PatchSet, checkpoint: Pa
         )
 
 
-def score_condition(
-    name: str, estimator: Estimator, test_set: PatchSet, condition: Condition, batch_size: int
-) -> Scored:
-    """Predict all test patches under one condition."""
-    truth, predicted, content, flags, um = [], [], [], [], []
-    for batch in test_set.recorded(condition, batch_size, torch.device("cpu")):
-        optics = [Microscope(*numbers) for numbers in batch.optics.tolist()]
-        same = bool((batch.optics == batch.optics[0]).all())
-        prediction = estimator.predict(batch.patches, optics[0] if same else optics, batch_size)
-        truth.append(batch.labels)
-        predicted.append(prediction.values)
-        content.append(batch.has_content)
-        flags.append(prediction.content_probability)
-        um += [estimator.um_per_unit(microscope) for microscope in optics]
-    rows = torch.cat(content).numpy()
-    auc = roc_auc_score(rows, torch.cat(flags).numpy()) if 0 < rows.sum() < len(rows) else np.nan
-    return Scored(
-        name,
-        condition.name,
-        torch.cat(truth).numpy()[rows],
-        torch.cat(predicted).numpy()[rows],
-        np.array(um)[rows],
-        test_set.source_kinds[rows],
-        float(auc),
-    )
+def pair_up(config: Config) -> list[Contest]:
+    """Load every checkpoint and find the data of its PSF model.
 
-
-def table_rows(scored: Scored, estimator: Estimator) -> Iterator[dict]:
-    """Rows of benchmark.csv: per parameter, for all images and for each kind of them."""
-    kinds = np.unique(scored.kinds).tolist()
-    groups = kinds if len(kinds) == 1 else ["all", *kinds]
-    for column, parameter in enumerate(estimator.config["label_names"]):
-        for images in groups:
-            rows = np.isin(scored.kinds, kinds if images == "all" else [images])
-            yield {
-                "network": scored.network,
-                "architecture": estimator.config["architecture"],
-                "psf_model": estimator.psf_model.name,
-                "parameter": parameter,
-                "unit": estimator.config["label_unit"],
-                "images": images,
-                "condition": scored.condition,
-                "patches": int(rows.sum()),
-                **score_parameter(
-                    scored.truth[rows, column],
-                    scored.predicted[rows, column],
-                    scored.um_per_unit[rows],
-                ),
-                "content_auc": scored.content_auc,
-            }
-
-
-def score_parameter(
-    truth: np.ndarray, predicted: np.ndarray, um_per_unit: np.ndarray
-) -> dict[str, float]:
-    """All scores of one parameter (N,), in its unit and in um."""
-    scores = {name: float(score(truth, predicted)) for name, score in SCORES.items()}
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    low, high = r2_interval(truth, predicted, rng)
-    error_um = np.abs(predicted - truth) * um_per_unit
-    return {
-        "r2": scores["r2"],
-        "r2_low": low,
-        "r2_high": high,
-        "pearson2": scores["pearson2"],
-        "rmse": scores["rmse"],
-        "rmse_um": float(np.sqrt(np.mean(error_um**2))),
-        "median_abs_error": scores["median_abs_error"],
-        "median_abs_error_um": float(np.median(error_um)),
-    }
+    Raises
+    ------
+    InputError
+        If two checkpoints or two data sets cannot be told apart, or do not fit together.
+    """
+    device = pick_device(config.device)
+    test_sets = [PatchSet(folder, "test") for folder in config.data]
+    by_model = {test_set.model.name: test_set for test_set in test_sets}
+    if len(by_model) < len(test_sets):
+        raise InputError("two --data folders hold the same PSF model; give one of each.")
+    contests: list[Contest] = []
+    for checkpoint in config.checkpoints:
+        estimator = load_estimator(checkpoint, device)
+        name = estimator.psf_model.name
+        test_set = by_model.get(name, test_sets[0])
+        check_labels(estimator, test_set, checkpoint)
+        warn_of_seen_images(estimator, test_set, checkpoint)
+        if any((c.name, c.test_set) == (checkpoint.name, test_set) for c in contests):
+            raise InputError(f"two checkpoints are called {checkpoint.name}; rename one folder.")
+        contests.append(Contest(checkpoint.name, estimator, test_set))
+    return contests
 
 
 def markdown(table: pd.DataFrame) -> str:
     """R^2 with intervals: a row per network, parameter and kind of images."""
     conditions = list(dict.fromkeys(table["condition"]))
     lines = [
-        "R² (95 % interval over patches) on the test images; rmse at 1000 photons per pixel.",
+        "R² (95 % interval over patches) on the test images; rmse, SNR of the PSF (mean, dB) and "
+        "coverage of the 68 % and 95 % intervals at 1000 photons per pixel.",
         "",
-        f"| network | parameter | test images (patches) | {' | '.join(conditions)} | rmse | µm |",
-        "|---|---|---|" + "---|" * (len(conditions) + 2),
+        "| PSF model | network | trained on | parameter | test images (patches) | "
+        f"{' | '.join(conditions)} | rmse | µm | PSF SNR | covered |",
+        "|---|---|---|---|---|" + "---|" * (len(conditions) + 4),
     ]
-    groups = table.groupby(["network", "parameter", "images"], sort=False)
-    for (network, parameter, images), rows in groups:
+    keys = ["psf_model", "network", "trained_on", "parameter", "images"]
+    for (model, network, trained_on, parameter, images), rows in table.groupby(keys, sort=False):
         rows = rows.set_index("condition")
         cells = [f"{r.r2:.3f} ({r.r2_low:.3f} to {r.r2_high:.3f})" for r in rows.itertuples()]
         at_1000 = rows.loc["1000 photons"]
         cells += [f"{at_1000.rmse:.3f} {at_1000.unit}", f"{at_1000.rmse_um:.2f}"]
+        cells += [f"{at_1000.psf_snr_db:.1f}"]
+        cells += [f"{at_1000.coverage_68:.0%}, {at_1000.coverage_95:.0%}"]
         name = f"{images} ({at_1000.patches})"
-        lines.append(f"| {network} | {parameter} | {name} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {model} | {network} | {trained_on} | {parameter} | {name} | {' | '.join(cells)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def scatter_panels(scored: list[Scored], model: PsfModel) -> list[list[Panel]]:
+def scatter_panels(scored: list[Scored], models: list[PsfModel]) -> list[list[Panel]]:
     """A row per network and parameter, a column per condition."""
-    rows: dict[tuple[str, int], list[Panel]] = {}
-    for s in scored:
+    rows: dict[tuple[str, str, int], list[Panel]] = {}
+    for s, model in zip(scored, models, strict=True):
         for column, name in enumerate(model.label_names):
             truth, predicted = s.truth[:, column], s.predicted[:, column]
             title = f"{s.network}, {s.condition}\nR² {SCORES['r2'](truth, predicted):.3f}"
             panel = Panel(title, f"{name} ({model.unit})", truth, predicted)
-            rows.setdefault((s.network, column), []).append(panel)
+            rows.setdefault((model.name, s.network, column), []).append(panel)
     return list(rows.values())
 
 
-def main(config: Config) -> None:
-    """Score every checkpoint under every condition."""
-    if not config.checkpoints or config.batch_size < 1:
-        raise InputError("give at least one folder as --checkpoints and a --batch-size above 0.")
-    device = pick_device(config.device)
-    test_set = PatchSet(config.data, "test")
-    estimators = {}
-    for checkpoint in config.checkpoints:
-        if checkpoint.name in estimators:
-            raise InputError(f"two checkpoints are called {checkpoint.name}; rename one folder.")
-        estimators[checkpoint.name] = load_estimator(checkpoint, device)
-        check_labels(estimators[checkpoint.name], test_set, checkpoint)
-        warn_of_seen_images(estimators[checkpoint.name], test_set, checkpoint)
-    jobs = [(name, condition) for name in estimators for condition in CONDITIONS]
-    scored = [
-        score_condition(name, estimators[name], test_set, condition, config.batch_size)
-        for name, condition in tqdm(jobs, unit="condition", desc="benchmark")
-    ]
-    table = pd.DataFrame(row for s in scored for row in table_rows(s, estimators[s.network]))
+def score_all(contests: list[Contest], config: Config) -> None:
+    """Write the table, the scatter plots and the reliability diagram."""
+    scored: list[Scored] = []
+    rows: list[dict[str, Any]] = []
+    jobs = [(contest, condition) for contest in contests for condition in CONDITIONS]
+    rates = {
+        id(contest): prediction_rate(contest.estimator, contest.test_set, config.batch_size)
+        for contest in contests
+    }
+    for contest, condition in tqdm(jobs, unit="condition", desc="benchmark"):
+        facts = checkpoint_facts(contest.name, contest.estimator)
+        facts["patches_per_second"] = rates[id(contest)]
+        found = score_condition(
+            contest.name, contest.estimator, contest.test_set, condition, config.batch_size
+        )
+        scored.append(found)
+        rows += table_rows(found, facts, contest.test_set.model)
+    table = pd.DataFrame(rows)
     with whole_file(config.out / "benchmark.csv") as partial:
         table.to_csv(partial, index=False, float_format="%.5g")
     text = markdown(table)
     with whole_file(config.out / "benchmark.md") as partial:
         partial.write_text(text, encoding="utf-8")
-    draw_scatter(config.out / "scatter.png", scatter_panels(scored, test_set.model))
-    write_json(config.out / "benchmark.json", run_record(data=test_set.config))
+    models = [contest.test_set.model for contest, _ in jobs]
+    draw_scatter(config.out / "scatter.png", scatter_panels(scored, models))
+    draw_reliability(config.out / "reliability.png", table)
+    sets = {contest.test_set.model.name: contest.test_set.config for contest in contests}
+    write_json(config.out / "benchmark.json", run_record(data=sets))
     print(text)
-    print(f"wrote {config.out / 'benchmark.csv'}, benchmark.md and scatter.png beside it")
+    print(f"wrote {config.out / 'benchmark.csv'}, benchmark.md, scatter.png, reliability.png")
+
+
+def noise_rows(contest: Contest, degradation: Degradation, count: int) -> Iterator[dict]:
+    """R^2 of each parameter at each level of one degradation."""
+    test_set, estimator = contest.test_set, contest.estimator
+    if degradation.record is None:
+        simulation = from_config(test_set.config)
+        data = test_set.config
+        sources, _ = load_sources(data["images"], simulation.crop_size, data["seed"])
+        test = split_sources(sources, data["seed"])["test"]
+        levels = turned_levels(simulation, test, degradation.levels, count, BOOTSTRAP_SEED)
+    else:
+        levels = recorded_levels(test_set, degradation, count, BOOTSTRAP_SEED)
+    for level, batch in levels:
+        optics = [Microscope(*numbers) for numbers in batch.optics.tolist()]
+        same = bool((batch.optics == batch.optics[0]).all())
+        predicted = estimator.predict(batch.patches, optics[0] if same else optics).values
+        for column, parameter in enumerate(test_set.model.label_names):
+            truth, values = batch.labels[:, column].numpy(), predicted[:, column].numpy()
+            rng = np.random.default_rng(BOOTSTRAP_SEED)
+            low, high = r2_interval(truth, values, rng)
+            yield {
+                "network": contest.name,
+                "psf_model": test_set.model.name,
+                "parameter": parameter,
+                "degradation": degradation.name,
+                "axis": degradation.axis,
+                "unit": degradation.unit,
+                "level": level,
+                "patches": len(truth),
+                "r2": float(SCORES["r2"](truth, values)),
+                "r2_low": low,
+                "r2_high": high,
+            }
+
+
+def score_noise(contests: list[Contest], config: Config) -> None:
+    """Write noise.csv."""
+    jobs = [(contest, degradation) for contest in contests for degradation in DEGRADATIONS]
+    rows = []
+    for contest, degradation in tqdm(jobs, unit="degradation", desc="noise"):
+        rows += noise_rows(contest, degradation, config.noise_patches)
+    with whole_file(config.out / "noise.csv") as partial:
+        pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.5g")
+    write_json(config.out / "noise.json", run_record(patches=config.noise_patches))
+    print(f"wrote {config.out / 'noise.csv'}")
+    print(f"next: python figure_noise_resistance.py --results {config.out}")
+
+
+def main(config: Config) -> None:
+    """Score every checkpoint under every condition, or at every level."""
+    if not config.checkpoints or not config.data or config.batch_size < 1:
+        raise InputError("give --checkpoints, --data and a --batch-size above 0.")
+    if config.noise_patches < 2:
+        raise InputError("--noise-patches must be at least 2.")
+    keep_freed_memory()
+    contests = pair_up(config)
+    if config.noise:
+        score_noise(contests, config)
+    else:
+        score_all(contests, config)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python train.py --data data/zernike1d --out runs/zernike1d --max-minutes 4
 
-Writes model.safetensors (best weights by validation), config.json, README.md (model card),
-metrics.csv and curves.png. `--resume` goes on after a kill: with --epochs onto the same weights as
-without the kill; with --max-minutes, whose schedule follows the clock, with the time left. Several
-processes: torchrun --nproc-per-node 2 train.py ...
+Writes model.safetensors (best weights by validation), config.json with error bars calibrated on
+the validation split, README.md (model card), metrics.csv and curves.png. `--resume` goes on after
+a kill: with --epochs onto the same weights as without the kill; with --max-minutes, whose schedule
+follows the clock, with the time left. Several processes: torchrun --nproc-per-node 2 train.py ...
 """
 
 import platform
@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from models.checkpoint import save_checkpoint
+from models import calibration
+from models.checkpoint import load_estimator, save_checkpoint
 from models.trainer import Progress, Settings, Trainer
 from models.training import load_state, save_state, start_processes
 from psf.command import keep_freed_memory, run
@@ -101,6 +102,14 @@ def record_epoch(
             writer.add_scalar(name, value, progress.step)
 
 
+def calibrate_best(trainer: Trainer) -> None:
+    """Measure the error bars of the saved weights on the validation split and add them."""
+    best = load_estimator(trainer.config.out, trainer.device)
+    trainer.network.load_state_dict(best.network.state_dict())
+    found = calibration.to_config(trainer.calibrate())
+    save_checkpoint(trainer.config.out, trainer.network, {**best.config, "calibration": found})
+
+
 def open_writer(config: Config) -> Any:
     """TensorBoard writer, if asked for."""
     if not config.tensorboard:
@@ -131,7 +140,7 @@ def main(config: Config) -> None:
     """Train until the time or the epochs are over."""
     if config.max_minutes is not None and config.epochs is not None:
         raise InputError("give --max-minutes or --epochs, not both.")
-    for name in ("max_minutes", "epochs", "batch_size", "learning_rate"):
+    for name in ("max_minutes", "epochs", "batch_size", "learning_rate", "threads"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} must be positive.")
@@ -165,6 +174,7 @@ def main(config: Config) -> None:
         if world > 1:
             torch.distributed.barrier()
     if rank == 0:
+        calibrate_best(trainer)
         rate = progress.patches_seen / max(progress.seconds, 1e-9)
         share = progress.data_seconds / max(progress.seconds, 1e-9)
         print(

@@ -11,11 +11,13 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from models import calibration
 from models.data import normalise
 from models.networks import build
 from models.training import Scaler, output_count, split_outputs
@@ -31,6 +33,10 @@ REQUIRED = ("architecture", "psf_model", "label_names", "label_unit", "label_ran
 REQUIRED += ("patch_size", "optics_limits")  # what config.json must say to apply a network
 
 
+# the weights that come with the project
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+
+
 class OpticsWarning(UserWarning):
     """The optics lie outside the range that a network was trained for."""
 
@@ -42,7 +48,8 @@ class Prediction:
     names: tuple[str, ...]  # of the P parameters
     unit: str  # of values and standard deviations
     values: torch.Tensor  # (N, P)
-    standard_deviations: torch.Tensor  # (N, P), predicted
+    standard_deviations: torch.Tensor  # (N, P), half widths of the 68 % intervals
+    half_widths_95: torch.Tensor  # (N, P) of the 95 % intervals
     content_probability: torch.Tensor  # (N,), that the patch holds anything to estimate from
 
 
@@ -111,11 +118,14 @@ class Estimator:
             outputs.append(self.network(batch, part_cutoff).float().cpu())
         values, log_variances, logits = split_outputs(torch.cat(outputs))
         scaler = Scaler.from_ranges(self.config["label_ranges"])
+        deviations = (log_variances / 2).exp()
+        factors = interval_factors(self.config, deviations)  # (2, N, P)
         return Prediction(
             names=tuple(self.config["label_names"]),
             unit=self.config["label_unit"],
             values=scaler.unscale(values),
-            standard_deviations=(log_variances / 2).exp() * scaler.half_range,
+            standard_deviations=deviations * factors[0] * scaler.half_range,
+            half_widths_95=deviations * factors[1] * scaler.half_range,
             content_probability=logits.sigmoid(),
         )
 
@@ -133,6 +143,17 @@ class Estimator:
                     stacklevel=3,
                 )
                 return
+
+
+def interval_factors(config: Mapping[str, Any], deviations: torch.Tensor) -> torch.Tensor:
+    """Factors from raw standard deviations (N, P) to half widths of 68 and 95 %, (2, N, P)."""
+    columns = [
+        np.stack(one.factors(column.double().numpy()))
+        for one, column in zip(
+            calibration.from_config(config, deviations.shape[1]), deviations.T, strict=True
+        )
+    ]
+    return torch.from_numpy(np.stack(columns, -1)).to(deviations)
 
 
 def outside_limits(microscope: Microscope, limits: Mapping[str, Any]) -> list[str]:
@@ -160,7 +181,12 @@ def save_checkpoint(folder: Path, network: nn.Module, config: Mapping[str, Any])
 
 
 def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Estimator:
-    """Load a checkpoint folder, e.g. `runs/zernike1d`, ready to predict.
+    """Load a checkpoint ready to predict: a folder, or the name of one that is shipped.
+
+    Parameters
+    ----------
+    path : folder, e.g. "runs/zernike1d", or a name in `shipped_names`, e.g. "zernike1d"
+    device : where the network runs
 
     Raises
     ------
@@ -168,8 +194,11 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
         If the folder is missing, its files are truncated, or they do not belong together.
     """
     folder, device = Path(path), torch.device(device)
+    if not folder.is_dir() and str(path) in shipped_names():
+        folder = SHIPPED / path
     if not folder.is_dir():
-        raise InputError(f"there is no checkpoint folder {folder}.")
+        names = ", ".join(shipped_names()) or "none"
+        raise InputError(f"there is no checkpoint folder {folder}; shipped by name: {names}.")
     inside = sorted(path.parent.name for path in folder.glob("*/model.safetensors"))
     if inside and not (folder / "config.json").exists():
         raise InputError(f"{folder} holds several checkpoints; name one: {', '.join(inside)}.")
@@ -187,6 +216,11 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
         reason = str(error).splitlines()[0]
         raise InputError(f"{weights_path} is truncated or of another network: {reason}") from error
     return Estimator(network.to(device).eval(), config, device)
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the checkpoints that come with the project."""
+    return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/model.safetensors")))
 
 
 def model_card(config: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ class SpectralResNet(nn.Module):
         outputs: int,
         windows: Sequence[int] = (64, 128),
         radii: int = 80,
-        angles: int = 32,
+        angles: int = 16,
         spectral_widths: Sequence[int] = (32, 64, 96, 128),
         pixel_widths: Sequence[int] = (16, 32, 64),
     ) -> None:

@@ -40,16 +40,23 @@ def welch_spectrum(patches: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def polar_grid(
-    cutoff: torch.Tensor, window: int, radii: int, angles: int, reach: float = REACH
+    cutoff: torch.Tensor, window: int, radii: int, angles: int, samples: int = 1
 ) -> torch.Tensor:
-    """Sampling points for `grid_sample`, (N, radii, angles, 2), on the output of `welch_spectrum`.
+    """Sampling points for `grid_sample` on the output of `welch_spectrum`.
 
-    Radii are (k + 1/2) / radii * reach cut-offs; angles are -90 to +90 degrees, half open: the
-    spectrum of a real image repeats beyond. Points beyond the camera's Nyquist frequency take the
-    value at its border.
+    Radii are (k + 1/2) / radii * REACH cut-offs; angles are -90 to +90 degrees, half open: the
+    spectrum of a real image repeats beyond. Each angle is the middle of a sector of `samples`
+    directions. Points beyond the camera's Nyquist frequency take the value at its border.
+
+    Returns
+    -------
+    (N, radii, angles * samples, 2) tensor
     """
-    radius = (torch.arange(radii, device=cutoff.device, dtype=cutoff.dtype) + 0.5) * reach / radii
+    radius = (torch.arange(radii, device=cutoff.device, dtype=cutoff.dtype) + 0.5) * REACH / radii
     angle = polar_angles(angles, cutoff.device, cutoff.dtype)
+    within = (torch.arange(samples, device=cutoff.device, dtype=cutoff.dtype) + 0.5) / samples - 0.5
+    angle = (angle[:, None] + within * math.pi / angles).flatten()
+    angle = (angle + math.pi / 2) % math.pi - math.pi / 2  # the first sector reaches below -90
     frequency = cutoff[:, None, None] * radius[:, None]  # (N, R, 1) cycles per px
     column = frequency * angle.cos() * window  # 0 .. window / 2
     row = frequency * angle.sin() * window + window / 2  # window / 2: zero frequency
@@ -68,9 +75,12 @@ def polar_log_spectra(
     cutoff: torch.Tensor,
     windows: Sequence[int] = (64, 128),
     radii: int = 80,
-    angles: int = 32,
+    angles: int = 16,
 ) -> torch.Tensor:
     """Log power on the polar grid, one channel per window length.
+
+    The power is averaged over the directions of each sector before the logarithm is taken: a
+    single window has a speckled spectrum, whose logarithm has deep, meaningless holes.
 
     Parameters
     ----------
@@ -86,9 +96,11 @@ def polar_log_spectra(
     channels = []
     largest = min(patches.shape[1:]) // 2 * 2
     for window in (min(window, largest) for window in windows):
-        log_power = (welch_spectrum(patches, window) + FLOOR).log()
-        grid = polar_grid(cutoff, window, radii, angles)
-        channels.append(functional.grid_sample(log_power[:, None], grid, align_corners=True))
+        power = welch_spectrum(patches, window)[:, None]
+        grid = polar_grid(cutoff, window, radii, angles, SECTOR_SAMPLES)
+        sectors = functional.grid_sample(power, grid, align_corners=True)
+        sectors = sectors.unflatten(3, (angles, SECTOR_SAMPLES)).mean(4)
+        channels.append((sectors + FLOOR).log())
     return torch.cat(channels, 1)
 
 

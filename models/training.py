@@ -18,9 +18,9 @@ from torch.nn import functional
 from psf.errors import InputError
 from psf.files import whole_file
 
-HUBER_WIDTH = 0.1  # half ranges; larger errors count linearly, since some patches say nothing
+HUBER_WIDTH = 0.25  # half ranges; larger errors count linearly, since some patches say nothing
 SPREAD_WEIGHT = 0.03  # of the log-variances' likelihood against the values' error
-FLAG_WEIGHT = 0.03  # of the content flag's cross-entropy
+FLAG_WEIGHT = 0.1  # of the content flag's cross-entropy
 WARM_UP = 0.05  # share of the training during which the learning rate rises
 LOG_VARIANCE_LIMITS = (-12.0, 4.0)
 

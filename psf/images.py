@@ -26,10 +26,10 @@ SPLITS = ("train", "validation", "test")
 PROCEDURAL_SPLIT = (0.7, 0.1, 0.2)
 FILE_SPLIT = (0.7, 0.15, 0.15)
 MAX_UNREADABLE_SHARE = 0.2
-# 6 kinds x 32 images of 1 MiB fit into the cache together with all built-in images.
+# 11 kinds x 32 images of 1 MiB fit into the cache together with all built-in images.
 PROCEDURAL_COUNT_PER_KIND = 32
 
-_CACHE_LIMIT_BYTES = 256 * 2**20
+_CACHE_LIMIT_BYTES = 512 * 2**20
 _cache: OrderedDict[tuple["Source", int], np.ndarray] = OrderedDict()
 
 

@@ -10,6 +10,18 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from psf.drawing import (
+    add_discs,
+    add_points,
+    ellipse,
+    jittered_grid,
+    log_uniform,
+    smooth_field,
+    stencil,
+    to_unit_range,
+)
+from psf.textures import clouds, collage, crystals, labyrinth, strokes
+
 Object = Callable[[np.random.Generator, int], np.ndarray]
 
 # Layers of leaves laid on top of each other: exp(-4) = 2 % of the field stays uncovered.
@@ -18,7 +30,7 @@ LEAF_LAYERS = 4.0
 
 def beads(rng: np.random.Generator, size: int) -> np.ndarray:
     """Fluorescent beads from below one pixel to a few pixels, scattered or in clumps."""
-    per_px = _log_uniform(rng, 1.5e-3, 2e-2)
+    per_px = log_uniform(rng, 1.5e-3, 2e-2)
     count = max(8, int(per_px * size**2))
     xy_px = rng.uniform(0, size, (count, 2))
     if rng.random() < 0.3:
@@ -29,8 +41,8 @@ def beads(rng: np.random.Generator, size: int) -> np.ndarray:
         radius_px = rng.uniform(0.3, rng.uniform(1.0, 4.0), count)
     brightness = np.exp(rng.normal(0, rng.uniform(0.0, 0.6), count))
     image = np.zeros((size, size))
-    _add_discs(image, xy_px, radius_px, brightness)
-    return _to_unit_range(image, background=rng.uniform(0, 0.15))
+    add_discs(image, xy_px, radius_px, brightness)
+    return to_unit_range(image, background=rng.uniform(0, 0.15))
 
 
 def filaments(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -39,7 +51,7 @@ def filaments(rng: np.random.Generator, size: int) -> np.ndarray:
     count = max(8, int(rng.uniform(0.06, 0.25) * size**2 / length_px))
     step_px = 0.5
     # Heading does a random walk: persistence length = 1 / (variance of the heading per pixel).
-    persistence_px = _log_uniform(rng, 15, 600)
+    persistence_px = log_uniform(rng, 15, 600)
     turns = rng.normal(0, np.sqrt(step_px / persistence_px), (count, int(length_px / step_px)))
     heading = np.cumsum(turns, axis=1) + rng.uniform(0, 2 * np.pi, (count, 1))
     x_px = np.cumsum(np.cos(heading), axis=1) * step_px
@@ -53,8 +65,8 @@ def filaments(rng: np.random.Generator, size: int) -> np.ndarray:
     for across in np.linspace(-0.5, 0.5, 5):
         x = x_px - across * width_px * np.sin(heading)
         y = y_px + across * width_px * np.cos(heading)
-        _add_points(image, x.ravel(), y.ravel(), np.broadcast_to(brightness, x.shape).ravel())
-    return _to_unit_range(image, background=rng.uniform(0, 0.2))
+        add_points(image, x.ravel(), y.ravel(), np.broadcast_to(brightness, x.shape).ravel())
+    return to_unit_range(image, background=rng.uniform(0, 0.2))
 
 
 def nuclei(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -63,11 +75,11 @@ def nuclei(rng: np.random.Generator, size: int) -> np.ndarray:
     count = max(6, int(rng.uniform(0.5, 1.2) * size**2 / (np.pi * radius_px**2)))
     chromatin = _chromatin(rng, size)
     image = np.zeros((size, size))
-    for x, y in _jittered_grid(rng, size, count):
+    for x, y in jittered_grid(rng, size, count):
         semi_px = radius_px * rng.uniform(0.75, 1.25) * np.array([1.0, rng.uniform(0.55, 1.0)])
-        rows, columns, inside = _ellipse(x, y, semi_px, rng.uniform(0, np.pi), size)
+        rows, columns, inside = ellipse(x, y, semi_px, rng.uniform(0, np.pi), size)
         image[rows, columns] += inside * chromatin[rows, columns] * rng.uniform(0.4, 1.0)
-    return _to_unit_range(image, background=rng.uniform(0, 0.2))
+    return to_unit_range(image, background=rng.uniform(0, 0.2))
 
 
 def round_cells(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -76,34 +88,34 @@ def round_cells(rng: np.random.Generator, size: int) -> np.ndarray:
     Their spectrum has the rings of a defocused disc. A network has to see sharp ones to tell an
     object that is round from an image that is blurred.
     """
-    radius_px = _log_uniform(rng, 5, 34)
+    radius_px = log_uniform(rng, 5, 34)
     pitch_px = 2 * radius_px * rng.uniform(1.05, 1.6)
-    centres = _jittered_grid(rng, size, max(9, int((size / pitch_px) ** 2)))
-    texture = 1 + rng.uniform(0.03, 0.4) * _smooth_field(rng, size, rng.uniform(0.5, 3))
+    centres = jittered_grid(rng, size, max(9, int((size / pitch_px) ** 2)))
+    texture = 1 + rng.uniform(0.03, 0.4) * smooth_field(rng, size, rng.uniform(0.5, 3))
     squash, hole, spread = rng.uniform(0, 0.15), rng.uniform(0, 0.9), rng.uniform(0, 0.1)
     is_ring = rng.random() < 0.35
     image = np.zeros((size, size))
     for x, y in centres:
         semi_px = radius_px * np.exp(rng.normal(0, spread)) * np.array([1, 1 - squash])
         angle, brightness = rng.uniform(0, np.pi), rng.uniform(0.5, 1.0)
-        rows, columns, inside = _ellipse(x, y, semi_px, angle, size)
+        rows, columns, inside = ellipse(x, y, semi_px, angle, size)
         image[rows, columns] += inside * texture[rows, columns].clip(0.1) * brightness
         if is_ring:
-            rows, columns, inside = _ellipse(x, y, hole * semi_px, angle, size)
+            rows, columns, inside = ellipse(x, y, hole * semi_px, angle, size)
             image[rows, columns] *= 1 - 0.8 * inside
-    return _to_unit_range(image, background=rng.uniform(0, 0.3))
+    return to_unit_range(image, background=rng.uniform(0, 0.3))
 
 
 def membranes(rng: np.random.Generator, size: int) -> np.ndarray:
     """Cell outlines (curved Voronoi edges of varied thickness and brightness) with puncta."""
     spacing_px = rng.uniform(9, 32)
-    sites = _jittered_grid(rng, size, max(9, int((size / spacing_px) ** 2)), margin=0.2)
+    sites = jittered_grid(rng, size, max(9, int((size / spacing_px) ** 2)), margin=0.2)
     y_px, x_px = np.mgrid[:size, :size].astype(float)
     bend_px = spacing_px * rng.uniform(0, 0.35)
     pixels = np.stack(
         [
-            x_px + bend_px * _smooth_field(rng, size, spacing_px / 2),
-            y_px + bend_px * _smooth_field(rng, size, spacing_px / 2),
+            x_px + bend_px * smooth_field(rng, size, spacing_px / 2),
+            y_px + bend_px * smooth_field(rng, size, spacing_px / 2),
         ],
         axis=-1,
     )
@@ -117,14 +129,14 @@ def membranes(rng: np.random.Generator, size: int) -> np.ndarray:
     line = np.clip((half_width_px[first] + half_width_px[second]) / 2 + 0.5 - from_edge_px, 0, 1)
     image = line * brightness[first] * brightness[second]
     image += rng.uniform(0, 0.15) * rng.uniform(0, 1, len(sites))[first]
-    puncta = int(_log_uniform(rng, 2e-4, 6e-3) * size**2)
-    _add_discs(
+    puncta = int(log_uniform(rng, 2e-4, 6e-3) * size**2)
+    add_discs(
         image,
         rng.uniform(0, size, (puncta, 2)),
         rng.uniform(0.3, 1.8, puncta),
         rng.uniform(0.2, 1.0, puncta),
     )
-    return _to_unit_range(image, background=rng.uniform(0, 0.15))
+    return to_unit_range(image, background=rng.uniform(0, 0.15))
 
 
 def dead_leaves(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -152,6 +164,11 @@ OBJECTS: dict[str, Object] = {
     "round_cells": round_cells,
     "membranes": membranes,
     "dead_leaves": dead_leaves,
+    "collage": collage,
+    "crystals": crystals,
+    "labyrinth": labyrinth,
+    "strokes": strokes,
+    "clouds": clouds,
 }
 
 
@@ -178,7 +195,7 @@ def _stack_leaves(rng: np.random.Generator, radius_px: np.ndarray, size: int) ->
         index = np.flatnonzero(size_class == this_class)
         reach = int(np.ceil(radius_px[index].max())) + 1
         for part in np.array_split(index, 1 + len(index) * reach**2 // 100_000):
-            column, row, x, y = _stencil(xy_px[part], reach)
+            column, row, x, y = stencil(xy_px[part], reach)
             cosine, sine = np.cos(angle[part])[:, None, None], np.sin(angle[part])[:, None, None]
             u = np.abs(cosine * x + sine * y)
             v = np.abs(cosine * y - sine * x) / aspect[part][:, None, None]
@@ -191,56 +208,6 @@ def _stack_leaves(rng: np.random.Generator, radius_px: np.ndarray, size: int) ->
     return owner.reshape(size, size)
 
 
-def _stencil(xy_px: np.ndarray, reach: int) -> tuple[np.ndarray, ...]:
-    """Pixels around each of n points: column (n, 1, s), row (n, s, 1) and offsets x, y of them."""
-    near = np.rint(xy_px).astype(int)
-    offsets = np.arange(-reach, reach + 1)
-    column = near[:, 0, None, None] + offsets[None, None, :]
-    row = near[:, 1, None, None] + offsets[None, :, None]
-    return column, row, column - xy_px[:, 0, None, None], row - xy_px[:, 1, None, None]
-
-
-def _add_discs(
-    image: np.ndarray, xy_px: np.ndarray, radius_px: np.ndarray, brightness: np.ndarray
-) -> None:
-    """Add discs with edges one pixel wide; below half a pixel of radius they only get fainter."""
-    size = image.shape[0]
-    reach = int(np.ceil(radius_px.max(initial=0.5) + 1))
-    column, row, x, y = _stencil(xy_px, reach)
-    cover = np.clip(radius_px[:, None, None] + 0.5 - np.hypot(x, y), 0, 1)
-    weight = cover * brightness[:, None, None]
-    inside = (weight > 0) & (column >= 0) & (column < size) & (row >= 0) & (row < size)
-    flat = (row * size + column)[inside]
-    image += np.bincount(flat, weight[inside], minlength=size * size).reshape(size, size)
-
-
-def _add_points(image: np.ndarray, x_px: np.ndarray, y_px: np.ndarray, weight: np.ndarray) -> None:
-    """Add points, each shared by its four neighbouring pixels (bilinear weights)."""
-    size = image.shape[0]
-    inside = (x_px >= 0) & (x_px < size - 1) & (y_px >= 0) & (y_px < size - 1)
-    x_px, y_px, weight = x_px[inside], y_px[inside], weight[inside]
-    column, row = x_px.astype(int), y_px.astype(int)
-    x, y = x_px - column, y_px - row
-    corners = [(0, 0, (1 - x) * (1 - y)), (0, 1, x * (1 - y)), (1, 0, (1 - x) * y), (1, 1, x * y)]
-    for down, right, share in corners:
-        flat = (row + down) * size + column + right
-        image += np.bincount(flat, weight * share, minlength=size * size).reshape(size, size)
-
-
-def _ellipse(
-    x_px: float, y_px: float, semi_px: np.ndarray, angle: float, size: int
-) -> tuple[slice, slice, np.ndarray]:
-    """Bounding box inside the field and the cover of its pixels by an ellipse, 0 to 1."""
-    reach = semi_px.max() + 1
-    rows = slice(max(0, int(y_px - reach)), min(size, int(y_px + reach) + 2))
-    columns = slice(max(0, int(x_px - reach)), min(size, int(x_px + reach) + 2))
-    y = np.arange(rows.start, rows.stop)[:, None] - y_px
-    x = np.arange(columns.start, columns.stop)[None, :] - x_px
-    u = (np.cos(angle) * x + np.sin(angle) * y) / semi_px[0]
-    v = (np.cos(angle) * y - np.sin(angle) * x) / semi_px[1]
-    return rows, columns, np.clip((1 - np.hypot(u, v)) * semi_px.min() + 0.5, 0, 1)
-
-
 def _chromatin(rng: np.random.Generator, size: int) -> np.ndarray:
     """Positive texture with grains of 1 to 3 px and sparse bright foci. (size, size)."""
     texture = np.zeros((size, size))
@@ -249,38 +216,10 @@ def _chromatin(rng: np.random.Generator, size: int) -> np.ndarray:
         texture += rng.uniform(0.2, 1.0) * grains / grains.std()
     texture = np.exp(rng.uniform(0.2, 0.6) * texture / texture.std())
     foci = int(rng.uniform(0.001, 0.006) * size**2)
-    _add_discs(
+    add_discs(
         texture,
         rng.uniform(0, size, (foci, 2)),
         rng.uniform(0.4, 2.0, foci),
         rng.uniform(0.5, 2.5, foci),
     )
     return texture
-
-
-def _smooth_field(rng: np.random.Generator, size: int, scale_px: float) -> np.ndarray:
-    """Gaussian random field of unit standard deviation with features of `scale_px`."""
-    field = ndimage.gaussian_filter(rng.normal(size=(size, size)), scale_px, mode="wrap")
-    return field / field.std()
-
-
-def _jittered_grid(
-    rng: np.random.Generator, size: int, count: int, margin: float = 0.0
-) -> np.ndarray:
-    """About `count` points (n, 2), one per cell of a square grid, with a relative margin around."""
-    low, high = -margin * size, (1 + margin) * size
-    side = max(2, round(np.sqrt(count) * (1 + 2 * margin)))
-    pitch_px = (high - low) / side
-    column, row = np.meshgrid(np.arange(side), np.arange(side))
-    corners = np.stack([column.ravel(), row.ravel()], axis=-1) * pitch_px + low
-    return corners + rng.uniform(0, pitch_px, corners.shape)
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
-def _to_unit_range(image: np.ndarray, background: float) -> np.ndarray:
-    """Scale to [background, 1]; the brightest 0.2 % saturate, so that one spot can't rule."""
-    top = max(float(np.quantile(image, 0.998)), 1e-9)
-    return (background + (1 - background) * np.clip(image / top, 0, 1)).astype(np.float32)

@@ -168,6 +168,33 @@ def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
     save_figure(path, figure)
 
 
+def draw_reliability(path: Path, table: Any) -> None:
+    """Share of true values within the 68 % and 95 % intervals, per condition; from benchmark.csv.
+
+    A band marks 65 to 71 % and 93 to 97 %.
+    """
+    table = table[table["images"].isin(["all", "builtin"])].drop_duplicates(
+        ["psf_model", "network", "trained_on", "parameter", "condition"]
+    )
+    models = list(dict.fromkeys(table["psf_model"]))
+    figure, axes = new_figure(len(models), 2, 5.0, 3.2)
+    for row, model in zip(axes, models, strict=True):
+        for one, (nominal, half) in zip(row, ((68, 3), (95, 2)), strict=True):
+            one.axhspan(nominal - half, nominal + half, color="0.88", zorder=0)
+            groups = table[table["psf_model"] == model].groupby(
+                ["network", "trained_on", "parameter"], sort=False
+            )
+            for (network, trained_on, parameter), rows in groups:
+                values = 100 * rows[f"coverage_{nominal}"]
+                label = f"{network} ({trained_on}), {parameter}"
+                one.plot(rows["condition"], values, "o-", ms=4, lw=1.2, label=label)
+            one.set_ylabel(f"true value within\nthe {nominal} % interval (%)")
+            one.set_title(model, fontsize=9)
+            one.tick_params(axis="x", rotation=20, labelsize=7)
+        row[1].legend(fontsize=6, loc="lower left")
+    save_figure(path, figure)
+
+
 def draw_map(
     path: Path,
     image: torch.Tensor,

@@ -1,7 +1,7 @@
 """Simulated patches: a sharp crop, a drawn PSF, their blur on the valid region, the label."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from psf.errors import InputError
 from psf.images import Source
 from psf.microscope import Microscope
 from psf.model import PsfModel, draw_labels, extreme_labels
+from psf.model import from_config as model_from_config
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
 
 SUPPORT_STEP = 16  # px between the supports that `fit_support` tries
@@ -112,6 +113,20 @@ def simulate(
         has_content=torch.from_numpy(~blank).repeat(uses)[:count],
         optics=torch.tensor([astuple(microscope) for microscope in per_patch]),
         names=tuple(names * uses)[:count],
+    )
+
+
+def from_config(config: Mapping[str, Any]) -> Simulation:
+    """Rebuild the simulation of a data set from its config.json."""
+    ranges = config["optics_ranges"]
+    return Simulation(
+        model=model_from_config(config["psf_model"]),
+        microscope=Microscope(**config["microscope"]),
+        optics_ranges=OpticsRanges(**{k: tuple(v) for k, v in ranges.items()}) if ranges else None,
+        patch_size=config["patch_size"],
+        psf_size=config["psf_size"],
+        blank_fraction=config["blank_fraction"],
+        patches_per_crop=config["patches_per_crop"],
     )
 
 

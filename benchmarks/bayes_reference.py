@@ -1,0 +1,223 @@
+"""What is possible at all: a Bayes-optimal estimate of focus on Gaussian textures.
+
+    python benchmarks/bayes_reference.py --checkpoints checkpoints/zernike1d
+
+Objects are periodic Gaussian random fields whose amplitude falls as f^-slope, with known contrast
+but unknown to the estimator, as is the slope. Their Fourier coefficients are independent, so the
+likelihood of focus, contrast and slope given the periodogram is exact up to the Gaussian limit of
+photon noise (Whittle 1953); the estimate is the posterior mean over a grid. Networks are scored on
+the same patches. Writes results/bayes_reference.csv, R^2 at each level of the noise of
+benchmark_models.py --noise at contrast 0.2, and results/bayes_table.csv with bayes_table.md, R^2
+at 10, 100 and 1000 photons and contrasts 0.1, 0.2 and 0.4, beside the networks.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from models.checkpoint import load_estimator
+from models.degradations import DEGRADATIONS, MEAN_ELECTRONS, READ_NOISE_E
+from models.metrics import SCORES, r2_interval
+from psf.command import run
+from psf.files import whole_file
+from psf.microscope import Microscope
+from psf.model import psf_model
+from psf.noise import camera_counts, gaussian_noise, poisson_noise, to_photons
+from psf.transfer import transfer_functions
+
+SIZE = 128  # px
+CAMERA_READ_NOISE_E = 1.6
+SLOPES = (0.7, 1.3)  # of the amplitude spectra; natural images have about 1
+CONTRASTS = np.geomspace(0.03, 1.2, 24)  # the estimator's prior, uniform in the logarithm
+CHUNK = 100  # patches estimated together
+RING_PX = 0.25  # width of the rings of the periodogram, Fourier pixels
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the reference."""
+
+    checkpoints: Sequence[Path] = ()  # networks for focus in waves to score beside it
+    patches: int = 1000  # per level of the table
+    curve_patches: int = 400  # per level of the curves
+    contrasts: Sequence[float] = (0.1, 0.2, 0.4)
+    photons: Sequence[float] = (10, 100, 1000)  # per pixel
+    focus_waves: tuple[float, float] = (0.0, 4.0)
+    seed: int = 0
+    out: Path = Path("results")
+
+
+class Reference:
+    """Posterior mean of focus from the rings of a periodogram."""
+
+    def __init__(self, focus_waves: tuple[float, float], microscope: Microscope) -> None:
+        self.microscope, self.range = microscope, focus_waves
+        frequency = torch.hypot(torch.fft.fftfreq(SIZE)[:, None], torch.fft.rfftfreq(SIZE))
+        self.frequency = frequency.double()
+        ring = (self.frequency * SIZE / RING_PX).round().long()
+        _, self.ring = ring.unique(return_inverse=True)
+        weight = torch.full(frequency.shape, 2.0).double()  # the half plane stands for the other
+        weight[:, [0, -1]] = 1.0
+        weight[0, 0] = 0.0  # the mean says nothing of the texture
+        self.weight = weight
+        self.count = self._sum(weight)
+        self.focus = torch.linspace(*focus_waves, 161)
+        slopes = torch.linspace(*SLOPES, 13).double()
+        otf = self.transfer(self.focus[:, None]).abs().square().double()
+        rings = [self._mean(spectrum) for spectrum in otf]
+        texture = torch.stack([self._mean(self.texture_power(float(s))) for s in slopes])
+        # (F, S, rings): power of a blurred texture of unit contrast and unit mean
+        self.power = torch.stack(rings)[:, None] * texture[None]
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        size = int(self.ring.max()) + 1
+        return torch.zeros(size).double().index_add_(0, self.ring.flatten(), values.flatten())
+
+    def _mean(self, values: torch.Tensor) -> torch.Tensor:
+        return self._sum(values * self.weight) / self.count.clamp(min=1)
+
+    def texture_power(self, slope: float) -> torch.Tensor:
+        """Power spectrum of unit mean power per pixel, without zero frequency."""
+        power = self.frequency.clamp(min=1 / SIZE) ** (-2 * slope)
+        power[0, 0] = 0
+        return power * SIZE**2 / (power * self.weight).sum()
+
+    def transfer(self, focus: torch.Tensor) -> torch.Tensor:
+        """OTFs of focus (N, 1)."""
+        return transfer_functions("zernike1d", focus, self.microscope, (SIZE, SIZE))
+
+    def textures(self, contrast: float, focus: torch.Tensor, seed: int) -> torch.Tensor:
+        """Blurred textures (N, 128, 128) of mean 1, slopes drawn at random."""
+        rng = np.random.default_rng(seed)
+        slopes = rng.uniform(*SLOPES, len(focus))
+        white = torch.from_numpy(rng.standard_normal((len(focus), SIZE, SIZE)))
+        amplitude = torch.stack([self.texture_power(s).sqrt() for s in slopes])
+        spectrum = torch.fft.rfft2(white) * amplitude * contrast
+        sharp = (1 + torch.fft.irfft2(spectrum, s=(SIZE, SIZE))).clamp(min=0)
+        blurred = torch.fft.irfft2(torch.fft.rfft2(sharp) * self.transfer(focus), s=(SIZE, SIZE))
+        return blurred.clamp(min=0).float()
+
+    def estimate(self, images: torch.Tensor, noise_variance: float) -> torch.Tensor:
+        """Posterior mean of focus of images (N, 128, 128), electrons, with white noise. (N,)."""
+        images = images.double()
+        mean = images.mean((1, 2), keepdim=True)
+        periodograms = torch.fft.rfft2(images / mean - 1).abs().square() / SIZE**2
+        rings = torch.stack([self._mean(one) for one in periodograms])  # (N, rings)
+        floor = noise_variance / float(mean.mean()) ** 2
+        log_posterior = self._log_likelihood(rings, floor)  # (N, F, S, contrasts)
+        log_posterior -= log_posterior.amax((1, 2, 3), keepdim=True)
+        weights = log_posterior.exp_().sum((2, 3))
+        return ((weights @ self.focus.double()) / weights.sum(1)).float()
+
+    def _log_likelihood(self, rings: torch.Tensor, floor: float) -> torch.Tensor:
+        """Whittle log-likelihood (N, F, S, contrasts) of ring means of periodograms."""
+        half = self.count / 2  # each complex coefficient counts once
+        parts = []
+        for contrast in CONTRASTS:
+            power = self.power * contrast**2 + floor
+            fit = torch.einsum("nr,fsr->nfs", rings, half / power)
+            parts.append(-fit - (half * power.log()).sum(-1))
+        return torch.stack(parts, -1)
+
+
+def score(truth: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
+    """R^2 with its interval."""
+    pair = truth.numpy(), found.numpy()
+    low, high = r2_interval(*pair, np.random.default_rng(0))
+    return {"r2": float(SCORES["r2"](*pair)), "r2_low": low, "r2_high": high}
+
+
+def draw_focus(config: Config, count: int) -> torch.Tensor:
+    """Focus (N, 1) uniform in the range."""
+    low, high = config.focus_waves
+    rng = np.random.default_rng([config.seed, 1])
+    return torch.from_numpy(rng.uniform(low, high, (count, 1)).astype(np.float32))
+
+
+def table(config: Config, reference: Reference) -> pd.DataFrame:
+    """R^2 of the reference and the networks over contrast and photons."""
+    networks = {path.name: load_estimator(path) for path in config.checkpoints}
+    focus, rows = draw_focus(config, config.patches), []
+    jobs = [(c, p) for c in config.contrasts for p in config.photons]
+    for index, (contrast, photons) in enumerate(tqdm(jobs, desc="table", unit="level")):
+        textures = reference.textures(contrast, focus, config.seed + index)
+        generator = torch.Generator().manual_seed(config.seed + index)
+        images = camera_counts(to_photons(textures, photons), generator, CAMERA_READ_NOISE_E)
+        variance = photons + CAMERA_READ_NOISE_E**2
+        parts = images.split(CHUNK)
+        found = {"Bayes": torch.cat([reference.estimate(part, variance) for part in parts])}
+        for name, network in networks.items():
+            found[name] = network.predict(images, reference.microscope).values[:, 0]
+        rows += [
+            {"estimator": n, "contrast": contrast, "photons": photons, **score(focus[:, 0], v)}
+            for n, v in found.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def curves(config: Config, reference: Reference) -> pd.DataFrame:
+    """R^2 of the reference at each level of the noise figure, contrast 0.2."""
+    focus, rows = draw_focus(config, config.curve_patches), []
+    for degradation in tqdm([d for d in DEGRADATIONS if d.name in NOISE], desc="curves"):
+        for index, level in enumerate(degradation.levels):
+            textures = reference.textures(0.2, focus, config.seed + 100 + index)
+            generator = torch.Generator().manual_seed(config.seed + index)
+            images, variance = NOISE[degradation.name](textures, level, generator)
+            parts = images.split(CHUNK)
+            found = torch.cat([reference.estimate(part, variance) for part in parts])
+            rows.append(
+                {"degradation": degradation.name, "level": level, **score(focus[:, 0], found)}
+            )
+    return pd.DataFrame(rows)
+
+
+NOISE = {
+    "gaussian": lambda t, s, g: (gaussian_noise(to_photons(t, MEAN_ELECTRONS), s, g), s**2),
+    "poisson": lambda t, p, g: (poisson_noise(to_photons(t, p), g), p),
+    "both": lambda t, p, g: (
+        camera_counts(to_photons(t, p), g, READ_NOISE_E),
+        p + READ_NOISE_E**2,
+    ),
+}
+
+
+def markdown(found: pd.DataFrame) -> str:
+    """A row per estimator and contrast, a column per photon level."""
+    wide = found.pivot_table("r2", ["estimator", "contrast"], "photons", sort=False)
+    lines = [
+        "R² of focus (0 to 4 waves) on periodic Gaussian textures by photons per pixel.",
+        "",
+        "| estimator | contrast | " + " | ".join(f"{p:g}" for p in wide.columns) + " |",
+        "|---" * (2 + len(wide.columns)) + "|",
+    ]
+    for (name, contrast), row in wide.iterrows():
+        lines.append(f"| {name} | {contrast:g} | " + " | ".join(f"{v:.3f}" for v in row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(config: Config) -> None:
+    """Compute the table and the curves, print, write."""
+    psf_model("zernike1d", {"focus": config.focus_waves})  # refuses an empty range
+    reference = Reference(config.focus_waves, Microscope())
+    found = table(config, reference)
+    with whole_file(config.out / "bayes_table.csv") as partial:
+        found.to_csv(partial, index=False, float_format="%.5g")
+    text = markdown(found)
+    with whole_file(config.out / "bayes_table.md") as partial:
+        partial.write_text(text, encoding="utf-8")
+    print(text)
+    with whole_file(config.out / "bayes_reference.csv") as partial:
+        curves(config, reference).to_csv(partial, index=False, float_format="%.5g")
+    print(f"wrote {config.out / 'bayes_table.csv'}, bayes_table.md and bayes_reference.csv")
+
+
+if __name__ == "__main__":
+    run(Config, main, __doc__)

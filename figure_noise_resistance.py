@@ -1,0 +1,89 @@
+"""Draw R^2 against the strength of each degradation, from the tables of benchmark_models.py.
+
+    python figure_noise_resistance.py --results results
+
+Reads noise.csv (benchmark_models.py --noise) and, where it is there, bayes_reference.csv
+(benchmarks/bayes_reference.py); writes figure_noise_resistance.png and .pdf. Computes nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from psf.command import run
+from psf.errors import InputError
+from psf.pictures import new_figure, save_figure
+
+# Okabe and Ito's colour-blind-safe colours; the first network of the table gets the first one.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LOWEST_R2 = -0.05  # of the axis; a network that knows nothing has 0
+LOGARITHMIC = ("e⁻", "photons/px")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the figure."""
+
+    results: Path = Path("results")  # folder with noise.csv; the figure goes there
+    psf_model: str = "zernike1d"
+    parameter: str = "focus"
+
+
+def read_table(path: Path, needed_for: str) -> pd.DataFrame:
+    """Read a table, or say how to make it."""
+    if not path.is_file():
+        raise InputError(f"there is no {path}; make it with {needed_for}.")
+    return pd.read_csv(path)
+
+
+def draw_panel(axes: Axes, table: pd.DataFrame, reference: pd.DataFrame | None) -> None:
+    """One degradation: a line with its 95 % interval per network, the reference dashed."""
+    for colour, (network, rows) in zip(COLOURS, table.groupby("network", sort=False), strict=False):
+        axes.fill_between(rows["level"], rows["r2_low"], rows["r2_high"], color=colour, alpha=0.18)
+        axes.plot(rows["level"], rows["r2"], color=colour, lw=1.5, label=network)
+    if reference is not None and len(reference):
+        axes.plot(
+            reference["level"], reference["r2"], "k--", lw=1.2, label="Bayes, Gaussian textures"
+        )
+    first = table.iloc[0]
+    if first["unit"] in LOGARITHMIC:
+        axes.set_xscale("log")
+    if first["unit"] == "photons/px":
+        axes.invert_xaxis()  # from good to bad, like the other panels
+    if first["degradation"] == "global illumination":
+        axes.invert_xaxis()
+    axes.set(ylim=(LOWEST_R2, 1.02), title=first["degradation"])
+    axes.set_xlabel(f"{first['axis']} ({first['unit']})", fontsize=8)
+    axes.set_ylabel("R²")
+    axes.grid(alpha=0.3)
+
+
+def main(config: Config) -> None:
+    """Draw all degradations of one parameter."""
+    table = read_table(config.results / "noise.csv", "benchmark_models.py --noise")
+    table = table[
+        (table["psf_model"] == config.psf_model) & (table["parameter"] == config.parameter)
+    ]
+    if table.empty:
+        raise InputError(f"noise.csv has no rows of {config.psf_model}, {config.parameter}.")
+    path = config.results / "bayes_reference.csv"
+    reference = pd.read_csv(path) if path.is_file() and config.psf_model == "zernike1d" else None
+    names = list(dict.fromkeys(table["degradation"]))
+    figure, axes = new_figure(-(-len(names) // 3), 3, 4.2, 3.3)
+    for one, name in zip(axes.ravel(), names, strict=False):
+        rows = None if reference is None else reference[reference["degradation"] == name]
+        draw_panel(one, table[table["degradation"] == name], rows)
+    handles, labels = axes.ravel()[min(1, len(names) - 1)].get_legend_handles_labels()
+    axes.ravel()[0].legend(handles, labels, fontsize=7, loc="lower left")
+    figure.suptitle(
+        f"{config.psf_model}, {config.parameter}: held-out images, 95 % intervals over patches"
+    )
+    for suffix in ("png", "pdf"):
+        save_figure(config.results / f"figure_noise_resistance.{suffix}", figure)
+    print(f"wrote {config.results / 'figure_noise_resistance.png'} and .pdf")
+
+
+if __name__ == "__main__":
+    run(Config, main, __doc__)

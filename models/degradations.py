@@ -1,0 +1,150 @@
+"""The degradations of the paper's robustness figure, at physical strengths, on test patches.
+
+Shajkofci & Liebling (2020) degrade test images by Gaussian and Poisson noise, both, rotation, and
+global and axial changes of the illumination. Each is here a `Degradation`: levels with a unit, and
+a function from noise-free patches and a level to recorded ones.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.data import Batch, PatchSet
+from psf.blur import blur_valid
+from psf.crops import draw_crops
+from psf.images import Source, read_plane
+from psf.model import draw_labels
+from psf.noise import (
+    axial_illumination,
+    camera_counts,
+    gaussian_noise,
+    global_illumination,
+    poisson_noise,
+    rotate,
+    to_photons,
+)
+from psf.simulation import Simulation, draw_microscopes
+from psf.synthesis import synthesize
+
+LEVELS = 25
+MEAN_ELECTRONS = 1000.0  # per pixel, where Gaussian noise is added without shot noise
+READ_NOISE_E = 3.0  # beside Poisson noise: the upper end of what the networks are trained with
+PHOTONS = tuple(np.geomspace(3, 30_000, LEVELS).tolist())
+FULL_SCALE = 2**16 - 1  # of the camera whose lamp is dimmed
+
+Record = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """One panel of the figure; `record` is None where the object itself is changed."""
+
+    name: str
+    axis: str
+    unit: str
+    levels: tuple[float, ...]
+    record: Record | None
+
+
+def _gaussian(patches: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    return gaussian_noise(to_photons(patches, MEAN_ELECTRONS), sigma, generator)
+
+
+def _poisson(patches: torch.Tensor, photons: float, generator: torch.Generator) -> torch.Tensor:
+    return poisson_noise(to_photons(patches, photons), generator)
+
+
+def _both(patches: torch.Tensor, photons: float, generator: torch.Generator) -> torch.Tensor:
+    return camera_counts(to_photons(patches, photons), generator, READ_NOISE_E)
+
+
+def _dim(patches: torch.Tensor, per_cent: float, generator: torch.Generator) -> torch.Tensor:
+    top = patches.amax((1, 2), keepdim=True).clamp(min=1e-9)
+    return global_illumination(patches / top * FULL_SCALE, per_cent / 100).round()
+
+
+def _vignette(patches: torch.Tensor, per_cent: float, generator: torch.Generator) -> torch.Tensor:
+    return axial_illumination(patches, per_cent / 100)
+
+
+DEGRADATIONS = (
+    Degradation(
+        "gaussian",
+        f"read noise, mean {MEAN_ELECTRONS:g} e⁻/px, no shot noise",
+        "e⁻",
+        tuple(np.geomspace(1, 1000, LEVELS).tolist()),
+        _gaussian,
+    ),
+    Degradation("poisson", "photons per pixel, shot noise", "photons/px", PHOTONS, _poisson),
+    Degradation(
+        "both",
+        f"photons per pixel, shot and {READ_NOISE_E:g} e⁻ read noise",
+        "photons/px",
+        PHOTONS,
+        _both,
+    ),
+    Degradation(
+        "rotation", "rotation of the object", "degrees", tuple(np.linspace(0, 180, LEVELS)), None
+    ),
+    Degradation(
+        "global illumination",
+        "light of the lamp",
+        "per cent",
+        tuple(np.linspace(4, 100, LEVELS)),
+        _dim,
+    ),
+    Degradation(
+        "axial illumination",
+        "light lost at the corners",
+        "per cent",
+        tuple(np.linspace(0, 72, LEVELS)),
+        _vignette,
+    ),
+)
+
+
+def recorded_levels(
+    test_set: PatchSet, degradation: Degradation, count: int, seed: int
+) -> Iterator[tuple[float, Batch]]:
+    """First `count` test patches with content at each level, the same noise for every network."""
+    rows = np.flatnonzero(test_set.has_content.numpy())[:count]
+    batch = test_set.batch(rows, torch.device("cpu"))
+    for index, level in enumerate(degradation.levels):
+        generator = torch.Generator().manual_seed(seed + index)
+        patches = degradation.record(batch.patches, level, generator)
+        yield level, Batch(patches, batch.labels, batch.has_content, batch.optics)
+
+
+def turned_levels(
+    simulation: Simulation,
+    sources: list[Source],
+    levels: tuple[float, ...],
+    count: int,
+    seed: int,
+) -> Iterator[tuple[float, Batch]]:
+    """The same objects turned by each angle before the same blur.
+
+    Sources that are too small for a turned crop are left out.
+    """
+    rng = np.random.default_rng(seed)
+    side = math.ceil((simulation.crop_size + 3) * math.sqrt(2)) + 2
+    large = [source for source in sources if _fits(source, side)]
+    crops = draw_crops(large, count, side, simulation.patch_size, rng, augment=False).pixels
+    labels = draw_labels(simulation.model, count, rng)
+    microscopes = draw_microscopes(simulation, count, rng)
+    psfs = synthesize(simulation.model, labels, microscopes, simulation.psf_size)
+    each = microscopes if isinstance(microscopes, list) else [microscopes] * count
+    optics = torch.tensor(
+        [[m.na, m.wavelength_um, m.pixel_size_um, m.refractive_index] for m in each]
+    )
+    for degrees in levels:
+        turned = rotate(crops, degrees, simulation.crop_size).clamp(min=0)
+        patches = blur_valid(turned, psfs).clamp_(min=0)
+        yield degrees, Batch(patches, labels, torch.ones(count, dtype=torch.bool), optics)
+
+
+def _fits(source: Source, side: int) -> bool:
+    return min(read_plane(source, source.pages[0]).shape) >= side

@@ -1,0 +1,179 @@
+"""Score a network on held-out patches: values, the PSF they stand for, error bars, content flag."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from models.calibration import coverage
+from models.checkpoint import Estimator
+from models.data import Batch, Condition, PatchSet
+from models.metrics import SCORES, r2_interval
+from psf.microscope import Microscope
+from psf.model import PsfModel
+from psf.synthesis import synthesize
+
+BOOTSTRAP_SEED = 0
+SPEED_PATCHES = 1024
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Predictions of one network for the test patches with content under one condition."""
+
+    network: str
+    condition: str
+    truth: np.ndarray  # (N, P)
+    predicted: np.ndarray  # (N, P)
+    half_widths: np.ndarray  # (2, N, P) of the 68 % and 95 % intervals
+    um_per_unit: np.ndarray  # (N,)
+    psf_snr_db: np.ndarray  # (N,)
+    kinds: np.ndarray  # (N,) of the source images: builtin, procedural or file
+    content_auc: float  # area under ROC of the content flag; NaN without blank patches
+
+
+def score_condition(
+    name: str, estimator: Estimator, test_set: PatchSet, condition: Condition, batch_size: int
+) -> Scored:
+    """Predict all test patches under one condition."""
+    columns: dict[str, list[torch.Tensor]] = {}
+    for batch in test_set.recorded(condition, batch_size, torch.device("cpu")):
+        for key, value in _predict_batch(estimator, test_set, batch, batch_size).items():
+            columns.setdefault(key, []).append(value)
+    found = {key: torch.cat(parts).numpy() for key, parts in columns.items()}
+    rows = found["content"]
+    mixed = 0 < rows.sum() < len(rows)
+    return Scored(
+        name,
+        condition.name,
+        found["truth"][rows],
+        found["predicted"][rows],
+        np.stack([found["half_68"][rows], found["half_95"][rows]]),
+        found["um"][rows],
+        found["psf_snr_db"][rows],
+        test_set.source_kinds[rows],
+        float(roc_auc_score(rows, found["flags"])) if mixed else float("nan"),
+    )
+
+
+def _predict_batch(
+    estimator: Estimator, test_set: PatchSet, batch: Batch, batch_size: int
+) -> dict[str, torch.Tensor]:
+    optics = [Microscope(*numbers) for numbers in batch.optics.tolist()]
+    if bool((batch.optics == batch.optics[0]).all()):
+        optics = optics[:1]
+    microscopes = optics[0] if len(optics) == 1 else optics
+    prediction = estimator.predict(batch.patches, microscopes, batch_size)
+    um = [estimator.um_per_unit(microscope) for microscope in optics]
+    return {
+        "truth": batch.labels,
+        "predicted": prediction.values,
+        "half_68": prediction.standard_deviations,
+        "half_95": prediction.half_widths_95,
+        "content": batch.has_content,
+        "flags": prediction.content_probability,
+        "um": torch.tensor(um).expand(len(batch.labels)),
+        "psf_snr_db": psf_snr_db(
+            test_set.model,
+            batch.labels,
+            prediction.values,
+            microscopes,
+            test_set.config["psf_size"],
+        ),
+    }
+
+
+def psf_snr_db(
+    model: PsfModel,
+    truth: torch.Tensor,
+    predicted: torch.Tensor,
+    microscopes: Microscope | list[Microscope],
+    psf_size: int,
+) -> torch.Tensor:
+    """Error of the PSF itself, 20 log10 |h| / |h - h_estimated|, of labels (N, P). (N,) dB.
+
+    The figure of merit of Deep-blur (Biol. Imaging 4, 2024). Estimates beyond the label range
+    count as its end, since no PSF has, say, a negative width.
+    """
+    low, high = torch.tensor(model.label_ranges).T
+    true_psfs = synthesize(model, truth, microscopes, psf_size).flatten(1)
+    found = synthesize(model, predicted.clamp(low, high), microscopes, psf_size).flatten(1)
+    error = (true_psfs - found).norm(dim=1).clamp(min=1e-12)
+    return 20 * (true_psfs.norm(dim=1) / error).log10()
+
+
+def table_rows(scored: Scored, facts: dict[str, Any], model: PsfModel) -> Iterator[dict[str, Any]]:
+    """Rows of benchmark.csv: per parameter, for all images and for each kind of them."""
+    kinds = np.unique(scored.kinds).tolist()
+    groups = kinds if len(kinds) == 1 else ["all", *kinds]
+    for column, parameter in enumerate(model.label_names):
+        for images in groups:
+            rows = np.isin(scored.kinds, kinds if images == "all" else [images])
+            errors = (scored.predicted - scored.truth)[rows, column]
+            half_68, half_95 = scored.half_widths[:, rows, column]
+            yield {
+                **facts,
+                "parameter": parameter,
+                "unit": model.unit,
+                "images": images,
+                "condition": scored.condition,
+                "patches": int(rows.sum()),
+                **score_parameter(
+                    scored.truth[rows, column],
+                    scored.predicted[rows, column],
+                    scored.um_per_unit[rows],
+                ),
+                "coverage_68": coverage(errors, half_68),
+                "coverage_95": coverage(errors, half_95),
+                "psf_snr_db": float(scored.psf_snr_db[rows].mean()),
+                "content_auc": scored.content_auc,
+            }
+
+
+def score_parameter(
+    truth: np.ndarray, predicted: np.ndarray, um_per_unit: np.ndarray
+) -> dict[str, float]:
+    """All scores of one parameter (N,), in its unit and in um."""
+    scores = {name: float(score(truth, predicted)) for name, score in SCORES.items()}
+    low, high = r2_interval(truth, predicted, np.random.default_rng(BOOTSTRAP_SEED))
+    error_um = np.abs(predicted - truth) * um_per_unit
+    return {
+        "r2": scores["r2"],
+        "r2_low": low,
+        "r2_high": high,
+        "pearson2": scores["pearson2"],
+        "rmse": scores["rmse"],
+        "rmse_um": float(np.sqrt(np.mean(error_um**2))),
+        "median_abs_error": scores["median_abs_error"],
+        "median_abs_error_um": float(np.median(error_um)),
+    }
+
+
+def prediction_rate(estimator: Estimator, test_set: PatchSet, batch_size: int) -> float:
+    """Patches per second of `Estimator.predict`, the best of three passes over 1024 patches."""
+    patches = test_set.read(np.arange(SPEED_PATCHES) % test_set.count).float()
+    microscope = Microscope(*test_set.optics[0].tolist())
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        estimator.predict(patches, microscope, batch_size)
+        seconds.append(time.perf_counter() - started)
+    return SPEED_PATCHES / min(seconds)
+
+
+def checkpoint_facts(name: str, estimator: Estimator) -> dict[str, Any]:
+    """What a row of the table says of a network besides its scores."""
+    run = estimator.config.get("run", {})
+    return {
+        "network": name,
+        "architecture": estimator.config["architecture"],
+        "psf_model": estimator.psf_model.name,
+        "trained_on": estimator.config.get("data", {}).get("images", ""),
+        "weights": sum(p.numel() for p in estimator.network.parameters()),
+        "minutes": run.get("minutes", float("nan")),
+        "patches_seen": run.get("patches_seen", 0),
+    }
