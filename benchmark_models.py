@@ -129,7 +129,7 @@ def markdown(table: pd.DataFrame) -> str:
     """R^2 with intervals: a row per network, parameter and kind of images."""
     conditions = list(dict.fromkeys(table["condition"]))
     lines = [
-        "R² (95 % interval over patches) on the test images; rmse, SNR of the PSF (mean, dB) and "
+        "R² (95 % interval over patches) on the test images; rmse, median SNR of the PSF (dB) and "
         "coverage of the 68 % and 95 % intervals at 1000 photons per pixel.",
         "",
         "| PSF model | network | trained on | parameter | test images (patches) | "

@@ -7,6 +7,7 @@ Reads noise.csv (benchmark_models.py --noise) and, where it is there, bayes_refe
 """
 
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -40,7 +41,9 @@ def read_table(path: Path, needed_for: str) -> pd.DataFrame:
 
 def draw_panel(axes: Axes, table: pd.DataFrame, reference: pd.DataFrame | None) -> None:
     """One degradation: a line with its 95 % interval per network, the reference dashed."""
-    for colour, (network, rows) in zip(COLOURS, table.groupby("network", sort=False), strict=False):
+    for colour, (network, rows) in zip(
+        cycle(COLOURS), table.groupby("network", sort=False), strict=False
+    ):
         axes.fill_between(rows["level"], rows["r2_low"], rows["r2_high"], color=colour, alpha=0.18)
         axes.plot(rows["level"], rows["r2"], color=colour, lw=1.5, label=network)
     if reference is not None and len(reference):
@@ -75,6 +78,8 @@ def main(config: Config) -> None:
     for one, name in zip(axes.ravel(), names, strict=False):
         rows = None if reference is None else reference[reference["degradation"] == name]
         draw_panel(one, table[table["degradation"] == name], rows)
+    for one in axes.ravel()[len(names) :]:
+        one.axis("off")
     handles, labels = axes.ravel()[min(1, len(names) - 1)].get_legend_handles_labels()
     axes.ravel()[0].legend(handles, labels, fontsize=7, loc="lower left")
     figure.suptitle(

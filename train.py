@@ -23,7 +23,7 @@ from models.trainer import Progress, Settings, Trainer
 from models.training import load_state, save_state, start_processes
 from psf.command import keep_freed_memory, run
 from psf.errors import InputError
-from psf.files import claim_folder, run_record, whole_file, write_json
+from psf.files import claim_folder, read_json, run_record, whole_file, write_json
 from psf.pictures import draw_curves
 
 
@@ -39,7 +39,10 @@ class Config(Settings):
 def describe(config: Config, data: dict[str, Any]) -> dict[str, Any]:
     """Content of run_config.json: what a resumed run must share with the one it goes on with."""
     fixed = ("max_minutes", "epochs", "batch_size", "learning_rate", "weight_decay", "seed")
+    fixed += ("huber_width",)
+    made = config.data / "run.json"
     return {
+        "data_command": read_json(made, "training set")["command"] if made.exists() else "",
         "architecture": config.model,
         "exposure": asdict(config.exposure),
         "settings": {name: getattr(config, name) for name in fixed},
@@ -74,7 +77,18 @@ def processor_name(device: torch.device) -> str:
     """What did the work, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}"
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' if threads > 1 else ''} of {cpu_name()}"
+
+
+def cpu_name() -> str:
+    """Name of the processor where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def record_epoch(
@@ -140,7 +154,7 @@ def main(config: Config) -> None:
     """Train until the time or the epochs are over."""
     if config.max_minutes is not None and config.epochs is not None:
         raise InputError("give --max-minutes or --epochs, not both.")
-    for name in ("max_minutes", "epochs", "batch_size", "learning_rate", "threads"):
+    for name in ("max_minutes", "epochs", "batch_size", "learning_rate", "threads", "huber_width"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} must be positive.")

@@ -37,6 +37,7 @@ SIZE = 128  # px
 CAMERA_READ_NOISE_E = 1.6
 SLOPES = (0.7, 1.3)  # of the amplitude spectra; natural images have about 1
 CONTRASTS = np.geomspace(0.03, 1.2, 24)  # the estimator's prior, uniform in the logarithm
+SMALLEST_FLOOR = 1e-12  # of the power of an image of unit mean; rounding is larger
 CHUNK = 100  # patches estimated together
 RING_PX = 0.25  # width of the rings of the periodogram, Fourier pixels
 
@@ -111,7 +112,7 @@ class Reference:
         mean = images.mean((1, 2), keepdim=True)
         periodograms = torch.fft.rfft2(images / mean - 1).abs().square() / SIZE**2
         rings = torch.stack([self._mean(one) for one in periodograms])  # (N, rings)
-        floor = noise_variance / float(mean.mean()) ** 2
+        floor = max(noise_variance / float(mean.mean()) ** 2, SMALLEST_FLOOR)
         log_posterior = self._log_likelihood(rings, floor)  # (N, F, S, contrasts)
         log_posterior -= log_posterior.amax((1, 2, 3), keepdim=True)
         weights = log_posterior.exp_().sum((2, 3))

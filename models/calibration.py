@@ -55,8 +55,11 @@ def calibrate(errors: np.ndarray, deviations: np.ndarray) -> Calibration:
         return UNCALIBRATED
     order = np.argsort(deviations, kind="stable")
     ratio, log_deviation = np.abs(errors) / deviations, np.log(deviations)
-    bins = np.array_split(order, count)
-    quantiles = np.array([np.quantile(ratio[rows], LEVELS) for rows in bins])
+    bins, levels = np.array_split(order, count), np.array(LEVELS)
+    # the quantile that a further patch stays below with the probability asked for
+    quantiles = np.array(
+        [np.quantile(ratio[rows], np.minimum(1, levels * (1 + 1 / len(rows)))) for rows in bins]
+    )
     return Calibration(
         tuple(float(np.mean(log_deviation[rows])) for rows in bins),
         tuple(quantiles[:, 0].tolist()),

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from models import calibration
 from models.data import normalise
-from models.networks import build
+from models.networks import build, for_inference
 from models.training import Scaler, output_count, split_outputs
 from psf.errors import InputError
 from psf.files import read_json, whole_file, write_json
@@ -65,6 +66,10 @@ class Estimator:
     def psf_model(self) -> PsfModel:
         """PSF model whose labels the network predicts."""
         return from_config(self.config["psf_model"])
+
+    @cached_property
+    def _fast_network(self) -> nn.Module:
+        return for_inference(self.network)
 
     @property
     def patch_size(self) -> int:
@@ -115,7 +120,7 @@ class Estimator:
             patches.split(batch_size), cutoff.split(batch_size), strict=True
         ):
             batch = normalise(part.to(self.device, torch.float32))
-            outputs.append(self.network(batch, part_cutoff).float().cpu())
+            outputs.append(self._fast_network(batch, part_cutoff).float().cpu())
         values, log_variances, logits = split_outputs(torch.cat(outputs))
         scaler = Scaler.from_ranges(self.config["label_ranges"])
         deviations = (log_variances / 2).exp()
@@ -244,8 +249,9 @@ def model_card(config: Mapping[str, Any]) -> str:
         *optics,
         "",
         "Outside of these numbers `predict` warns. Widefield images of thin objects, photon noise "
-        f"from {config['exposure']['photons'][0]:g} photons per pixel up; of defocus alone only "
-        "the magnitude can be known from one image.",
+        f"from {config['exposure']['photons'][0]:g} photons per pixel up. Of defocus alone only "
+        "the magnitude can be known from one image. Thick objects, haze from other planes, "
+        "compressed or sharpened images were not trained on.",
         "",
         "## Trained with",
         "",
@@ -253,7 +259,8 @@ def model_card(config: Mapping[str, Any]) -> str:
         f"{len(data['source_images']['train'])} source images",
         f"- {run['epochs']:.1f} epochs, {run['patches_seen']:,} patches seen, "
         f"{run['minutes']:.1f} minutes on {run['processor']}",
-        f"- command: `{run['command']}`, commit {run['commit']}",
+        f"- commands: `{config.get('data_command', '')}`, `{run['command']}`",
+        f"- commit {run['commit']}",
         "",
         "## Validation (source images never trained on)",
         "",

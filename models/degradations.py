@@ -15,6 +15,7 @@ import torch
 from models.data import Batch, PatchSet
 from psf.blur import blur_valid
 from psf.crops import draw_crops
+from psf.errors import InputError
 from psf.images import Source, read_plane
 from psf.model import draw_labels
 from psf.noise import (
@@ -132,6 +133,10 @@ def turned_levels(
     rng = np.random.default_rng(seed)
     side = math.ceil((simulation.crop_size + 3) * math.sqrt(2)) + 2
     large = [source for source in sources if _fits(source, side)]
+    if not large:
+        raise InputError(
+            f"no test image has the {side} x {side} px that a turned crop takes; use larger images."
+        )
     crops = draw_crops(large, count, side, simulation.patch_size, rng, augment=False).pixels
     labels = draw_labels(simulation.model, count, rng)
     microscopes = draw_microscopes(simulation, count, rng)
@@ -147,4 +152,4 @@ def turned_levels(
 
 
 def _fits(source: Source, side: int) -> bool:
-    return min(read_plane(source, source.pages[0]).shape) >= side
+    return all(min(read_plane(source, page).shape) >= side for page in source.pages)

@@ -34,6 +34,7 @@ def r2_interval(
     draws = rng.integers(len(truth), size=(repetitions, len(truth)))
     drawn = truth[draws].astype(np.float64)
     residual = ((drawn - prediction[draws]) ** 2).sum(1)
-    values = 1 - residual / ((drawn - drawn.mean(1, keepdims=True)) ** 2).sum(1)
+    total = ((drawn - drawn.mean(1, keepdims=True)) ** 2).sum(1)
+    values = 1 - residual[total > 0] / total[total > 0]  # of few patches, all may be the same one
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)

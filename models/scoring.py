@@ -129,7 +129,7 @@ def table_rows(scored: Scored, facts: dict[str, Any], model: PsfModel) -> Iterat
                 ),
                 "coverage_68": coverage(errors, half_68),
                 "coverage_95": coverage(errors, half_95),
-                "psf_snr_db": float(scored.psf_snr_db[rows].mean()),
+                "psf_snr_db": float(np.median(scored.psf_snr_db[rows])),
                 "content_auc": scored.content_auc,
             }
 

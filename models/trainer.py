@@ -17,6 +17,7 @@ from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose
 from models.metrics import SCORES
 from models.networks import build
 from models.training import (
+    HUBER_WIDTH,
     Scaler,
     build_optimizer,
     epoch_order,
@@ -53,6 +54,7 @@ class Settings:
     batch_size: int = 64  # per process
     learning_rate: float = 2e-3  # peak, after the warm-up
     weight_decay: float = 0.02
+    huber_width: float = HUBER_WIDTH  # half ranges; larger errors count linearly
     exposure: Exposure = field(default_factory=Exposure)  # light and noise of training patches
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, mps
@@ -139,7 +141,9 @@ class Trainer:
         patches = normalise(expose(batch.patches, self.config.exposure, generator))
         with self.autocast():
             outputs = self.parallel(patches, batch.cutoff)
-        loss = estimation_loss(outputs.float(), self.scaler.scale(batch.labels), batch.has_content)
+        targets = self.scaler.scale(batch.labels)
+        width = self.config.huber_width
+        loss = estimation_loss(outputs.float(), targets, batch.has_content, width)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(

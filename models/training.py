@@ -60,16 +60,22 @@ def split_outputs(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def value_loss(
-    values: torch.Tensor, targets: torch.Tensor, has_content: torch.Tensor
+    values: torch.Tensor,
+    targets: torch.Tensor,
+    has_content: torch.Tensor,
+    huber_width: float = HUBER_WIDTH,
 ) -> torch.Tensor:
     """Huber loss of values (N, P) in standard units; blank patches do not count."""
     mask = has_content[:, None].to(values)
-    errors = functional.smooth_l1_loss(values, targets, beta=HUBER_WIDTH, reduction="none")
+    errors = functional.smooth_l1_loss(values, targets, beta=huber_width, reduction="none")
     return (errors * mask).sum() / mask.sum().clamp(min=1) / targets.shape[1]
 
 
 def estimation_loss(
-    outputs: torch.Tensor, targets: torch.Tensor, has_content: torch.Tensor
+    outputs: torch.Tensor,
+    targets: torch.Tensor,
+    has_content: torch.Tensor,
+    huber_width: float = HUBER_WIDTH,
 ) -> torch.Tensor:
     """Huber loss of the values, likelihood of the log-variances, cross-entropy of the flag.
 
@@ -82,7 +88,7 @@ def estimation_loss(
     mask = has_content[:, None].to(values)
     spread_loss = (likelihood * mask).sum() / mask.sum().clamp(min=1) / targets.shape[1]
     flag_loss = functional.binary_cross_entropy_with_logits(logits, has_content.to(logits))
-    fit = value_loss(values, targets, has_content)
+    fit = value_loss(values, targets, has_content, huber_width)
     return fit + SPREAD_WEIGHT * spread_loss + FLAG_WEIGHT * flag_loss
 
 

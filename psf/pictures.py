@@ -173,9 +173,8 @@ def draw_reliability(path: Path, table: Any) -> None:
 
     A band marks 65 to 71 % and 93 to 97 %.
     """
-    table = table[table["images"].isin(["all", "builtin"])].drop_duplicates(
-        ["psf_model", "network", "trained_on", "parameter", "condition"]
-    )
+    keys = ["psf_model", "network", "trained_on", "parameter", "condition"]
+    table = table.drop_duplicates(keys)  # the first row is that of all images
     models = list(dict.fromkeys(table["psf_model"]))
     figure, axes = new_figure(len(models), 2, 5.0, 3.2)
     for row, model in zip(axes, models, strict=True):

@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_saved_and_loaded_networks_predict_the_same(estimator, patches, tmp_path
     save_checkpoint(tmp_path / "again", estimator.network, estimator.config)
     again = load_estimator(str(tmp_path / "again")).predict(patches, MICROSCOPE)
     first = estimator.predict(patches, MICROSCOPE)
-    for name in ("values", "standard_deviations", "content_probability"):
+    for name in ("values", "standard_deviations", "half_widths_95", "content_probability"):
         assert torch.allclose(getattr(again, name), getattr(first, name), atol=SAME)
     assert (again.names, again.unit) == (("focus",), "waves")
 
@@ -77,7 +78,15 @@ def test_prediction_is_the_network_in_label_units(estimator, patches):
     found = estimator.predict(patches, MICROSCOPE)
     # labels run from 0 to 1 wave: half a range is 0.5
     assert torch.allclose(found.values, 0.5 + 0.5 * values, atol=1e-4)
-    assert torch.allclose(found.standard_deviations, 0.5 * (log_variances / 2).exp(), rtol=1e-3)
+    (measured,) = estimator.config["calibration"]
+    raw = (log_variances / 2).exp()[:, 0]
+    for half_widths, level in (
+        (found.standard_deviations, "factor_68"),
+        (found.half_widths_95, "factor_95"),
+    ):
+        factors = np.interp(raw.log().numpy(), measured["log_deviation"], measured[level])
+        expected = 0.5 * raw * torch.from_numpy(factors).float()
+        assert torch.allclose(half_widths[:, 0], expected, rtol=2e-3)
     assert torch.allclose(found.content_probability, logits.sigmoid(), atol=1e-4)
     assert float(found.values.std()) > 100 * SAME  # it is no constant
 
@@ -202,7 +211,7 @@ def test_model_card_says_what_for_and_how_it_was_made(focus_run):
     assert "| na | 0.45 |" in card
     assert "| pixel_size_um | 0.278 |" in card
     assert "200 patches of 13 source images" in card
-    assert f"command: `{config['run']['command']}`" in card
+    assert f"`{config['run']['command']}`" in card
     for condition, (score,) in config["validation"].items():
         assert f"| {condition} | {score:.3f} |" in card
 
@@ -275,3 +284,47 @@ def test_folder_of_several_checkpoints_names_them(tmp_path, focus_run):
     shutil.copytree(focus_run, tmp_path / "runs" / "first")
     with pytest.raises(InputError, match="several checkpoints; name one: first"):
         load_estimator(tmp_path / "runs")
+
+
+# --- names of shipped weights
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch, focus_run):
+    """Weights called first and second come with the project; a third folder has none."""
+    for name in ("second", "first"):
+        shutil.copytree(focus_run, tmp_path / "checkpoints" / name)
+    (tmp_path / "checkpoints" / "empty").mkdir()
+    monkeypatch.setattr(models.checkpoint, "SHIPPED", tmp_path / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_shipped_weights_load_by_name(shipped, estimator, patches):
+    assert models.checkpoint.shipped_names() == ("first", "second")
+    expected = estimator.predict(patches, MICROSCOPE)
+    for name in ("first", Path("second")):
+        found = load_estimator(name).predict(patches, MICROSCOPE)
+        assert torch.equal(found.values, expected.values)
+        assert torch.equal(found.half_widths_95, expected.half_widths_95)
+
+
+def test_unknown_names_are_answered_with_the_known_ones(shipped):
+    with pytest.raises(InputError, match=r"folder third; shipped by name: first, second\."):
+        load_estimator("third")
+    with pytest.raises(InputError, match="shipped by name: first, second"):
+        load_estimator("empty")
+
+
+def test_without_shipped_weights_there_is_no_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(models.checkpoint, "SHIPPED", tmp_path / "none")
+    with pytest.raises(InputError, match="shipped by name: none"):
+        load_estimator("zernike1d")
+
+
+def test_a_folder_goes_before_a_name(shipped, focus_run):
+    config = json.loads((focus_run / "config.json").read_text())
+    shutil.copytree(focus_run, shipped / "first")
+    (shipped / "first" / "config.json").write_text(json.dumps({**config, "label_unit": "um"}))
+    assert load_estimator("first").config["label_unit"] == "um"
+    assert load_estimator("second").config["label_unit"] == "waves"

@@ -18,7 +18,8 @@ class PlaceReader:
     def predict(self, patches, microscope, batch_size):
         coded = patches[:, 0, 0]  # first pixel: 1000 y + x of the corner
         places = torch.stack([coded // 1000, coded % 1000], 1)
-        return Prediction(("row", "column"), "px", places, -places, patches.mean((1, 2)))
+        means = patches.mean((1, 2))
+        return Prediction(("row", "column"), "px", places, -places, -2 * places, means)
 
 
 def coordinates(height, width):

@@ -171,6 +171,9 @@ def test_benchmark_numbers_agree_with_one_another(scored, focus_data):
     # the best straight line through the points is at least as good as no line
     assert (table["pearson2"] >= table["r2"] - DIGITS).all()
     assert table["content_auc"].between(0, 1).all()
+    assert (table["coverage_68"] <= table["coverage_95"]).all()
+    assert table["coverage_95"].between(0.3, 1).all()
+    assert (table["psf_snr_db"] > 0).all()
 
 
 def test_benchmark_scores_what_the_network_predicts(scored, focus_data, focus_run):
@@ -192,7 +195,8 @@ def test_benchmark_table_and_picture_show_the_same(scored):
         assert np.isclose(shown, row.r2, rtol=1e-4, atol=6e-4).any()
     assert_shows_something(scored / "scatter.png")
     record = json.loads((scored / "benchmark.json").read_text())
-    assert record["data"]["psf_model"]["name"] == "zernike1d"
+    assert record["data"]["zernike1d"]["psf_model"]["name"] == "zernike1d"
+    assert_shows_something(scored / "reliability.png")
 
 
 # --- tilted plane and map
@@ -519,7 +523,10 @@ def test_checkpoints_of_a_benchmark(tmp_path, focus_data, focus_run):
     shutil.copytree(focus_run, tmp_path / "focus")
     assert "two checkpoints are called focus" in error(focus_run, tmp_path / "focus")
     assert "there is no checkpoint folder" in error(tmp_path / "nowhere")
-    assert "give at least one folder" in error()
+    twice = ("--data", focus_data, focus_data, "--out", tmp_path / "out")
+    message = refuse("benchmark_models.py", "--checkpoints", focus_run, *twice)
+    assert "two --data folders hold the same PSF model" in message
+    assert "give --checkpoints, --data and a --batch-size above 0" in error()
     weights = tmp_path / "focus" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     assert "model.safetensors is truncated" in error(tmp_path / "focus")

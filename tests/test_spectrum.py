@@ -17,6 +17,7 @@ from models.spectrum import (
 )
 from psf.noise import rotate
 
+CPU = torch.device("cpu")
 SIGMAS = 5  # statistical tolerance
 
 
@@ -83,6 +84,31 @@ def test_grid_points_are_the_frequencies_they_claim():
     expected = 1 + 2 * radius * angle.cos() + 5 * radius * angle.sin()
     inside = radius < 0.45
     assert torch.allclose(*(torch.where(inside, v, 0) for v in (found, expected)), atol=1e-5)
+
+
+def test_sectors_tile_the_half_circle_around_their_angles():
+    """Four directions each: 180 degrees in even steps, their mean the angle of the sector."""
+    window, cutoff, angles, samples = 64, torch.tensor([0.4]).double(), 8, 4
+    grid = polar_grid(cutoff, window, 1, angles, samples)[0, 0]
+    fx = (grid[:, 0] + 1) / 4
+    fy = ((grid[:, 1] + 1) / 2 * (window - 1) - window / 2) / window
+    assert torch.allclose(torch.hypot(fx, fy), 0.4 * REACH / 2 * torch.ones(32).double())
+    directions = torch.atan2(fy, fx)
+    steps = directions.sort().values.diff()
+    assert torch.allclose(steps, torch.full((31,), math.pi / 32).double())
+    doubled = torch.polar(torch.ones(32).double(), 2 * directions)  # the same half a turn on
+    middles = doubled.view(angles, samples).mean(1).angle()
+    expected = torch.polar(torch.ones(angles).double(), 2 * polar_angles(angles, CPU, cutoff.dtype))
+    assert torch.allclose(torch.polar(torch.ones(angles).double(), middles), expected)
+
+
+def test_sectors_average_power_before_the_logarithm():
+    """Speckle of one window has a mean logarithm of -0.577 (Euler); averaging lifts it to 0."""
+    patches, cutoff = normalise(random(60, 64, 64)), torch.full((60,), 0.4).double()
+    spectra = polar_log_spectra(patches, cutoff, (64,), 20, 8)[:, 0, 12:]
+    assert -0.45 < float(spectra.mean()) < 0
+    single = welch_spectrum(patches, 64)[:, 1:-1, 1:-1].log().mean()
+    assert float(single) == pytest.approx(-0.577, abs=0.02)
 
 
 @pytest.mark.parametrize("degrees", [-67.5, -45, 0, 22.5, 45, 67.5])

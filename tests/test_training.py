@@ -31,6 +31,7 @@ from models.training import (
     save_state,
     split_outputs,
     step_generator,
+    value_loss,
 )
 from psf import InputError
 
@@ -95,6 +96,28 @@ def test_loss_is_least_at_the_truth_and_at_the_variance_of_the_errors():
     true = math.log(0.09)
     assert loss(0, true) < min(loss(0.1, true), loss(-0.1, true))
     assert loss(0, true) < min(loss(0, true - 0.3), loss(0, true + 0.3))
+
+
+def test_large_errors_count_linearly_beyond_a_quarter_of_half_a_range():
+    content, width = torch.ones(1, dtype=torch.bool), 0.25
+
+    def loss(error):
+        return float(value_loss(torch.tensor([[error]]), torch.zeros(1, 1), content))
+
+    assert loss(0.1) == pytest.approx(0.1**2 / (2 * width))
+    assert loss(-0.25) == pytest.approx(width / 2)
+    assert loss(2.0) == pytest.approx(2 - width / 2)
+    assert loss(-3.0) - loss(2.0) == pytest.approx(1)
+
+
+def test_loss_adds_values_spread_and_flag_with_their_weights():
+    outputs, targets = torch.tensor([[0.5, math.log(0.04), 0.0]]), torch.zeros(1, 1)
+    fit = 0.5 - 0.25 / 2
+    spread = 0.25 / 0.04 / 2 + math.log(0.04) / 2
+    found = float(estimation_loss(outputs, targets, torch.ones(1, dtype=torch.bool)))
+    assert found == pytest.approx(fit + 0.03 * spread + 0.1 * math.log(2))
+    blank = float(estimation_loss(outputs, targets, torch.zeros(1, dtype=torch.bool)))
+    assert blank == pytest.approx(0.1 * math.log(2))
 
 
 def test_learning_rate_rises_to_the_peak_and_falls_as_half_a_cosine():

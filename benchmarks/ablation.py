@@ -1,0 +1,129 @@
+"""What each part of the default network and its training is worth, on the validation split.
+
+    python benchmarks/ablation.py --data data/zernike1d --epochs 2
+
+Trains one variant after the other for the same number of patches, each with one change, and
+writes results/ablation.csv: R^2 per condition and kind of validation images (mean over the
+parameters), and patches per second. The test images are not looked at. A variant that is in the
+table already is skipped, so that an interrupted run goes on. See docs/experiments.md.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+from models.data import CONDITIONS
+from models.metrics import SCORES
+from models.spectral_resnet import SpectralResNet
+from models.trainer import Settings, Trainer
+from models.training import build_optimizer, output_count
+from psf.command import keep_freed_memory, run
+from psf.files import whole_file
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change: arguments of `SpectralResNet`, or settings of the training."""
+
+    network: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "default": Variant(),
+    "another seed": Variant(settings={"seed": 1}),
+    "windows of 64 px only": Variant({"windows": (64,)}),
+    "windows of 128 px only": Variant({"windows": (128,)}),
+    "windows of 32, 64 and 128 px": Variant({"windows": (32, 64, 128)}),
+    "windows of 64, 96 and 128 px": Variant({"windows": (64, 96, 128)}),
+    "8 directions": Variant({"angles": 8}),
+    "32 directions": Variant({"angles": 32}),
+    "40 radii": Variant({"radii": 40}),
+    "no pixel branch": Variant({"pixel_widths": ()}),
+    "twice the pixel branch": Variant({"pixel_widths": (32, 64, 128)}),
+    "half the spectral branch": Variant({"spectral_widths": (16, 32, 48, 64)}),
+    "Huber width 0.1": Variant(settings={"huber_width": 0.1}),
+    "Huber width 0.5": Variant(settings={"huber_width": 0.5}),
+    "twice the learning rate": Variant(settings={"learning_rate": 4e-3}),
+    "half the learning rate": Variant(settings={"learning_rate": 1e-3}),
+    "batches of 128": Variant(settings={"batch_size": 128}),
+    "resnet18": Variant(settings={"model": "resnet18"}),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the ablation."""
+
+    data: Path  # folder of generate_training_set.py
+    epochs: int = 2  # passes over the data per variant
+    variants: Sequence[str] = tuple(VARIANTS)  # some of them
+    threads: int | None = None  # CPU threads; default all
+    out: Path = Path("results/ablation.csv")
+
+
+def train_variant(config: Config, variant: Variant) -> Trainer:
+    """Train one variant from scratch."""
+    settings = {"epochs": config.epochs, "threads": config.threads, **variant.settings}
+    trainer = Trainer(Settings(data=config.data, **settings), rank=0, world=1)
+    if variant.network:
+        torch.manual_seed(trainer.config.seed)
+        outputs = output_count(len(trainer.model.label_names))
+        network = SpectralResNet(outputs, **variant.network).to(trainer.device)
+        trainer.network = trainer.parallel = network.to(memory_format=torch.channels_last)
+        rate, decay = trainer.config.learning_rate, trainer.config.weight_decay
+        trainer.optimizer = build_optimizer(network, rate, decay)
+    with tqdm(total=trainer.train_set.count * config.epochs, unit="patch", mininterval=1) as bar:
+        while trainer.done() < 1:
+            trainer.train_epoch(bar)
+            trainer.progress.epoch += 1
+    return trainer
+
+
+def validation_scores(trainer: Trainer) -> dict[str, float]:
+    """R^2 per condition and kind of images, mean over the parameters."""
+    held_out = trainer.validation_set
+    kinds = held_out.source_kinds[held_out.has_content.numpy()]
+    scores = {}
+    for condition in CONDITIONS:
+        targets, values, _ = (t.numpy() for t in trainer.predict_validation(condition))
+        for kind in np.unique(kinds):
+            rows = kinds == kind
+            columns = zip(targets[rows].T, values[rows].T, strict=True)
+            r2 = [SCORES["r2"](t, p) for t, p in columns]
+            scores[f"{kind} {condition.name}"] = float(np.mean(r2))
+    return scores
+
+
+def main(config: Config) -> None:
+    """Train what is missing from the table, one variant after the other."""
+    keep_freed_memory()
+    rows = pd.read_csv(config.out).to_dict("records") if config.out.exists() else []
+    for name in config.variants:
+        if name in {row["variant"] for row in rows}:
+            continue
+        print(name, flush=True)
+        trainer = train_variant(config, VARIANTS[name])
+        progress = trainer.progress
+        scores = validation_scores(trainer)
+        facts = {"variant": name, "patches_seen": progress.patches_seen}
+        facts["patches_per_second"] = progress.patches_seen / progress.seconds
+        rows.append({**facts, "mean": float(np.mean(list(scores.values()))), **scores})
+        with whole_file(config.out) as partial:
+            pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.4f")
+    print(pd.DataFrame(rows).to_string(float_format=lambda v: f"{v:.3f}"))
+    print(f"wrote {config.out}")
+
+
+if __name__ == "__main__":
+    run(Config, main, __doc__)

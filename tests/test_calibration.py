@@ -1,0 +1,194 @@
+"""Error bars by value: known mistakes of the deviations come back as factors, coverage holds."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models import calibration
+from models.calibration import (
+    BINS,
+    GAUSSIAN_FACTORS,
+    SMALLEST_BIN,
+    UNCALIBRATED,
+    Calibration,
+    calibrate,
+    coverage,
+)
+from models.checkpoint import interval_factors, load_estimator
+from models.data import PatchSet
+from models.trainer import CALIBRATION_CONDITIONS
+from models.training import Scaler
+from psf import Microscope
+
+COUNT = 120_000  # 10,000 per bin: a standard error of 1 % of both factors
+FACTOR = 0.05  # relative; five standard errors
+
+
+def draw_deviations(count=COUNT, seed=0):
+    return np.exp(np.random.default_rng([seed, 1]).uniform(-3, 0, count))
+
+
+def draw_errors(deviations, seed=0):
+    return deviations * np.random.default_rng([seed, 2]).standard_normal(len(deviations))
+
+
+def test_honest_deviations_keep_the_gaussian_factors():
+    deviations = draw_deviations()
+    found = calibrate(draw_errors(deviations), deviations)
+    assert found.factor_68 == pytest.approx([1.0] * BINS, rel=FACTOR)
+    assert found.factor_95 == pytest.approx([1.96] * BINS, rel=FACTOR)
+
+
+@pytest.mark.parametrize("mistake", [0.25, 3.0])
+def test_deviations_of_a_wrong_scale_come_back_with_the_factor(mistake):
+    deviations = draw_deviations()
+    found = calibrate(mistake * draw_errors(deviations), deviations)
+    assert found.factor_68 == pytest.approx([mistake] * BINS, rel=FACTOR)
+    assert found.factor_95 == pytest.approx([1.96 * mistake] * BINS, rel=FACTOR)
+
+
+def test_signs_and_units_of_the_errors_do_not_matter():
+    deviations = draw_deviations(4800)
+    errors = draw_errors(deviations)
+    plain = calibrate(errors, deviations)
+    assert calibrate(-errors, deviations) == plain
+    in_um = calibrate(6.57 * errors, 6.57 * deviations)
+    assert in_um.factor_95 == pytest.approx(plain.factor_95)
+    assert np.subtract(in_um.log_deviation, plain.log_deviation) == pytest.approx(math.log(6.57))
+
+
+def test_heavy_tails_have_a_factor_of_their_own():
+    """Laplace errors: P(|e| > x) = exp(-x / scale)."""
+    deviations = draw_deviations()
+    found = calibrate(deviations * np.random.default_rng([0, 3]).laplace(size=COUNT), deviations)
+    wider = 1.5 * FACTOR  # such a quantile has a standard error of 1.5 %
+    assert found.factor_68 == pytest.approx([-math.log(1 - 0.6827)] * BINS, rel=wider)
+    assert found.factor_95 == pytest.approx([-math.log(0.05)] * BINS, rel=wider)
+    ratio = np.divide(found.factor_95, found.factor_68)
+    assert (ratio > 1.2 * 1.96).all()
+
+
+def test_factors_follow_the_predicted_deviation():
+    """Confident predictions three times too sure, doubtful ones right, a power law between."""
+    deviations = draw_deviations()
+    true = deviations * 3 ** (-np.log(deviations) / 3)
+    found = calibrate(true * draw_errors(np.ones(COUNT)), deviations)
+    at = np.exp([-2.8, -1.5, -0.2])
+    expected = 3 ** (-np.log(at) / 3)
+    low, high = found.factors(at)
+    assert low == pytest.approx(expected, rel=FACTOR)
+    assert high == pytest.approx(1.96 * expected, rel=FACTOR)
+
+
+def test_factors_are_constant_beyond_the_table():
+    table = Calibration((-2.0, 0.0), (3.0, 1.0), (8.0, 2.0))
+    low, high = table.factors(np.exp([-9.0, -2.0, -1.0, 0.0, 5.0]))
+    assert low.tolist() == pytest.approx([3, 3, 2, 1, 1])
+    assert high.tolist() == pytest.approx([8, 8, 5, 2, 2])
+
+
+@pytest.mark.parametrize("count", [600, 2000, 20_000])
+def test_held_out_coverage_is_close_to_nominal(count):
+    """Wrong scale, wrong trend and heavy tails at once, on errors that were not measured."""
+
+    def draw(seed, count):
+        deviations = draw_deviations(count, seed)
+        tails = np.random.default_rng([seed, 3]).standard_t(3, count)
+        return 2 * deviations**0.6 * tails, deviations
+
+    shares = []
+    for seed in range(8):
+        found = calibrate(*draw(seed, count))
+        errors, deviations = draw(1000 + seed, 20_000)
+        shares.append([coverage(errors, f * deviations) for f in found.factors(deviations)])
+    # a quantile of n patches covers up to 1 / n less than it says; n = 50 per bin of 600
+    assert np.mean(shares, 0) == pytest.approx([0.6827, 0.95], abs=0.02)
+    errors, deviations = draw(0, 20_000)
+    assert coverage(errors, 1.96 * deviations) < 0.6  # as the network had it
+
+
+def test_coverage_counts_the_errors_inside():
+    errors, half_widths = np.array([-1.0, 0.5, 2.0, -3.0]), np.array([1.0, 0.4, 2.5, 2.9])
+    assert coverage(errors, half_widths) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("count", "bins"), [(0, 1), (SMALLEST_BIN - 1, 1), (SMALLEST_BIN, 1), (125, 3), (9999, BINS)]
+)
+def test_number_of_bins(count, bins):
+    deviations = draw_deviations(count)
+    found = calibrate(draw_errors(deviations), deviations)
+    assert len(found.log_deviation) == len(found.factor_68) == len(found.factor_95) == bins
+    assert (found == UNCALIBRATED) == (count < SMALLEST_BIN)
+    assert list(found.log_deviation) == sorted(found.log_deviation)
+
+
+def test_uncalibrated_is_gaussian():
+    low, high = UNCALIBRATED.factors(np.array([1e-3, 1.0, 50.0]))
+    assert low.tolist() == [GAUSSIAN_FACTORS[0]] * 3
+    assert high.tolist() == [GAUSSIAN_FACTORS[1]] * 3
+
+
+def test_config_keeps_the_tables():
+    deviations = draw_deviations(2000)
+    found = [calibrate(k * draw_errors(deviations, k), deviations) for k in (1, 2)]
+    config = json.loads(json.dumps({"calibration": calibration.to_config(found)}))
+    again = calibration.from_config(config, 2)
+    for one, other in zip(found, again, strict=True):
+        for name in ("log_deviation", "factor_68", "factor_95"):
+            assert getattr(other, name) == pytest.approx(getattr(one, name), abs=1e-6)
+    assert calibration.from_config({}, 3) == [UNCALIBRATED] * 3
+
+
+def test_each_parameter_has_its_own_factors():
+    tables = [Calibration((0.0,), (2.0,), (5.0,)), Calibration((-1.0, 1.0), (1.0, 3.0), (2.0, 6.0))]
+    config = {"calibration": calibration.to_config(tables)}
+    found = interval_factors(config, torch.tensor([[0.1, 1.0], [9.0, math.e]]))
+    assert torch.allclose(found[0], torch.tensor([[2.0, 2.0], [2.0, 3.0]]))
+    assert torch.allclose(found[1], torch.tensor([[5.0, 4.0], [5.0, 6.0]]))
+
+
+# --- of a trained network
+
+
+def test_intervals_of_a_checkpoint_are_those_of_its_config(focus_run, focus_data):
+    estimator = load_estimator(focus_run)
+    patches = PatchSet(focus_data, "test").read(np.arange(12))
+
+    def intervals(tables):
+        config = {k: v for k, v in estimator.config.items() if k != "calibration"}
+        config |= {"calibration": calibration.to_config(tables)} if tables else {}
+        found = replace(estimator, config=config).predict(patches, Microscope())
+        return found.standard_deviations, found.half_widths_95
+
+    raw, raw_95 = intervals([])
+    assert torch.allclose(raw_95, 1.96 * raw)
+    low, high = intervals([Calibration((0.0,), (0.5,), (3.0,))])
+    assert torch.allclose(low, 0.5 * raw)
+    assert torch.allclose(high, 3 * raw)
+
+
+def test_training_measures_the_factors_on_the_validation_split(focus_run, focus_data):
+    """Shares of validation patches within the intervals, by the road of a user."""
+    estimator, patch_set = load_estimator(focus_run), PatchSet(focus_data, "validation")
+    errors, half_widths = [], []
+    for condition in CALIBRATION_CONDITIONS:
+        for batch in patch_set.recorded(condition, 64, torch.device("cpu")):
+            found, rows = estimator.predict(batch.patches, Microscope()), batch.has_content
+            errors.append((found.values - batch.labels)[rows, 0])
+            half_widths.append(
+                torch.stack([found.standard_deviations[rows, 0], found.half_widths_95[rows, 0]])
+            )
+    errors, half_widths = torch.cat(errors).numpy(), torch.cat(half_widths, 1).numpy()
+    (entry,) = estimator.config["calibration"]
+    assert len(entry["factor_95"]) == min(BINS, len(errors) // SMALLEST_BIN)
+    assert coverage(errors, half_widths[0]) == pytest.approx(0.6827, abs=0.04)
+    assert coverage(errors, half_widths[1]) == pytest.approx(0.95, abs=0.03)
+    # raw deviations are in standard units: half a range
+    half_range = float(Scaler.from_ranges(estimator.config["label_ranges"]).half_range)
+    raw = half_range * np.exp(entry["log_deviation"])
+    assert (raw > 0.02).all() and (raw < 1).all()
