@@ -105,8 +105,8 @@ def test_held_out_coverage_is_close_to_nominal(count):
         found = calibrate(*draw(seed, count))
         errors, deviations = draw(1000 + seed, 20_000)
         shares.append([coverage(errors, f * deviations) for f in found.factors(deviations)])
-    # a quantile of n patches covers up to 1 / n less than it says; n = 50 per bin of 600
-    assert np.mean(shares, 0) == pytest.approx([0.6827, 0.95], abs=0.02)
+    # bins of 50 patches, of 600: the quantile of each is uncertain by 0.07, their mean by 0.02
+    assert np.mean(shares, 0) == pytest.approx([0.6827, 0.95], abs=0.03)
     errors, deviations = draw(0, 20_000)
     assert coverage(errors, 1.96 * deviations) < 0.6  # as the network had it
 

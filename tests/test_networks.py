@@ -5,6 +5,7 @@ import torch
 
 from models import MODEL_NAMES, build
 from models.data import normalise
+from models.networks import for_inference
 from models.spectral_resnet import CircularConv, SpectralResNet
 from psf import InputError
 
@@ -88,3 +89,21 @@ def test_spectral_branch_does_not_feel_a_shift_of_the_object():
     assert torch.allclose(first, moved, atol=FLOAT32)
     # a point reflection leaves every power spectrum alone, up to the taper's half pixel
     assert torch.allclose(first, mirrored, atol=0.05)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_folded_networks_predict_the_same(name):
+    """Folding moves a normalisation into the weights before it: values stay, up to rounding."""
+    torch.manual_seed(0)
+    network = build(name, 3)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    network.eval()
+    folded = for_inference(network)
+    with torch.inference_mode():
+        plain = network(*batch())
+        assert torch.allclose(folded(*batch()), plain, rtol=1e-3, atol=FLOAT32)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
