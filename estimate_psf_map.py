@@ -34,7 +34,7 @@ class Config:
     """Settings of a map."""
 
     image: tyro.conf.Positional[Path]  # TIFF, PNG or JPEG; of several pages the first is used
-    checkpoint: Path  # folder of train.py
+    checkpoint: Path  # folder of train.py, or the name of shipped weights, e.g. zernike1d
     na: float  # numerical aperture of the objective
     wavelength_um: float  # emission wavelength in vacuum, um
     pixel_size_um: float  # camera pixel / magnification, um
