@@ -39,7 +39,7 @@ class Config(Settings):
 def describe(config: Config, data: dict[str, Any]) -> dict[str, Any]:
     """Content of run_config.json: what a resumed run must share with the one it goes on with."""
     fixed = ("max_minutes", "epochs", "batch_size", "learning_rate", "weight_decay", "seed")
-    fixed += ("huber_width",)
+    fixed += ("value_weight",)
     made = config.data / "run.json"
     return {
         "data_command": read_json(made, "training set")["command"] if made.exists() else "",
@@ -154,12 +154,13 @@ def main(config: Config) -> None:
     """Train until the time or the epochs are over."""
     if config.max_minutes is not None and config.epochs is not None:
         raise InputError("give --max-minutes or --epochs, not both.")
-    for name in ("max_minutes", "epochs", "batch_size", "learning_rate", "threads", "huber_width"):
+    for name in ("max_minutes", "epochs", "batch_size", "learning_rate", "threads"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} must be positive.")
-    if config.seed < 0:
-        raise InputError("--seed cannot be negative.")
+    for name in ("seed", "value_weight"):
+        if not getattr(config, name) >= 0:
+            raise InputError(f"--{name.replace('_', '-')} cannot be negative.")
     keep_freed_memory()
     rank, world = start_processes()
     trainer = Trainer(config, rank, world)

@@ -17,7 +17,7 @@ from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose
 from models.metrics import SCORES
 from models.networks import build
 from models.training import (
-    HUBER_WIDTH,
+    VALUE_WEIGHT,
     Scaler,
     build_optimizer,
     epoch_order,
@@ -54,7 +54,7 @@ class Settings:
     batch_size: int = 64  # per process
     learning_rate: float = 2e-3  # peak, after the warm-up
     weight_decay: float = 0.02
-    huber_width: float = HUBER_WIDTH  # half ranges; larger errors count linearly
+    value_weight: float = VALUE_WEIGHT  # of the values' error against the cross-entropy
     exposure: Exposure = field(default_factory=Exposure)  # light and noise of training patches
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, mps
@@ -142,8 +142,8 @@ class Trainer:
         with self.autocast():
             outputs = self.parallel(patches, batch.cutoff)
         targets = self.scaler.scale(batch.labels)
-        width = self.config.huber_width
-        loss = estimation_loss(outputs.float(), targets, batch.has_content, width)
+        weight = self.config.value_weight
+        loss = estimation_loss(outputs.float(), targets, batch.has_content, weight)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(

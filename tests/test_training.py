@@ -20,6 +20,8 @@ from models import build
 from models.checkpoint import load_estimator
 from models.data import PatchSet, normalise
 from models.training import (
+    BINS,
+    SUPPORT,
     WARM_UP,
     Scaler,
     build_optimizer,
@@ -31,6 +33,7 @@ from models.training import (
     save_state,
     split_outputs,
     step_generator,
+    target_histograms,
     value_loss,
 )
 from psf import InputError
@@ -50,52 +53,76 @@ def test_scaler_maps_the_range_to_minus_one_and_one():
     assert torch.equal(scaler.unscale(expected), labels)
 
 
-def test_outputs_are_values_then_log_variances_then_the_flag():
-    assert output_count(3) == 7
-    values, log_variances, logits = split_outputs(torch.arange(-3.0, 4.0)[None])
-    assert values.tolist() == [[-3, -2, -1]]
-    assert log_variances.tolist() == [[0, 1, 2]]
-    assert logits.tolist() == [3]
+def outputs_of(histograms, flags):
+    """Network outputs whose softmax is (N, P, BINS) histograms."""
+    return torch.cat([histograms.clamp(min=1e-30).log().flatten(1), flags[:, None]], 1)
 
 
-def test_log_variances_stay_within_limits():
-    _, log_variances, _ = split_outputs(torch.tensor([[0.0, 0.0, -500.0, 500.0, 0.0]]))
-    assert torch.isfinite(log_variances.exp()).all()
-    assert (log_variances.exp() > 0).all()
+def test_outputs_are_a_histogram_per_parameter_then_the_flag():
+    assert output_count(3) == 3 * BINS + 1
+    targets = torch.tensor([[-0.9, 0.0, 0.7], [0.3, -0.31, 1.0]])
+    outputs = outputs_of(target_histograms(targets), torch.tensor([3.0, -2.0]))
+    values, log_variances, logits = split_outputs(outputs)
+    assert torch.allclose(values, targets, atol=1e-3)
+    assert logits.tolist() == [3, -2]
+    # the blur of 0.75 bins and the width of the bins themselves
+    bin_width = 2 * SUPPORT / BINS
+    expected = bin_width**2 * (0.75**2 + 1 / 12)
+    assert torch.allclose(log_variances.exp(), torch.tensor(expected), rtol=0.02)
+
+
+def test_two_peaks_give_their_mean_and_spread():
+    peaks = target_histograms(torch.tensor([[-0.8], [0.8]])).mean(0, keepdim=True)
+    values, log_variances, _ = split_outputs(outputs_of(peaks, torch.zeros(1)))
+    assert float(values) == pytest.approx(0, abs=1e-5)
+    assert float(log_variances) == pytest.approx(2 * math.log(0.8), abs=0.01)
+
+
+def test_target_histograms_sum_to_one_and_stay_within_reach_of_the_blur():
+    shares = target_histograms(torch.linspace(-1, 1, 41)[:, None])
+    assert torch.allclose(shares.sum(2), torch.ones(41, 1), atol=1e-6)
+    assert float(shares.topk(5).values.sum(2).min()) > 0.99
+
+
+def test_log_variances_stay_finite():
+    outputs = torch.full((1, BINS + 1), -500.0)
+    outputs[0, 7] = 500
+    _, log_variances, _ = split_outputs(outputs)
+    assert torch.isfinite(log_variances).all()
 
 
 def test_loss_masks_the_values_of_blank_patches():
     torch.manual_seed(0)
-    outputs = torch.randn(6, 5, requires_grad=True)
+    outputs = torch.randn(6, 2 * BINS + 1, requires_grad=True)
     has_content = torch.tensor([True, False, True, False, True, True])
-    estimation_loss(outputs, torch.randn(6, 2), has_content).backward()
-    assert (outputs.grad[~has_content, :4] == 0).all()
-    assert (outputs.grad[has_content, :4] != 0).all()
+    estimation_loss(outputs, torch.randn(6, 2).clamp(-1, 1), has_content).backward()
+    assert (outputs.grad[~has_content, :-1] == 0).all()
+    assert (outputs.grad[has_content, :-1] != 0).all()
     # the flag is learned from all; more content lowers the loss where there is some
-    assert (outputs.grad[has_content, 4] < 0).all()
-    assert (outputs.grad[~has_content, 4] > 0).all()
+    assert (outputs.grad[has_content, -1] < 0).all()
+    assert (outputs.grad[~has_content, -1] > 0).all()
 
 
 def test_loss_of_a_batch_of_blanks_is_finite():
-    outputs = torch.randn(4, 3, requires_grad=True)
+    outputs = torch.randn(4, BINS + 1, requires_grad=True)
     loss = estimation_loss(outputs, torch.randn(4, 1), torch.zeros(4, dtype=torch.bool))
     loss.backward()
     assert torch.isfinite(outputs.grad).all()
     assert float(loss.detach()) > 0
 
 
-def test_loss_is_least_at_the_truth_and_at_the_variance_of_the_errors():
-    torch.manual_seed(0)
-    targets, content = torch.randn(4000, 1), torch.ones(4000, dtype=torch.bool)
+def test_loss_is_least_for_a_histogram_at_the_truth_as_wide_as_the_errors():
+    truth = 0.3 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(1))
+    content = torch.ones(4000, dtype=torch.bool)
+    edges = torch.linspace(-SUPPORT, SUPPORT, BINS + 1)
 
-    def loss(offset, log_variance):
-        errors = 0.3 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(1)) + offset
-        columns = [targets + errors, torch.full((4000, 1), log_variance), torch.full((4000, 1), 9)]
-        return float(estimation_loss(torch.cat(columns, 1), targets, content))
+    def loss(offset, width):
+        shares = torch.special.ndtr((edges - offset) / width).diff()
+        outputs = outputs_of(shares.expand(4000, 1, BINS), torch.full((4000,), 9.0))
+        return float(estimation_loss(outputs, truth.clamp(-1, 1), content))
 
-    true = math.log(0.09)
-    assert loss(0, true) < min(loss(0.1, true), loss(-0.1, true))
-    assert loss(0, true) < min(loss(0, true - 0.3), loss(0, true + 0.3))
+    assert loss(0, 0.3) < min(loss(0.1, 0.3), loss(-0.1, 0.3))
+    assert loss(0, 0.3) < min(loss(0, 0.2), loss(0, 0.4))
 
 
 def test_large_errors_count_linearly_beyond_a_quarter_of_half_a_range():
@@ -110,14 +137,14 @@ def test_large_errors_count_linearly_beyond_a_quarter_of_half_a_range():
     assert loss(-3.0) - loss(2.0) == pytest.approx(1)
 
 
-def test_loss_adds_values_spread_and_flag_with_their_weights():
-    outputs, targets = torch.tensor([[0.5, math.log(0.04), 0.0]]), torch.zeros(1, 1)
-    fit = 0.5 - 0.25 / 2
-    spread = 0.25 / 0.04 / 2 + math.log(0.04) / 2
-    found = float(estimation_loss(outputs, targets, torch.ones(1, dtype=torch.bool)))
-    assert found == pytest.approx(fit + 0.03 * spread + 0.1 * math.log(2))
-    blank = float(estimation_loss(outputs, targets, torch.zeros(1, dtype=torch.bool)))
-    assert blank == pytest.approx(0.1 * math.log(2))
+def test_loss_adds_histograms_values_and_flag_with_their_weights():
+    outputs, targets = torch.zeros(1, BINS + 1), torch.full((1, 1), 0.5)
+    entropy, fit, flag = math.log(BINS), 0.5 - 0.25 / 2, 0.1 * math.log(2)
+    some, none = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
+    found = float(estimation_loss(outputs, targets, some))
+    assert found == pytest.approx(entropy + 5 * fit + flag)
+    assert float(estimation_loss(outputs, targets, some, 0)) == pytest.approx(entropy + flag)
+    assert float(estimation_loss(outputs, targets, none)) == pytest.approx(flag)
 
 
 def test_learning_rate_rises_to_the_peak_and_falls_as_half_a_cosine():
@@ -220,7 +247,7 @@ def test_network_overfits_a_handful_of_patches(focus_data):
     batch = patch_set.batch(chosen, CPU)
     scaler = Scaler.from_ranges(patch_set.config["label_ranges"])
     targets, patches = scaler.scale(batch.labels), normalise(batch.patches)
-    network = build("spectral_resnet", 3).train()
+    network = build("spectral_resnet", output_count(1)).train()
     optimizer = build_optimizer(network, 3e-3, 0.0)
     errors = []
     for _ in range(150):
