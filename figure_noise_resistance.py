@@ -15,10 +15,8 @@ from matplotlib.axes import Axes
 
 from psf.command import run
 from psf.errors import InputError
-from psf.pictures import new_figure, save_figure
+from psf.pictures import COLOURS, new_figure, save_figure
 
-# Okabe and Ito's colour-blind-safe colours; the first network of the table gets the first one.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LOWEST_R2 = -0.05  # of the axis; a network that knows nothing has 0
 LOGARITHMIC = ("e⁻", "photons/px")
 

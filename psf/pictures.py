@@ -19,6 +19,8 @@ from psf.simulation import Patches, Simulation
 
 PREVIEW_ROWS = 8
 PREVIEW_PHOTONS = (1000, 100)  # mean per pixel
+# Okabe and Ito's colour-blind-safe colours, for lines
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def save_figure(path: Path, figure: Figure) -> None:
