@@ -38,7 +38,7 @@ from psf.command import keep_freed_memory, pick_device, run
 from psf.errors import InputError
 from psf.files import run_record, whole_file, write_json
 from psf.images import load_sources, split_sources
-from psf.microscope import Microscope
+from psf.microscope import simulated_microscopes
 from psf.model import PsfModel
 from psf.pictures import Panel, draw_reliability, draw_scatter
 from psf.simulation import from_config
@@ -207,7 +207,7 @@ def noise_rows(contest: Contest, degradation: Degradation, count: int) -> Iterat
     else:
         levels = recorded_levels(test_set, degradation, count, BOOTSTRAP_SEED)
     for level, batch in levels:
-        optics = [Microscope(*numbers) for numbers in batch.optics.tolist()]
+        optics = simulated_microscopes(batch.optics.tolist())
         same = bool((batch.optics == batch.optics[0]).all())
         predicted = estimator.predict(batch.patches, optics[0] if same else optics).values
         for column, parameter in enumerate(test_set.model.label_names):

@@ -32,6 +32,7 @@ class Config(Settings):
     """Settings of a training run."""
 
     out: Path  # folder to write, e.g. runs/zernike1d
+    start_from: Path | None = None  # weights to begin with: a folder, or a shipped name
     resume: bool = False  # go on where a killed run stopped
     tensorboard: bool = False  # also write TensorBoard events (needs the package tensorboard)
 
@@ -46,6 +47,7 @@ def describe(config: Config, data: dict[str, Any]) -> dict[str, Any]:
         "architecture": config.model,
         "exposure": asdict(config.exposure),
         "settings": {name: getattr(config, name) for name in fixed},
+        "start_from": str(config.start_from or ""),
         "data": data,
     }
 
@@ -143,11 +145,26 @@ def prepare(config: Config, trainer: Trainer) -> dict[str, Any]:
         if state.exists() and not config.resume:
             raise InputError(f"{config.out} holds a run; add --resume to go on, or choose another.")
         claim_folder(config.out, description, "training run", "run_config.json")
+    if config.start_from is not None:
+        start_from(config.start_from, trainer)
     if config.resume and state.exists():
         facts = load_state(state, trainer.network, trainer.optimizer)
         trainer.progress = Progress(**facts)
         print(f"resumed after epoch {trainer.progress.epoch}")
     return description
+
+
+def start_from(checkpoint: Path, trainer: Trainer) -> None:
+    """Begin with the weights of a checkpoint, e.g. to fit a shipped one to other optics."""
+    estimator = load_estimator(checkpoint, trainer.device)
+    found = (estimator.config["architecture"], estimator.psf_model.name)
+    asked = (trainer.config.model, trainer.model.name)
+    if found != asked:
+        raise InputError(
+            f"{checkpoint} is a {found[0]} for {found[1]}; this training is of a {asked[0]} for "
+            f"{asked[1]}."
+        )
+    trainer.network.load_state_dict(estimator.network.state_dict())
 
 
 def main(config: Config) -> None:

@@ -113,8 +113,7 @@ class Estimator:
         if not torch.isfinite(patches).all():
             raise InputError("patches contain NaN or infinite values.")
         self._check_optics(microscope)
-        cutoff = cutoffs(microscope, self.device)
-        cutoff = cutoff.expand(len(patches)) if len(cutoff) == 1 else cutoff
+        cutoff = self._cutoffs(microscope).expand(len(patches))
         outputs = [torch.zeros(0, output_count(len(self.psf_model.label_names)))]
         for part, part_cutoff in zip(
             patches.split(batch_size), cutoff.split(batch_size), strict=True
@@ -133,6 +132,16 @@ class Estimator:
             half_widths_95=deviations * factors[1] * scaler.half_range,
             content_probability=logits.sigmoid(),
         )
+
+    def _cutoffs(self, microscope: Microscopes) -> torch.Tensor:
+        """Cut-off frequencies (N,) or (1,), cycles per px.
+
+        Of a blur in pixels the optics say nothing: its spectra keep the scale of the training.
+        """
+        if self.psf_model.is_gaussian:
+            trained = self.config["optics_limits"]["cutoff_cycles_per_pixel"]
+            return torch.tensor(trained, device=self.device).mean(0, keepdim=True)
+        return cutoffs(microscope, self.device)
 
     def _check_optics(self, microscopes: Microscopes) -> None:
         if self.psf_model.is_gaussian:
@@ -260,6 +269,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         f"- {run['epochs']:.1f} epochs, {run['patches_seen']:,} patches seen, "
         f"{run['minutes']:.1f} minutes on {run['processor']}",
         f"- commands: `{config.get('data_command', '')}`, `{run['command']}`",
+        *([f"- starting from {config['start_from']}"] if config.get("start_from") else []),
         f"- commit {run['commit']}",
         "",
         "## Validation (source images never trained on)",

@@ -13,7 +13,7 @@ from models.calibration import coverage
 from models.checkpoint import Estimator
 from models.data import Batch, Condition, PatchSet
 from models.metrics import SCORES, r2_interval
-from psf.microscope import Microscope
+from psf.microscope import Microscope, simulated_microscopes
 from psf.model import PsfModel
 from psf.synthesis import synthesize
 
@@ -63,7 +63,7 @@ def score_condition(
 def _predict_batch(
     estimator: Estimator, test_set: PatchSet, batch: Batch, batch_size: int
 ) -> dict[str, torch.Tensor]:
-    optics = [Microscope(*numbers) for numbers in batch.optics.tolist()]
+    optics = simulated_microscopes(batch.optics.tolist())
     if bool((batch.optics == batch.optics[0]).all()):
         optics = optics[:1]
     microscopes = optics[0] if len(optics) == 1 else optics
@@ -156,7 +156,7 @@ def score_parameter(
 def prediction_rate(estimator: Estimator, test_set: PatchSet, batch_size: int) -> float:
     """Patches per second of `Estimator.predict`, the best of three passes over 1024 patches."""
     patches = test_set.read(np.arange(SPEED_PATCHES) % test_set.count).float()
-    microscope = Microscope(*test_set.optics[0].tolist())
+    (microscope,) = simulated_microscopes(test_set.optics[:1].tolist())
     seconds = []
     for _ in range(3):
         started = time.perf_counter()

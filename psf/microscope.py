@@ -6,7 +6,7 @@ magnification, the wavelength is the emission wavelength in vacuum.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -141,6 +141,16 @@ def _column(
     if any(isinstance(value, torch.Tensor) for value in values):
         return torch.stack([torch.as_tensor(value).to(device, dtype) for value in values])
     return torch.tensor(values, device=device, dtype=dtype)
+
+
+def simulated_microscopes(optics: Iterable[Sequence[float]]) -> list[Microscope]:
+    """Microscopes of rows of (na, wavelength_um, pixel_size_um, refractive_index).
+
+    Without the warning of coarse pixels: who simulates them knows.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SamplingWarning)
+        return [Microscope(*numbers) for numbers in optics]
 
 
 def cutoffs(

@@ -12,7 +12,7 @@ from psf.blur import blur_valid
 from psf.crops import blank_crops, draw_crops
 from psf.errors import InputError
 from psf.images import Source
-from psf.microscope import Microscope
+from psf.microscope import Microscope, simulated_microscopes
 from psf.model import PsfModel, draw_labels, extreme_labels
 from psf.model import from_config as model_from_config
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
@@ -33,7 +33,7 @@ class OpticsRanges:
 
     na: tuple[float, float] = (0.3, 0.8)
     wavelength_um: tuple[float, float] = (0.45, 0.7)
-    nyquist_share: tuple[float, float] = (0.9, 1.0)  # pixel size / Nyquist pixel
+    nyquist_share: tuple[float, float] = (0.85, 1.2)  # pixel size / Nyquist pixel
     refractive_index: tuple[float, float] = (1.0, 1.52)
 
     def __post_init__(self) -> None:
@@ -142,8 +142,7 @@ def draw_microscopes(
     share = rng.uniform(*ranges.nyquist_share, count)
     index = rng.uniform(*ranges.refractive_index, count)
     pixel = share * wavelength / (4 * na)
-    columns = (float(v) for v in np.stack([na, wavelength, pixel, index], 1).ravel())
-    return [Microscope(*numbers) for numbers in zip(*[columns] * 4, strict=True)]
+    return simulated_microscopes(np.stack([na, wavelength, pixel, index], 1).tolist())
 
 
 def steepest_optics(simulation: Simulation) -> Microscope:

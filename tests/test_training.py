@@ -297,6 +297,22 @@ def test_run_writes_what_it_promises(uninterrupted):
     assert not list(uninterrupted.glob("*partial*"))
 
 
+def test_training_starts_from_the_weights_of_another(two_epochs, uninterrupted, tmp_path):
+    config = replace(two_epochs, out=tmp_path / "on", start_from=uninterrupted, learning_rate=1e-9)
+    train.main(config)
+    found = load_file(config.out / "model.safetensors")
+    expected = load_file(uninterrupted / "model.safetensors")
+    weights = [name for name in expected if name.endswith("weight")]
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in weights)
+    assert f"starting from {uninterrupted}" in (config.out / "README.md").read_text()
+
+
+def test_training_does_not_start_from_another_kind_of_network(two_epochs, uninterrupted, tmp_path):
+    config = replace(two_epochs, out=tmp_path / "x", start_from=uninterrupted, model="resnet18")
+    with pytest.raises(InputError, match="is a spectral_resnet for zernike1d; this training is of"):
+        train.main(config)
+
+
 class Killed(BaseException):
     """What a kill looks like from the inside."""
 
