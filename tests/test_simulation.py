@@ -9,6 +9,7 @@ from scipy.signal import convolve2d
 
 from psf import InputError, Microscope, psf_model, synthesize_with_loss
 from psf.images import Source, read_plane
+from psf.microscope import simulated_microscopes
 from psf.simulation import (
     OpticsRanges,
     Simulation,
@@ -74,7 +75,7 @@ def test_held_out_object_is_a_plain_window_of_the_named_source():
 
 def test_psf_belongs_to_label_and_optics_of_its_patch():
     drawn = patches_of(VARIED, 5)
-    microscopes = [Microscope(*numbers) for numbers in drawn.optics.tolist()]
+    microscopes = simulated_microscopes(drawn.optics.tolist())
     expected, _ = synthesize_with_loss(VARIED.model, drawn.labels, microscopes, VARIED.psf_size)
     assert torch.allclose(drawn.psfs, expected, atol=FLOAT32 * float(expected.max()))
     assert float(drawn.labels.min()) >= 0
