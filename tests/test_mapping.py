@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from models import mapping
 from models.checkpoint import Prediction
-from models.mapping import PsfMap, predict_map
+from models.mapping import PsfMap, TensorImage, predict_map
 from psf import InputError, Microscope
 
 
@@ -94,3 +95,48 @@ def test_more_patches_than_a_batch_keep_their_order():
 def test_images_that_cannot_be_mapped(image, stride, message):
     with pytest.raises(InputError, match=message):
         predict_map(PlaceReader(), image, Microscope(), stride)
+
+
+def test_brightness_is_the_mean_of_each_patch(place_map):
+    expected = 1000 * place_map.rows[:, None] + place_map.columns
+    assert torch.allclose(place_map.brightness, expected, rtol=1e-6)
+
+
+class Killed(BaseException):
+    """What a kill looks like from the inside."""
+
+
+class CountingImage(TensorImage):
+    """Counts the reads, and dies at the third one if asked to."""
+
+    reads = 0
+    mortal = False
+
+    def rows(self, start, stop):
+        type(self).reads += 1
+        if self.mortal and self.reads == 3:
+            raise Killed
+        return super().rows(start, stop)
+
+
+def test_killed_map_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapping, "BAND", 60)  # two rows of the map at a time
+    image, partial = CountingImage(coordinates(90, 230)), tmp_path / "partial.f32"
+    expected = predict_map(PlaceReader(), image, Microscope(), 7)
+    reads, CountingImage.reads, CountingImage.mortal = CountingImage.reads, 0, True
+    with pytest.raises(Killed):
+        predict_map(PlaceReader(), image, Microscope(), 7, partial, {"image": "a"})
+    with partial.open("ab") as file:
+        file.write(b"half a row")
+    CountingImage.reads, CountingImage.mortal = 0, False
+    found = predict_map(PlaceReader(), image, Microscope(), 7, partial, {"image": "a"})
+    assert CountingImage.reads == reads - 2
+    for name in ("values", "standard_deviations", "half_widths_95", "content", "brightness"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert found.names == expected.names
+    # once more, and nothing is left to do; with another key all is done anew
+    CountingImage.reads = 0
+    predict_map(PlaceReader(), image, Microscope(), 7, partial, {"image": "a"})
+    assert CountingImage.reads == 0
+    predict_map(PlaceReader(), image, Microscope(), 7, partial, {"image": "b"})
+    assert CountingImage.reads == reads
