@@ -96,7 +96,7 @@ def validation_scores(trainer: Trainer) -> dict[str, float]:
     kinds = held_out.source_kinds[held_out.has_content.numpy()]
     scores = {}
     for condition in CONDITIONS:
-        targets, values, _ = (t.numpy() for t in trainer.predict_validation(condition))
+        targets, values, *_ = (t.numpy() for t in trainer.predict_validation(condition))
         for kind in np.unique(kinds):
             rows = kinds == kind
             columns = zip(targets[rows].T, values[rows].T, strict=True)

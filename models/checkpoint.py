@@ -115,15 +115,17 @@ class Estimator:
         self._check_optics(microscope)
         cutoff = self._cutoffs(microscope).expand(len(patches))
         outputs = [torch.zeros(0, output_count(len(self.psf_model.label_names)))]
+        noise = [torch.zeros(0)]
         for part, part_cutoff in zip(
             patches.split(batch_size), cutoff.split(batch_size), strict=True
         ):
             batch = normalise(part.to(self.device, torch.float32))
+            noise.append(calibration.noise_share(batch).cpu())
             outputs.append(self._fast_network(batch, part_cutoff).float().cpu())
         values, log_variances, logits = split_outputs(torch.cat(outputs))
         scaler = Scaler.from_ranges(self.config["label_ranges"])
         deviations = (log_variances / 2).exp()
-        factors = interval_factors(self.config, deviations)  # (2, N, P)
+        factors = interval_factors(self.config, deviations, torch.cat(noise))  # (2, N, P)
         return Prediction(
             names=tuple(self.config["label_names"]),
             unit=self.config["label_unit"],
@@ -159,10 +161,15 @@ class Estimator:
                 return
 
 
-def interval_factors(config: Mapping[str, Any], deviations: torch.Tensor) -> torch.Tensor:
-    """Factors from raw standard deviations (N, P) to half widths of 68 and 95 %, (2, N, P)."""
+def interval_factors(
+    config: Mapping[str, Any], deviations: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Factors from raw standard deviations (N, P) to half widths of 68 and 95 %, (2, N, P).
+
+    `noise` (N,) is the `noise_share` of the patches.
+    """
     columns = [
-        np.stack(one.factors(column.double().numpy()))
+        np.stack(one.factors(column.double().numpy(), noise.double().numpy()))
         for one, column in zip(
             calibration.from_config(config, deviations.shape[1]), deviations.T, strict=True
         )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from models.calibration import Calibration, calibrate
+from models.calibration import NoiseCalibration, calibrate_by_noise, noise_share
 from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose, normalise, turn
 from models.metrics import SCORES
 from models.networks import build
@@ -165,32 +165,37 @@ class Trainer:
         """
         losses, scores = [], {}
         for condition in CONDITIONS:
-            targets, values, _ = self.predict_validation(condition)
+            targets, values, *_ = self.predict_validation(condition)
             losses.append(float(value_loss(values, targets, torch.ones(len(values)))))
             columns = zip(targets.T.numpy(), values.T.numpy(), strict=True)
             scores[condition.name] = [float(SCORES["r2"](t, p)) for t, p in columns]
         return float(np.mean(losses)), scores
 
-    def calibrate(self) -> list[Calibration]:
+    def calibrate(self) -> list[NoiseCalibration]:
         """Measure the factors of the intervals of each parameter on the validation split."""
         found = [self.predict_validation(condition) for condition in CALIBRATION_CONDITIONS]
-        targets, values, deviations = (torch.cat(c).double() for c in zip(*found, strict=True))
-        errors = (values - targets).numpy()
-        return [calibrate(e, d) for e, d in zip(errors.T, deviations.numpy().T, strict=True)]
+        targets, values, deviations, noise = (
+            torch.cat(c).double() for c in zip(*found, strict=True)
+        )
+        columns = zip((values - targets).numpy().T, deviations.numpy().T, strict=True)
+        return [calibrate_by_noise(e, d, noise.numpy()) for e, d in columns]
 
     @torch.inference_mode()
     def predict_validation(
         self, condition: Condition
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Targets, values and standard deviations (N, P), standard units, of patches with content.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Targets, values, standard deviations (N, P), standard units; shares of noise (N,).
 
-        In float32, as `Estimator.predict` computes.
+        Of the patches with content.
+
+        Computed in float32, as `Estimator.predict` computes.
         """
         self.network.eval()
         parts = []
         for batch in self.validation_set.recorded(condition, 64, self.device):
-            outputs = self.network(normalise(batch.patches), batch.cutoff).float()
-            values, log_variances, _ = split_outputs(outputs)
+            patches = normalise(batch.patches)
+            values, log_variances, _ = split_outputs(self.network(patches, batch.cutoff).float())
             columns = (self.scaler.scale(batch.labels), values, (log_variances / 2).exp())
+            columns += (noise_share(patches),)
             parts.append([c[batch.has_content].cpu() for c in columns])
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))

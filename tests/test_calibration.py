@@ -12,11 +12,16 @@ from models import calibration
 from models.calibration import (
     BINS,
     GAUSSIAN_FACTORS,
+    GROUPS,
     SMALLEST_BIN,
     UNCALIBRATED,
+    UNCALIBRATED_NOISE,
     Calibration,
+    NoiseCalibration,
     calibrate,
+    calibrate_by_noise,
     coverage,
+    noise_share,
 )
 from models.checkpoint import interval_factors, load_estimator
 from models.data import PatchSet
@@ -111,6 +116,34 @@ def test_held_out_coverage_is_close_to_nominal(count):
     assert coverage(errors, 1.96 * deviations) < 0.6  # as the network had it
 
 
+def test_factors_follow_the_noise():
+    """Deviations that are right in noise and four times too large without: both are found."""
+    deviations = draw_deviations()
+    noise = np.exp(np.random.default_rng(5).uniform(-9, 0, COUNT))
+    errors = draw_errors(deviations) * np.where(noise > math.exp(-4.5), 1.0, 0.25)
+    found = calibrate_by_noise(errors, deviations, noise)
+    assert len(found.tables) == GROUPS
+    at = np.exp([-2.8, -1.5, -0.2])
+    low, high = found.factors(at, np.exp([-0.3] * 3))
+    assert low == pytest.approx([1.0] * 3, rel=2 * FACTOR)
+    assert high == pytest.approx([1.96] * 3, rel=2 * FACTOR)
+    low, high = found.factors(at, np.exp([-8.0] * 3))
+    assert low == pytest.approx([0.25] * 3, rel=2 * FACTOR)
+    halfway = found.factors(at, np.exp(np.full(3, np.mean(found.log_noise[3:5]))))[0]
+    assert halfway == pytest.approx([0.625] * 3, rel=2 * FACTOR)
+
+
+def test_noise_share_is_that_of_white_noise_on_smooth_content():
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    smooth = torch.sin(x / 20) * torch.cos(y / 25)
+    smooth = smooth / smooth.std()
+    noise = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    shares = [0.01, 0.1, 0.5]
+    patches = torch.stack([(1 - s) ** 0.5 * smooth + s**0.5 * noise for s in shares])
+    assert noise_share(patches).tolist() == pytest.approx(shares, rel=0.05)
+    assert 0 < float(noise_share(torch.zeros(1, 9, 9))) < 1e-6
+
+
 def test_coverage_counts_the_errors_inside():
     errors, half_widths = np.array([-1.0, 0.5, 2.0, -3.0]), np.array([1.0, 0.4, 2.5, 2.9])
     assert coverage(errors, half_widths) == 0.5
@@ -135,19 +168,25 @@ def test_uncalibrated_is_gaussian():
 
 def test_config_keeps_the_tables():
     deviations = draw_deviations(2000)
-    found = [calibrate(k * draw_errors(deviations, k), deviations) for k in (1, 2)]
+    noise = np.random.default_rng(4).uniform(0.01, 1, 2000)
+    found = [calibrate_by_noise(k * draw_errors(deviations, k), deviations, noise) for k in (1, 2)]
     config = json.loads(json.dumps({"calibration": calibration.to_config(found)}))
     again = calibration.from_config(config, 2)
     for one, other in zip(found, again, strict=True):
+        assert other.log_noise == pytest.approx(one.log_noise, abs=1e-6)
+        assert len(other.tables) == len(one.tables) == 2000 // (BINS * SMALLEST_BIN)
         for name in ("log_deviation", "factor_68", "factor_95"):
-            assert getattr(other, name) == pytest.approx(getattr(one, name), abs=1e-6)
-    assert calibration.from_config({}, 3) == [UNCALIBRATED] * 3
+            for a, b in zip(one.tables, other.tables, strict=True):
+                assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-6)
+    assert calibration.from_config({}, 3) == [UNCALIBRATED_NOISE] * 3
 
 
 def test_each_parameter_has_its_own_factors():
     tables = [Calibration((0.0,), (2.0,), (5.0,)), Calibration((-1.0, 1.0), (1.0, 3.0), (2.0, 6.0))]
-    config = {"calibration": calibration.to_config(tables)}
-    found = interval_factors(config, torch.tensor([[0.1, 1.0], [9.0, math.e]]))
+    each = [NoiseCalibration((0.0,), (table,)) for table in tables]
+    config = {"calibration": calibration.to_config(each)}
+    deviations = torch.tensor([[0.1, 1.0], [9.0, math.e]])
+    found = interval_factors(config, deviations, torch.tensor([0.1, 0.5]))
     assert torch.allclose(found[0], torch.tensor([[2.0, 2.0], [2.0, 3.0]]))
     assert torch.allclose(found[1], torch.tensor([[5.0, 4.0], [5.0, 6.0]]))
 
@@ -161,7 +200,8 @@ def test_intervals_of_a_checkpoint_are_those_of_its_config(focus_run, focus_data
 
     def intervals(tables):
         config = {k: v for k, v in estimator.config.items() if k != "calibration"}
-        config |= {"calibration": calibration.to_config(tables)} if tables else {}
+        each = [NoiseCalibration((0.0,), (table,)) for table in tables]
+        config |= {"calibration": calibration.to_config(each)} if tables else {}
         found = replace(estimator, config=config).predict(patches, Microscope())
         return found.standard_deviations, found.half_widths_95
 
@@ -185,10 +225,13 @@ def test_training_measures_the_factors_on_the_validation_split(focus_run, focus_
             )
     errors, half_widths = torch.cat(errors).numpy(), torch.cat(half_widths, 1).numpy()
     (entry,) = estimator.config["calibration"]
-    assert len(entry["factor_95"]) == min(BINS, len(errors) // SMALLEST_BIN)
+    groups = max(1, min(GROUPS, len(errors) // (BINS * SMALLEST_BIN)))
+    assert len(entry["tables"]) == groups
+    per_group = len(errors) // groups // SMALLEST_BIN
+    assert len(entry["tables"][0]["factor_95"]) == min(BINS, per_group)
     assert coverage(errors, half_widths[0]) == pytest.approx(0.6827, abs=0.04)
     assert coverage(errors, half_widths[1]) == pytest.approx(0.95, abs=0.03)
     # raw deviations are in standard units: half a range
     half_range = float(Scaler.from_ranges(estimator.config["label_ranges"]).half_range)
-    raw = half_range * np.exp(entry["log_deviation"])
+    raw = half_range * np.exp(entry["tables"][0]["log_deviation"])
     assert (raw > 0.02).all() and (raw < 1).all()

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import models
+from models.calibration import noise_share
 from models.checkpoint import (
     OPTICS_TOLERANCE,
     Estimator,
     OpticsWarning,
+    interval_factors,
     load_estimator,
     outside_limits,
     save_checkpoint,
@@ -78,15 +80,12 @@ def test_prediction_is_the_network_in_label_units(estimator, patches):
     found = estimator.predict(patches, MICROSCOPE)
     # labels run from 0 to 1 wave: half a range is 0.5
     assert torch.allclose(found.values, 0.5 + 0.5 * values, atol=1e-4)
-    (measured,) = estimator.config["calibration"]
-    raw = (log_variances / 2).exp()[:, 0]
-    for half_widths, level in (
-        (found.standard_deviations, "factor_68"),
-        (found.half_widths_95, "factor_95"),
+    raw = (log_variances / 2).exp()
+    factors = interval_factors(estimator.config, raw, noise_share(normal))
+    for half_widths, factor in zip(
+        (found.standard_deviations, found.half_widths_95), factors, strict=True
     ):
-        factors = np.interp(raw.log().numpy(), measured["log_deviation"], measured[level])
-        expected = 0.5 * raw * torch.from_numpy(factors).float()
-        assert torch.allclose(half_widths[:, 0], expected, rtol=2e-3)
+        assert torch.allclose(half_widths, 0.5 * raw * factor, rtol=2e-3)
     assert torch.allclose(found.content_probability, logits.sigmoid(), atol=1e-4)
     assert float(found.values.std()) > 100 * SAME  # it is no constant
 
