@@ -203,21 +203,25 @@ def draw_map(
     pixel_size_um: float,
     title: str,
     truth: torch.Tensor | None = None,
+    depth: tuple[np.ndarray, str] | None = None,
+    shrunk: float = 1.0,
 ) -> None:
     """Overview of a map: the image, each parameter with its uncertainty, and the content.
 
-    `psf_map` is a `models.mapping.PsfMap`; `truth` (R, C) of the first parameter is shown on the
-    same scale as its estimate, with the rms difference where there is content.
+    `psf_map` is a `models.mapping.PsfMap`, its centres in pixels of the camera; `image` is the
+    whole field, on `shrunk` times fewer pixels along each axis. `truth` (R, C) of the first
+    parameter is shown on the same scale as its estimate, with the rms difference where there is
+    content. `depth` (R, C) in um comes with its name.
     """
-    panels = 2 * len(psf_map.names) + 2 + (truth is not None)
+    panels = 2 * len(psf_map.names) + 2 + (truth is not None) + (depth is not None)
     columns = min(panels, 5)
     figure, axes = new_figure(-(-panels // columns), columns, 3.1, 2.9)
     free = iter(axes.ravel())
     first = next(free)
     show_image(first, image.numpy(), "image")
-    add_scale_bar(first, pixel_size_um, image.shape[1])
-    corner = float(psf_map.columns[0]), float(psf_map.rows[0])
-    extent = (float(at[-1] - at[0]) for at in (psf_map.columns, psf_map.rows))
+    add_scale_bar(first, pixel_size_um * shrunk, image.shape[1])
+    corner = float(psf_map.columns[0]) / shrunk, float(psf_map.rows[0]) / shrunk
+    extent = (float(at[-1] - at[0]) / shrunk for at in (psf_map.columns, psf_map.rows))
     # the map holds the centres of the patches, which stay away from the border
     first.add_patch(Rectangle(corner, *extent, fill=False, color="#e69f00", lw=1.5, ls="--"))
     first.set_title("image (dashed: mapped region)", fontsize=8)
@@ -258,6 +262,10 @@ def draw_map(
             (0, _limits(deviation[has_content])[1]),
             psf_map.unit,
         )
+    if depth is not None:
+        values = torch.from_numpy(np.asarray(depth[0], np.float32))
+        known = values[has_content & values.isfinite()]
+        show(values.nan_to_num(), depth[1], "viridis", _limits(known), "µm")
     at = next(free)
     drawn = at.imshow(psf_map.content.numpy(), cmap="gray", vmin=0, vmax=1)
     figure.colorbar(drawn, ax=at, shrink=0.8, label="probability")
