@@ -53,6 +53,7 @@ class Config:
     out: Path = Path("results")  # folder to write
     noise: bool = False  # R^2 against the strength of degradations instead of the table
     noise_patches: int = 400  # test patches per level of a degradation
+    test_patches: int | None = None  # score the first of each data set; default all
     batch_size: int = 64
     device: str = "auto"  # auto, cpu, cuda, mps
 
@@ -108,7 +109,7 @@ def pair_up(config: Config) -> list[Contest]:
         If two checkpoints or two data sets cannot be told apart, or do not fit together.
     """
     device = pick_device(config.device)
-    test_sets = [PatchSet(folder, "test") for folder in config.data]
+    test_sets = [PatchSet(folder, "test", config.test_patches) for folder in config.data]
     by_model = {test_set.model.name: test_set for test_set in test_sets}
     if len(by_model) < len(test_sets):
         raise InputError("two --data folders hold the same PSF model; give one of each.")
@@ -246,6 +247,8 @@ def main(config: Config) -> None:
     """Score every checkpoint under every condition, or at every level."""
     if not config.checkpoints or not config.data or config.batch_size < 1:
         raise InputError("give --checkpoints, --data and a --batch-size above 0.")
+    if config.test_patches is not None and config.test_patches < 2:
+        raise InputError("--test-patches must be at least 2.")
     if config.noise_patches < 2:
         raise InputError("--noise-patches must be at least 2.")
     keep_freed_memory()

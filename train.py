@@ -40,7 +40,7 @@ class Config(Settings):
 def describe(config: Config, data: dict[str, Any]) -> dict[str, Any]:
     """Content of run_config.json: what a resumed run must share with the one it goes on with."""
     fixed = ("max_minutes", "epochs", "batch_size", "learning_rate", "weight_decay", "seed")
-    fixed += ("value_weight",)
+    fixed += ("value_weight", "validation_patches")
     made = config.data / "run.json"
     return {
         "data_command": read_json(made, "training set")["command"] if made.exists() else "",
@@ -171,7 +171,14 @@ def main(config: Config) -> None:
     """Train until the time or the epochs are over."""
     if config.max_minutes is not None and config.epochs is not None:
         raise InputError("give --max-minutes or --epochs, not both.")
-    for name in ("max_minutes", "epochs", "batch_size", "learning_rate", "threads"):
+    for name in (
+        "max_minutes",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "threads",
+        "validation_patches",
+    ):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} must be positive.")

@@ -72,7 +72,7 @@ CONDITIONS = (
 
 
 class PatchSet:
-    """One split of a data folder, read through memory maps.
+    """One split of a data folder, read through memory maps; on request only its first patches.
 
     Raises
     ------
@@ -80,7 +80,7 @@ class PatchSet:
         If the folder is no data set, or shards are missing.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, limit: int | None = None) -> None:
         self.config = read_data_config(folder)
         self.model: PsfModel = from_config(self.config["psf_model"])
         self.count: int = self.config["patches"][split]
@@ -96,6 +96,10 @@ class PatchSet:
             self.noise_seeds = np.concatenate([read_column(p, "noise_seed") for p in paths])
         self.source_names = np.concatenate([_of_source(p, "source_names") for p in paths])
         self.source_kinds = np.concatenate([_of_source(p, "source_kinds") for p in paths])
+        self.count = min(self.count, limit or self.count)
+        columns = ("labels", "has_content", "optics", "noise_seeds", "source_names", "source_kinds")
+        for name in columns:
+            setattr(self, name, getattr(self, name)[: self.count])
 
     def _paths(self, folder: Path, split: str) -> list[Path]:
         paths, found = [], 0

@@ -57,6 +57,7 @@ class Settings:
     value_weight: float = VALUE_WEIGHT  # of the values' error against the cross-entropy
     exposure: Exposure = field(default_factory=Exposure)  # light and noise of training patches
     seed: int = 0
+    validation_patches: int | None = None  # use the first of them; default all
     device: str = "auto"  # auto, cpu, cuda, mps
     threads: int | None = None  # CPU threads; default all; two runs of one thread each do more
     bf16: bool | None = None  # mixed precision; default where the processor is fast at it
@@ -85,7 +86,7 @@ class Trainer:
         self.device = pick_device(config.device)
         self.bf16 = prefers_bf16(self.device) if config.bf16 is None else config.bf16
         self.train_set = PatchSet(config.data, "train")
-        self.validation_set = PatchSet(config.data, "validation")
+        self.validation_set = PatchSet(config.data, "validation", config.validation_patches)
         self.model = self.train_set.model
         self.scaler = Scaler.from_ranges(self.train_set.config["label_ranges"])
         torch.manual_seed(config.seed)

@@ -267,3 +267,13 @@ def test_exposure_follows_its_generator():
     assert not torch.equal(first, other)
     assert float(patches.min()) >= 0  # the input is not written into
     assert float(patches.max()) <= 1
+
+
+def test_a_limit_leaves_the_first_patches(focus_data):
+    whole, few = PatchSet(focus_data, "test"), PatchSet(focus_data, "test", 5)
+    assert few.count == len(few.labels) == len(few.source_names) == 5
+    assert torch.equal(few.labels, whole.labels[:5])
+    first = next(few.recorded(Condition("100 photons", 100), 64, torch.device("cpu")))
+    same = next(whole.recorded(Condition("100 photons", 100), 5, torch.device("cpu")))
+    assert torch.equal(first.patches, same.patches)
+    assert PatchSet(focus_data, "test", 10**6).count == whole.count
