@@ -62,7 +62,7 @@ def decode_planes(path: Path, page: int | None = None) -> Iterator[np.ndarray]:
     if path.suffix.lower() not in (".tif", ".tiff"):
         yield to_luminance(_flat_pixels(path))
         return
-    with _complaints_of_tifffile() as complaints, tifffile.TiffFile(path) as tiff:
+    with complaints_of_tifffile() as complaints, tifffile.TiffFile(path) as tiff:
         # Counting walks along the whole chain of pages, which shows whether it is broken.
         count = len(tiff.pages)
         if complaints or count == 0:
@@ -132,7 +132,7 @@ def _tiff_plane(page: tifffile.TiffPage) -> np.ndarray:
 
 
 @contextmanager
-def _complaints_of_tifffile() -> Iterator[list[str]]:
+def complaints_of_tifffile() -> Iterator[list[str]]:
     """Collect tifffile's error messages: for a cut chain of pages it logs, but doesn't raise."""
     complaints: list[str] = []
 

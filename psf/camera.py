@@ -1,0 +1,213 @@
+"""Camera numbers from one image: offset, gain and saturation, where the user knows none.
+
+On a camera without a gain error the variance of a pixel's counts follows from its mean (the
+photon transfer curve, Janesick 2007, Photon Transfer, ch. 5):
+
+    variance = gain (mean - offset) + (gain read_noise_e)^2
+
+The mean is what the image shows; the variance is measured in what no lens can draw: fourth
+differences along both axes, which cancel any smooth content and keep the noise. Within a block
+it is the mean square, the one measure that goes with the block's mean where brightness varies;
+among blocks of equal brightness the quiet ones count.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+BLOCK_PX = 8  # side of the squares in which mean and noise are measured
+DIFFERENCE = (1.0, -4.0, 6.0, -4.0, 1.0)  # cancels polynomials up to third order
+LEVELS = 24  # classes of equal brightness on the photon transfer curve
+FEWEST_LEVELS = 4
+FEWEST_BLOCKS = 6  # in a level
+QUIET_SHARE = 0.25  # quantile of a level's blocks: texture and hot pixels only add variance
+LARGEST_PX = 2**22  # larger images are measured in evenly spaced bands
+CLIPPED_SHARE = 0.01  # of a block's pixels at the darkest or brightest count
+DARKEST_SHARE = 0.001  # of the blocks, which the offset must not exceed
+SIGNIFICANT = 3.0  # standard errors by which a slope must differ from zero
+FIT_ROUNDS = 10
+LEVEL_ROUNDS = 3  # of choosing the quiet blocks by the line found so far
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera as one image shows it."""
+
+    offset_counts: float  # counts without light
+    gain_counts_per_e: float | None  # counts per detected photon; None: cannot be told
+    gain_error: float | None  # relative standard error of the fit; not of its assumptions
+    noise_counts: float  # standard deviation of the noise at middle brightness
+
+
+def estimate_camera(plane: torch.Tensor) -> Camera:
+    """Offset and gain of the camera that recorded a plane (H, W) of counts.
+
+    What one image cannot tell: read noise shifts the fitted line as a higher offset does, so the
+    offset found is too low by gain x read_noise_e^2 (2.6 counts for 1.6 e at gain 1). Nor is
+    out-of-focus background told from an offset unless the noise shows it as light. Gain is in
+    counts per detected photon, and it holds for raw counts only: averaging, resampling,
+    smoothing, JPEG and gamma make the noise smaller or unequal, an EM-CCD doubles its variance.
+    Detail beyond the fourth differences, as in images sampled far below Nyquist, passes for noise.
+    The gain is None, and the offset the darkest blocks, if the noise does not rise with
+    brightness or the image has too few blocks of 8 x 8 px or too little contrast.
+    """
+    mean, variance = _blocks(plane)
+    if len(mean) == 0:
+        finite = plane[plane.isfinite()]
+        return Camera(float(finite.min()) if len(finite) else 0.0, None, None, math.nan)
+    darkest = float(torch.quantile(mean, DARKEST_SHARE))
+    lowest = 0.0 if darkest >= 0 else -math.inf  # cameras don't subtract below zero
+    level_mean, level_variance = _levels(mean, variance)
+    noise = math.sqrt(float(level_variance.median())) if len(level_variance) else math.nan
+    unknown = Camera(darkest, None, None, noise)
+    if len(level_mean) < FEWEST_LEVELS:
+        return unknown
+    slope, intercept, error = _line(level_mean, level_variance)
+    for _ in range(LEVEL_ROUNDS):
+        level_mean, level_variance = _levels(mean, variance, (slope, intercept))
+        slope, intercept, error = _line(level_mean, level_variance)
+    if not slope > SIGNIFICANT * error:
+        return unknown
+    offset = -intercept / slope
+    if not lowest <= offset <= darkest:
+        # A line through a known point: the offset can't be above the darkest pixels.
+        offset = min(max(offset, lowest), darkest)
+        slope, error = _line_through(level_mean - offset, level_variance)
+    return Camera(offset, slope, error / slope, noise)
+
+
+def photons_per_pixel(plane_mean: float, camera: Camera) -> float | None:
+    """Mean detected photons per pixel, None if the gain is unknown."""
+    if camera.gain_counts_per_e is None:
+        return None
+    return max(plane_mean - camera.offset_counts, 0.0) / camera.gain_counts_per_e
+
+
+def saturated_share(plane: torch.Tensor, full_scale: float | None) -> float:
+    """Share of the pixels at or above full scale; 0 if that is unknown."""
+    if full_scale is None:
+        return 0.0
+    return float((plane >= full_scale).double().mean())
+
+
+def _blocks(plane: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means and noise variances (B,) of the blocks without clipped or missing pixels."""
+    means, variances = [], []
+    low, high = plane.min(), plane.max()
+    for band in _bands(plane):
+        if min(band.shape) < BLOCK_PX + len(DIFFERENCE) - 1:
+            continue
+        band = band.double()
+        residual = _fourth_differences(band)
+        inner = band[2:-2, 2:-2]
+        pixels, noise = _cut(inner), _cut(residual)  # (B, BLOCK_PX^2)
+        for end in (low, high):
+            whole = (pixels == end).double().mean(1) <= CLIPPED_SHARE
+            pixels, noise = pixels[whole], noise[whole]
+        finite = pixels.isfinite().all(1) & noise.isfinite().all(1)
+        means.append(pixels[finite].mean(1))
+        variances.append(noise[finite].square().mean(1))
+    if not means:
+        return plane.new_zeros(0, dtype=torch.float64), plane.new_zeros(0, dtype=torch.float64)
+    return torch.cat(means), torch.cat(variances)
+
+
+def _bands(plane: torch.Tensor) -> list[torch.Tensor]:
+    """The plane, or of a large one evenly spaced bands of rows of LARGEST_PX in all."""
+    height, width = plane.shape
+    if height * width <= LARGEST_PX:
+        return [plane]
+    rows = 8 * BLOCK_PX + len(DIFFERENCE) - 1
+    count = max(1, min(LARGEST_PX // (rows * width), height // rows))
+    starts = torch.linspace(0, max(height - rows, 0), count).long().tolist()
+    return [plane[start : start + rows] for start in starts]
+
+
+def _fourth_differences(pixels: torch.Tensor) -> torch.Tensor:
+    """(H, W) -> (H - 4, W - 4), scaled so that white noise keeps its variance."""
+    norm = math.sqrt(sum(w * w for w in DIFFERENCE))
+    for axis in (0, 1):
+        length = pixels.shape[axis] - len(DIFFERENCE) + 1
+        pixels = sum(w / norm * pixels.narrow(axis, i, length) for i, w in enumerate(DIFFERENCE))
+    return pixels
+
+
+def _cut(pixels: torch.Tensor) -> torch.Tensor:
+    """(H, W) -> blocks (B, BLOCK_PX^2); what is left over at the right and below is dropped."""
+    blocks = pixels.unfold(0, BLOCK_PX, BLOCK_PX).unfold(1, BLOCK_PX, BLOCK_PX)
+    return blocks.reshape(-1, BLOCK_PX**2)
+
+
+def _levels(
+    mean: torch.Tensor, variance: torch.Tensor, line: tuple[float, float] = (0.0, 1.0)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and noise of the quiet blocks of each class of brightness.
+
+    Quiet is what has little variance for its brightness, by a line (slope, intercept): in a wide
+    class the darkest blocks would be taken for quiet ones otherwise.
+    """
+    count = min(LEVELS, len(mean) // FEWEST_BLOCKS)
+    if count == 0:
+        return mean[:0], variance[:0]
+    groups = mean.argsort().tensor_split(count)
+    slope, intercept = line
+    expected = (intercept + slope * mean).clamp(min=variance.median() / 100)
+    means = torch.stack([mean[group].mean() for group in groups])
+    quiet = torch.stack(
+        [
+            torch.quantile(variance[group] / expected[group], QUIET_SHARE) * expected[group].mean()
+            for group in groups
+        ]
+    )
+    return means, quiet / _quiet_share_of_noise()
+
+
+@lru_cache(maxsize=1)
+def _quiet_share_of_noise() -> float:
+    """What the quiet quantile of blocks finds of white noise of variance 1, by simulation."""
+    side = 128 * BLOCK_PX + len(DIFFERENCE) - 1
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(side, side, generator=generator, dtype=torch.float64)
+    variances = _cut(_fourth_differences(noise)).square().mean(1)
+    return float(torch.quantile(variances, QUIET_SHARE))
+
+
+def _line(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float, float]:
+    """Slope, intercept and standard error of the slope of a robust straight line.
+
+    A measured variance is known to a fixed share of itself, hence weights 1 / y^2 with y from
+    the line; levels far above the line hold texture and count less.
+    """
+    fitted, robust = y, torch.ones_like(y)
+    for _ in range(FIT_ROUNDS):
+        weights = robust / fitted.square()
+        x0, y0 = (weights * x).sum() / weights.sum(), (weights * y).sum() / weights.sum()
+        spread = (weights * (x - x0).square()).sum()
+        if not spread > 0:
+            return 0.0, float(y0), 0.0
+        slope = (weights * (x - x0) * (y - y0)).sum() / spread
+        fitted = (y0 + slope * (x - x0)).clamp(min=y.min() / 2)
+        residual = (y - fitted) / fitted
+        robust = _downweight(residual)
+    scatter = (robust * residual.square()).sum() / (len(x) - 2)
+    return float(slope), float(y0 - slope * x0), float((scatter / spread).sqrt())
+
+
+def _line_through(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """Slope and its standard error of a robust line through the origin, at x > 0."""
+    x, y = x[x > 0], y[x > 0]
+    ratio = y / x
+    slope = ratio.median()
+    for _ in range(FIT_ROUNDS):
+        robust = _downweight(ratio / slope - 1)
+        slope = (robust * ratio).sum() / robust.sum()
+    scatter = (robust * (ratio - slope).square()).sum() / max(len(x) - 1, 1)
+    return float(slope), float((scatter / robust.sum()).sqrt())
+
+
+def _downweight(residual: torch.Tensor) -> torch.Tensor:
+    """Tukey-like weights 1 / (1 + (r / s)^2), s three median absolute residuals."""
+    scale = 3 * residual.abs().median().clamp(min=1e-6)
+    return 1 / (1 + (residual / scale).square())
