@@ -75,4 +75,5 @@ def test_varied_optics_are_drawn_for_each_patch(sources):
     na, wavelength, pixel, _ = batch.optics.T
     assert len(na.unique()) == 4
     share = pixel * 4 * na / wavelength
-    assert bool(((share > 0.899) & (share < 1.001)).all())
+    low, high = varied.optics_ranges.nyquist_share
+    assert bool(((share > low - 0.001) & (share < high + 0.001)).all())
