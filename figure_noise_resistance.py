@@ -42,7 +42,7 @@ def draw_panel(axes: Axes, table: pd.DataFrame, reference: pd.DataFrame | None) 
     for colour, (network, rows) in zip(
         cycle(COLOURS), table.groupby("network", sort=False), strict=False
     ):
-        axes.fill_between(rows["level"], rows["r2_low"], rows["r2_high"], color=colour, alpha=0.18)
+        axes.fill_between(rows["level"], rows["r2_low"], rows["r2_high"], color=colour, alpha=0.12)
         axes.plot(rows["level"], rows["r2"], color=colour, lw=1.5, label=network)
     if reference is not None and len(reference):
         axes.plot(
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     for one in axes.ravel()[len(names) :]:
         one.axis("off")
     handles, labels = axes.ravel()[min(1, len(names) - 1)].get_legend_handles_labels()
-    axes.ravel()[0].legend(handles, labels, fontsize=7, loc="lower left")
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=len(labels))
     figure.suptitle(
         f"{config.psf_model}, {config.parameter}: held-out images, 95 % intervals over patches"
     )
