@@ -58,18 +58,21 @@ def write_full_resolution(
         metadata |= {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
         kind = {"ome": True, "bigtiff": True, "metadata": metadata}
     x, column = _places(psf_map.columns, shape[1])
+    right = np.minimum(column + 1, len(psf_map.columns) - 1)
     with whole_file(path) as partial:
-        pixels = tifffile.memmap(partial, shape=size, dtype=np.float32, **kind).reshape(size)
-        for start in range(0, shape[0], BAND):
-            stop = min(start + BAND, shape[0])
-            y, row = _places(psf_map.rows, shape[0], start, stop)
-            for target, channel in zip(pixels, channels, strict=True):
-                upper, lower = channel[row], channel[np.minimum(row + 1, len(channel) - 1)]
-                lines = _blend(upper, lower, y[:, None])
-                right = np.minimum(column + 1, channel.shape[1] - 1)
-                target[start:stop] = _blend(lines[:, column], lines[:, right], x)
-        pixels.flush()
-        del pixels
+        empty = tifffile.memmap(partial, shape=size, dtype=np.float32, **kind)
+        start_byte, kind_of_number = empty.offset, empty.dtype
+        del empty
+        # written, not mapped: the pages of a mapped file count as memory of the process
+        with partial.open("r+b") as file:
+            for start in range(0, shape[0], BAND):
+                y, row = _places(psf_map.rows, shape[0], start, min(start + BAND, shape[0]))
+                below = np.minimum(row + 1, len(psf_map.rows) - 1)
+                for c, channel in enumerate(channels):
+                    lines = _blend(channel[row], channel[below], y[:, None])
+                    pixels = _blend(lines[:, column], lines[:, right], x)
+                    file.seek(start_byte + 4 * shape[1] * (c * shape[0] + start))
+                    file.write(pixels.astype(kind_of_number).tobytes())
 
 
 def map_table(

@@ -242,28 +242,58 @@ def mapped(tmp_path_factory, plane, focus_run):
     out = succeed(
         *("estimate_psf_map.py", plane / "image.tif", "--checkpoint", focus_run, *OPTICS),
         *("--stride", 48, "--truth", plane / "truth.tif", "--out", folder, "--device", "cpu"),
+        *("--smooth", "off", "--gain-counts-per-e", 2, "--offset-counts", 100),
     )
     assert "7 x 7 patches" in out
     return folder
 
 
-def test_map_opens_calibrated_with_named_channels(mapped):
-    with tifffile.TiffFile(mapped / "psf_map.tif") as tiff:
-        channels, metadata = tiff.asarray(), tiff.imagej_metadata
+def opened(path):
+    """Pixels, ImageJ metadata and um per pixel of a TIFF."""
+    with tifffile.TiffFile(path) as tiff:
         resolution = tiff.pages[0].tags["XResolution"].value
-    assert channels.shape == (3, 7, 7)
+        return tiff.asarray(), tiff.imagej_metadata, resolution[1] / resolution[0]
+
+
+def test_map_opens_calibrated_with_named_channels(mapped):
+    channels, metadata, um = opened(mapped / "psf_map.tif")
+    assert channels.shape == (4, 7, 7)
     assert channels.dtype == np.float32
-    assert list(metadata["Labels"]) == ["focus", "focus standard deviation", "content probability"]
-    assert metadata["unit"] == "um"
-    assert metadata["channels"] == 3
-    assert resolution[0] / resolution[1] == pytest.approx(1 / (48 * 0.278), rel=1e-6)
+    names = ["focus (waves)", "focus standard deviation (waves)"]
+    assert metadata["Labels"] == [*names, "content probability", "photons per pixel"]
+    assert (metadata["unit"], metadata["channels"]) == ("um", 4)
+    assert um == pytest.approx(48 * 0.278, rel=1e-6)
+
+
+def test_full_resolution_and_depth_have_the_pixels_of_the_image(mapped):
+    full, metadata, um = opened(mapped / "psf_map_full.tif")
+    depth, depth_metadata, _ = opened(mapped / "depth.tif")
+    assert full.shape == depth.shape == (2, 394, 394)
+    assert metadata["Labels"] == ["focus (waves)", "focus standard deviation (waves)"]
+    assert depth_metadata["Labels"][0] == "distance from focus (um)"
+    assert um == pytest.approx(0.278, rel=1e-6)
+    np.testing.assert_allclose(depth, full.clip(0) * Microscope().um_per_wave, rtol=1e-5)
+    channels = tifffile.imread(mapped / "psf_map.tif")
+    # pixel 31 lies half a pixel before the centre of the first patch, where the map is constant
+    assert full[0, 31, 31] == channels[0, 0, 0]
+
+
+def test_photons_are_counts_less_offset_over_gain(mapped, plane):
+    photons, image = (
+        tifffile.imread(mapped / "psf_map.tif")[3],
+        tifffile.imread(plane / "image.tif"),
+    )
+    assert photons[2, 3] == pytest.approx((image[96:160, 144:208].mean() - 100) / 2, rel=1e-5)
 
 
 def test_map_and_its_table_hold_the_same(mapped):
     channels, table = tifffile.imread(mapped / "psf_map.tif"), pd.read_csv(mapped / "map.csv")
-    columns = ["focus_waves", "focus_standard_deviation_waves", "content_probability"]
-    for name, channel in zip(columns, channels, strict=True):
-        np.testing.assert_allclose(table[name], channel.ravel(), rtol=DIGITS, atol=1e-30)
+    blank = table["content_probability"] < 0.5
+    columns = ["focus_waves", "focus_standard_deviation_waves"]
+    for name, channel in zip(columns, channels, strict=False):
+        expected = table[name].mask(blank)
+        np.testing.assert_allclose(channel.ravel(), expected, rtol=DIGITS, atol=1e-30)
+    np.testing.assert_allclose(channels[2].ravel(), table["content_probability"], rtol=DIGITS)
     centres = 31.5 + 48 * np.arange(7)
     assert table["y_px"].tolist() == np.repeat(centres, 7).tolist()
     assert table["x_px"].tolist() == np.tile(centres, 7).tolist()
@@ -271,26 +301,31 @@ def test_map_and_its_table_hold_the_same(mapped):
 
 
 def test_map_holds_the_predictions_of_the_patches(mapped, plane, focus_run):
-    channels, image = tifffile.imread(mapped / "psf_map.tif"), tifffile.imread(plane / "image.tif")
+    table, image = pd.read_csv(mapped / "map.csv"), tifffile.imread(plane / "image.tif")
     for row, column in ((0, 0), (2, 5), (6, 1)):
         patch = image[48 * row :, 48 * column :][:64, :64]
         found = load_estimator(focus_run).predict(torch.from_numpy(patch)[None], Microscope())
-        assert channels[0, row, column] == pytest.approx(float(found.values), abs=1e-4)
-        assert channels[1, row, column] == pytest.approx(float(found.standard_deviations), rel=1e-3)
+        there = table.iloc[7 * row + column]
+        assert there["focus_waves"] == pytest.approx(float(found.values), abs=1e-4)
+        deviation = there["focus_standard_deviation_waves"]
+        assert deviation == pytest.approx(float(found.standard_deviations), rel=1e-3)
 
 
 def test_map_says_what_it_was_made_with(mapped, focus_run):
     config = json.loads((mapped / "config.json").read_text())
     assert config["checkpoint"] == str(focus_run)
-    assert config["na"] == 0.45
+    assert config["optics"]["na"] == 0.45
+    assert config["optics_from"]["na"] == "--na"
     assert config["stride"] == 48
-    assert config["channels"][0] == "focus"
+    assert (config["label_names"], config["image_shape"]) == (["focus"], [394, 394])
     assert_shows_something(mapped / "overview.png")
     assert sorted(p.name for p in mapped.iterdir()) == [
         "config.json",
+        "depth.tif",
         "map.csv",
         "overview.png",
         "psf_map.tif",
+        "psf_map_full.tif",
     ]
 
 
@@ -562,7 +597,7 @@ def test_images_that_cannot_be_mapped(tmp_path, refuse_map, pixels, message):
 
 def test_files_that_are_no_images(tmp_path, refuse_map):
     (tmp_path / "note.tif").write_text("no image")
-    assert "note.tif cannot be read as an image" in refuse_map(tmp_path / "note.tif")
+    assert "note.tif is no TIFF, PNG or JPEG" in refuse_map(tmp_path / "note.tif")
     assert "there is no image" in refuse_map(tmp_path / "nothing.tif")
     assert "there is no image" in refuse_map(tmp_path)
 
@@ -571,7 +606,6 @@ def test_files_that_are_no_images(tmp_path, refuse_map):
     ("arguments", "message"),
     [
         (["--na", 0.6, "--pixel-size-um", 0.2], "trained for other optics: na 0.6"),
-        (["--pixel-size-um", 0.2], "pixel_size_um 0.2, trained on 0.278"),
         (["--refractive-index", 1.0], "refractive_index 1, trained on 1.33"),
         (["--refractive-index", 0.4], "NA 0.45 is not below the refractive index 0.4"),
         (["--pixel-size-um", -1], "pixel_size_um is -1.0"),
