@@ -331,3 +331,49 @@ def draw_bead_fit(path: Path, electrons: np.ndarray, fit: Any, scene: Any, title
         f"{title}: square root of intensity, data and model of a column on one scale", fontsize=9
     )
     save_figure(path, figure)
+
+
+def draw_depth_calibration(path: Path, table: Any, calibration: Any, title: str) -> None:
+    """Estimate against z with the fitted curve, and the errors of planes left out below.
+
+    `calibration` is a `models.depth.DepthCalibration`, `table` the data frame of calibration.csv.
+    The usable range is shaded; bars are one robust standard deviation of the patches.
+    """
+    unit, z_um = calibration.unit, table["z_um"]
+    figure = Figure(figsize=(6.2, 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
+    low, high = calibration.usable_um
+    sides = [1] if calibration.signed else [1, -1]
+    for i, side in enumerate(sides):
+        for at in (upper, lower):
+            ends = sorted(calibration.focus_z_um + side * np.array([low, high]))
+            shade = {"color": COLOURS[2], "alpha": 0.13, "lw": 0}
+            at.axvspan(*ends, **shade, label=None if i else "usable range")
+        values = np.linspace(calibration.values[0], calibration.values[-1], 300)
+        where = calibration.focus_z_um + side * calibration.depth_um(values)
+        upper.plot(where, values, color=COLOURS[1], lw=1.5, label=None if i else "fitted curve")
+    upper.axvline(calibration.focus_z_um, color="0.4", lw=1, ls="--", label="focal plane")
+    style = {"fmt": "o", "ms": 3.5, "lw": 1, "color": COLOURS[0], "label": "mean of a plane"}
+    upper.errorbar(z_um, table[f"mean_{unit}"], table[f"spread_{unit}"], **style)
+    upper.set_ylabel(f"estimated {calibration.parameter} ({unit})")
+    upper.legend(fontsize=7)
+    upper.set_title(
+        f"{title}\nplanes left out: {calibration.rms_um:.2g} µm rms in the usable range, single "
+        f"patches {calibration.patch_rms_um:.2g} µm",
+        fontsize=8,
+    )
+    limit = calibration.limit_um
+    errors = table["error_left_out_um"]
+    lower.axhline(0, color="0.4", lw=1)
+    for level in (-limit, limit):
+        lower.axhline(level, color=COLOURS[1], lw=1, ls=":")
+    reach = min(2 * limit, max(1.2 * float(errors.abs().max()), 1e-3))
+    shown = errors.clip(-reach, reach)  # those far off lie on the border
+    lower.plot(z_um, shown, "o", ms=3.5, color=COLOURS[0])
+    lower.set(xlabel="z of the stack (µm)", ylabel="error of planes\nleft out (µm)")
+    lower.set_ylim(-1.05 * reach, 1.05 * reach)
+    room = 0.03 * (z_um.max() - z_um.min())
+    upper.set_xlim(z_um.min() - room, z_um.max() + room)
+    for at in (upper, lower):
+        at.grid(alpha=0.3)
+    save_figure(path, figure)
