@@ -22,8 +22,7 @@ import pandas as pd
 import tifffile
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models.checkpoint import load_estimator
 from models.mapping import predict_map
@@ -36,6 +35,7 @@ from psf.microscope import Microscope
 from psf.noise import camera_counts, to_photons
 from psf.synthesis import synthesize
 
+ROOT = Path(__file__).parents[1]
 SIZE = 2048
 STRIDES = (32, 16)
 SINGLE = 200  # windows predicted one by one
