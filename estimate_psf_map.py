@@ -304,7 +304,10 @@ def describe_light(camera: Camera, photons: np.ndarray) -> str:
     """The light of the patches with content, in photons where the gain is known."""
     if camera.gain_counts_per_e is None:
         return "photons per pixel unknown"
-    return f"{np.median(photons):.3g} photons per pixel"
+    median = float(np.median(photons))
+    return (
+        f"{median:,.0f} photons per pixel" if median >= 100 else f"{median:.2g} photons per pixel"
+    )
 
 
 def photons_of(psf_map: PsfMap, camera: Camera) -> np.ndarray:

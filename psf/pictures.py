@@ -214,8 +214,8 @@ def draw_map(
     content. `depth` (R, C) in um comes with its name.
     """
     panels = 2 * len(psf_map.names) + 2 + (truth is not None) + (depth is not None)
-    columns = min(panels, 5)
-    figure, axes = new_figure(-(-panels // columns), columns, 3.1, 2.9)
+    rows = -(-panels // 5)
+    figure, axes = new_figure(rows, -(-panels // rows), 3.1, 2.9)
     free = iter(axes.ravel())
     first = next(free)
     show_image(first, image.numpy(), "image")

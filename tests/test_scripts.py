@@ -28,6 +28,7 @@ import generate_training_set
 import reproduce
 from models.checkpoint import load_estimator
 from models.data import CONDITIONS, PatchSet
+from models.depth import DepthCalibration
 from psf import InputError, Microscope
 from psf.shards import read_column, shard_path
 from psf.simulation import check_energy
@@ -616,6 +617,61 @@ def test_files_that_are_no_images(tmp_path, refuse_map):
     ],
 )
 def test_settings_that_cannot_be_mapped_with(tmp_path, refuse_map, arguments, message):
+    save(tmp_path, "image.tif", texture(80))
+    assert message in refuse_map(tmp_path / "image.tif", *arguments)
+
+
+def test_optics_come_from_the_file_and_flags_overrule_it(tmp_path, focus_run, plane):
+    metadata = {"axes": "YX", "PhysicalSizeX": 0.278, "PhysicalSizeXUnit": "µm"}
+    image = tifffile.imread(plane / "image.tif")[:200, :200]
+    tifffile.imwrite(tmp_path / "a.ome.tif", image, metadata=metadata)
+    given = ("--checkpoint", focus_run, "--na", 0.45, "--wavelength-um", 0.5, "--device", "cpu")
+    error = refuse("estimate_psf_map.py", tmp_path / "a.ome.tif", *given, "--out", tmp_path / "o")
+    assert "give --refractive-index" in error
+    given = (*given, "--refractive-index", 1.33, "--out", tmp_path / "o")
+    out = succeed("estimate_psf_map.py", tmp_path / "a.ome.tif", *given)
+    assert "pixel_size_um 0.278 from the file (OME" in out
+    out = succeed("estimate_psf_map.py", tmp_path / "a.ome.tif", *given, "--pixel-size-um", 0.2)
+    assert "note: --pixel-size-um 0.2 overrules 0.278 of the file" in out
+    assert "pixels are finer than the network's: the image is resampled to 1.3" in out
+    factor = json.loads((tmp_path / "o" / "config.json").read_text())["patch_size_px"] / 64
+    assert factor == pytest.approx(0.278 / 0.2, rel=0.01)
+    _, _, um = opened(tmp_path / "o" / "psf_map.tif")
+    stride = round(32 / factor)
+    assert um == pytest.approx(stride * factor * 0.2, rel=1e-4)
+
+
+def test_saturated_images(tmp_path, refuse_map):
+    pixels = texture(100).copy()
+    pixels[:40] = np.iinfo(pixels.dtype).max
+    save(tmp_path, "image.tif", pixels)
+    assert "40% of the pixels are saturated" in refuse_map(tmp_path / "image.tif")
+
+
+def test_calibration_of_other_optics(tmp_path, refuse_map):
+    calibration = DepthCalibration(
+        **{"parameter": "focus", "unit": "waves", "microscope": Microscope(refractive_index=1.4)},
+        **{"checkpoint": "other", "signed": False, "focus_z_um": 0.0, "values": (0.0, 4.0)},
+        **{"z_um": (0.0, 26.0), "usable_um": (0.0, 20.0), "limit_um": 3.0, "rms_um": 1.0},
+        patch_rms_um=2.0,
+    )
+    calibration.to_json(tmp_path / "depth_calibration.json")
+    save(tmp_path, "image.tif", texture(100))
+    given = ("--depth-calibration", tmp_path / "depth_calibration.json")
+    error = refuse_map(tmp_path / "image.tif", *given)
+    assert "made for refractive_index 1.4, here 1.33; checkpoint other, here" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--smooth", -1.0], "--smooth is -1"),
+        (["--gain-counts-per-e", 0], "--gain-counts-per-e is 0"),
+        (["--offset-counts", "nan"], "--offset-counts is nan"),
+        (["--z", 3], "--z 3 is not in"),
+    ],
+)
+def test_numbers_that_make_no_sense_for_a_map(tmp_path, refuse_map, arguments, message):
     save(tmp_path, "image.tif", texture(80))
     assert message in refuse_map(tmp_path / "image.tif", *arguments)
 
