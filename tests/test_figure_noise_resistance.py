@@ -84,7 +84,7 @@ def test_reference_is_drawn_where_there_is_one(tmp_path, figures):
     assert len(drawn["poisson"].lines) == 2
     assert drawn["poisson"].lines[1].get_ydata().tolist() == [0.5, 0.7]
     assert len(drawn["rotation"].lines) == 1
-    legend = [text.get_text() for text in drawn["gaussian"].get_legend().get_texts()]
+    legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert legend == ["ours", "Bayes, Gaussian textures"]
 
 
