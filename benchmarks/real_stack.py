@@ -30,6 +30,7 @@ from models.depth import (
     plane_means,
 )
 from models.focal_stack import predict_stack
+from models.sampling import ResampledImage, fit_sampling
 from psf.command import pick_device, run
 from psf.errors import InputError
 from psf.files import read_json, run_record, whole_file
@@ -152,8 +153,14 @@ def main(config: Config) -> None:
         microscope = Microscope(
             config.na, config.wavelength_um, truth.pixel_size_um, config.refractive_index
         )
+        limits = estimator.config["optics_limits"]
+        sampling = fit_sampling(microscope, limits["cutoff_cycles_per_pixel"])
         planes = [micrograph.select(z=z) for z in range(count)]
-        maps = predict_stack(estimator, planes, microscope, config.stride)
+        if sampling.factor > 1:
+            planes = [ResampledImage(plane, sampling) for plane in planes]
+        seen_by = sampling.microscope(microscope)
+        stride = max(1, round(config.stride / sampling.factor))
+        maps = predict_stack(estimator, planes, seen_by, stride)
     name = maps.names[0]
     low, high = estimator.config["label_ranges"][0]
     values, deviations = maps.of(name, config.largest_deviation * (high - low))
@@ -162,11 +169,12 @@ def main(config: Config) -> None:
         "microscope": microscope,
         "um_per_unit": estimator.um_per_unit(microscope),
     }
-    rows, half = [], estimator.patch_size / 2
+    rows, half = [], estimator.patch_size / 2 * sampling.factor
+    centres = (maps.rows + 0.5) * sampling.factor - 0.5  # in pixels of the camera
     for b, focus_z_um in enumerate(truth.focus_z_um):
         top, bottom = truth.edges_px[b : b + 2]
         # patches that lie in the band as a whole
-        inside = (maps.rows - half >= top - 0.5) & (maps.rows + half <= bottom - 0.5)
+        inside = (centres - half >= top - 0.5) & (centres + half <= bottom - 0.5)
         if not inside.any():
             raise InputError(
                 f"band {top} to {bottom} px holds no whole patch of {2 * half:g} px; take a "
@@ -186,8 +194,10 @@ def main(config: Config) -> None:
         table.assign(**settings, refractive_index=config.refractive_index).to_csv(
             partial, index=False, float_format="%.4g"
         )
-    limits = outside_limits(microscope, estimator.config["optics_limits"])
-    notes = [f"Outside of what the network was trained for: {'; '.join(limits)}."] if limits else []
+    outside = outside_limits(seen_by, limits)
+    notes = [f"The images are {sampling.describe()}."] if sampling.factor > 1 else []
+    if outside:
+        notes.append(f"Outside of what the network was trained for: {'; '.join(outside)}.")
     notes.append(f"Commit {run_record()['commit']}.")
     text = markdown(table, config, notes)
     with whole_file(config.out / "real_stack.md") as partial:
