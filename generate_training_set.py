@@ -71,6 +71,8 @@ class Config:
     psf_size: int = 0  # px, support of the PSF; 0: the smallest that keeps 99 % of the energy
     blank_fraction: float = 0.05  # share of patches without content
     patches_per_crop: int = 2  # blurs, each with its own PSF, that a training crop serves for
+    focus_change_waves: float = 0.0  # in half of the patches focus changes by up to this across it
+    beyond_fraction: float = 0.0  # share of patches beyond the range of focus, to learn to refuse
     microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
     vary_optics: bool = False  # draw the optics of each patch from the --optics ranges instead
     optics: OpticsRanges = field(default_factory=OpticsRanges)
@@ -136,6 +138,8 @@ def build_simulation(config: Config) -> Simulation:
         psf_size=config.psf_size,
         blank_fraction=config.blank_fraction,
         patches_per_crop=config.patches_per_crop,
+        focus_change_waves=config.focus_change_waves,
+        beyond_fraction=config.beyond_fraction,
     )
     return simulation if config.psf_size else fit_support(simulation)
 
@@ -156,6 +160,8 @@ def describe(
         "psf_size": simulation.psf_size,
         "blank_fraction": simulation.blank_fraction,
         "patches_per_crop": simulation.patches_per_crop,
+        "focus_change_waves": simulation.focus_change_waves,
+        "beyond_fraction": simulation.beyond_fraction,
         "microscope": asdict(simulation.microscope),
         "optics_ranges": asdict(simulation.optics_ranges) if simulation.optics_ranges else None,
         "optics_limits": optics_limits(simulation),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from psf.blur import blur_valid
+from psf.blur import blur_valid, blur_varying, interpolation_weights
 from psf.crops import blank_crops, draw_crops
 from psf.errors import InputError
 from psf.images import Source
@@ -17,6 +17,10 @@ from psf.model import PsfModel, draw_labels, extreme_labels
 from psf.model import from_config as model_from_config
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
 
+MAX_NA_PER_INDEX = 0.92  # steepest rays drawn, 67 degrees
+LEVELS = 9  # PSFs of a patch whose focus changes across it; blended linearly between them
+LEVELS_REACH = 0.8  # they reach this many patches from its middle, beyond its corners
+BEYOND = (1.15, 1.6)  # "beyond the range" of focus, in ends of the range
 SUPPORT_STEP = 16  # px between the supports that `fit_support` tries
 OPTICS_NAMES = ("na", "wavelength_um", "pixel_size_um", "refractive_index")
 
@@ -24,6 +28,8 @@ OPTICS_NAMES = ("na", "wavelength_um", "pixel_size_um", "refractive_index")
 @dataclass(frozen=True)
 class OpticsRanges:
     """Ranges for --vary-optics, from which the optics of each patch are drawn uniformly.
+
+    An NA range ends at 0.92 times the index that was drawn, if that is lower.
 
     Raises
     ------
@@ -42,10 +48,10 @@ class OpticsRanges:
                 raise InputError(
                     f"{name} range {low} to {high}: give two positive, rising numbers."
                 )
-        if self.na[1] >= self.refractive_index[0]:
+        if self.na[0] > MAX_NA_PER_INDEX * self.refractive_index[0]:
             raise InputError(
-                f"NA up to {self.na[1]} is not below the lowest refractive index "
-                f"{self.refractive_index[0]}; change one of the ranges."
+                f"NA from {self.na[0]} is above {MAX_NA_PER_INDEX} times the lowest refractive "
+                f"index {self.refractive_index[0]}; change one of the ranges."
             )
 
 
@@ -60,6 +66,23 @@ class Simulation:
     psf_size: int  # px, support of the PSF
     blank_fraction: float  # share of patches without content
     patches_per_crop: int = 1  # blurs, each with its own PSF, that a training crop serves for
+    focus_change_waves: float = 0.0  # half of the patches: up to this much across a patch
+    beyond_fraction: float = 0.0  # share of patches beyond the range, without a label
+
+    def __post_init__(self) -> None:
+        if not (self.focus_change_waves >= 0 and 0 <= self.beyond_fraction < 1):
+            raise InputError(
+                "a change of focus cannot be negative, a share of patches lies in 0 to below 1."
+            )
+        if (self.focus_change_waves or self.beyond_fraction) and not self._has_focus:
+            raise InputError(
+                f"{self.model.name} has no focus in waves that could change across a patch or lie "
+                "beyond its range."
+            )
+
+    @property
+    def _has_focus(self) -> bool:
+        return self.model.label_names[0] == "focus"
 
     @property
     def crop_size(self) -> int:
@@ -72,10 +95,10 @@ class Patches:
     """A batch of simulated patches."""
 
     sharp: torch.Tensor  # (N, H, W) the object, in [0, 1]
-    psfs: torch.Tensor  # (N, K, K)
+    psfs: torch.Tensor  # (N, K, K) of the patch's middle
     blurred: torch.Tensor  # (N, H, W) without noise
-    labels: torch.Tensor  # (N, P)
-    has_content: torch.Tensor  # (N,) bool; False: nothing to estimate from
+    labels: torch.Tensor  # (N, P) in the patch's middle
+    has_content: torch.Tensor  # (N,) bool; False: blank, or focus beyond the model's range
     optics: torch.Tensor  # (N, 4) in the order of OPTICS_NAMES
     names: tuple[str, ...]  # source image of each patch, "" for blank ones
 
@@ -101,19 +124,69 @@ def simulate(
         pixels[torch.from_numpy(blank)] = blank_crops(int(blank.sum()), simulation.crop_size, rng)
     microscopes = draw_microscopes(simulation, count, rng)
     labels = draw_labels(simulation.model, count, rng)
+    beyond = _move_beyond(simulation, labels, rng)
     psfs, _ = synthesize_with_loss(simulation.model, labels, microscopes, simulation.psf_size)
     per_patch = [microscopes] * count if isinstance(microscopes, Microscope) else microscopes
     names = ["" if b else n for b, n in zip(blank, crops.names, strict=True)]
-    blurred = [blur_valid(pixels[: len(h)], h) for h in psfs.split(crop_count)]
+    blurred = torch.cat([blur_valid(pixels[: len(h)], h) for h in psfs.split(crop_count)])
+    for index, change in _draw_changes(simulation, count, rng):
+        blurred[index] = _blur_sloped(
+            simulation, pixels[index % crop_count], labels[index], per_patch[index], change
+        )
     return Patches(
         sharp=pixels[:, middle, middle].repeat(uses, 1, 1)[:count],
         psfs=psfs,
-        blurred=torch.cat(blurred).clamp_(min=0),  # rounding of the FFT reaches -1e-7
+        blurred=blurred.clamp_(min=0),  # rounding of the FFT reaches -1e-7
         labels=labels,
-        has_content=torch.from_numpy(~blank).repeat(uses)[:count],
+        has_content=torch.from_numpy(~blank).repeat(uses)[:count] & ~beyond,
         optics=torch.tensor([astuple(microscope) for microscope in per_patch]),
         names=tuple(names * uses)[:count],
     )
+
+
+def _move_beyond(
+    simulation: Simulation, labels: torch.Tensor, rng: np.random.Generator
+) -> torch.Tensor:
+    """Move the focus of some labels (N, P), in place, beyond its range; which, (N,) bool."""
+    if not simulation.beyond_fraction:
+        return torch.zeros(len(labels), dtype=torch.bool)
+    beyond = torch.from_numpy(rng.random(len(labels)) < simulation.beyond_fraction)
+    ends = torch.tensor([end for end in simulation.model.ranges["focus"] if end])
+    sides = ends[torch.from_numpy(rng.integers(0, len(ends), len(labels)))]
+    far = sides * torch.from_numpy(rng.uniform(*BEYOND, len(labels)).astype(np.float32))
+    labels[:, 0] = torch.where(beyond, far, labels[:, 0])
+    return beyond
+
+
+def _draw_changes(
+    simulation: Simulation, count: int, rng: np.random.Generator
+) -> list[tuple[int, tuple[float, float]]]:
+    """Index, and change of focus (down, across) in waves per patch, of the sloped patches."""
+    if not simulation.focus_change_waves:
+        return []
+    sloped = rng.random(count) < 0.5
+    steepness = rng.uniform(0, simulation.focus_change_waves, count)
+    angle = rng.uniform(0, 2 * math.pi, count)
+    changes = np.stack([steepness * np.sin(angle), steepness * np.cos(angle)], 1)
+    return [(index, tuple(changes[index])) for index in np.flatnonzero(sloped).tolist()]
+
+
+def _blur_sloped(
+    simulation: Simulation,
+    crop: torch.Tensor,
+    label: torch.Tensor,
+    microscope: Microscope,
+    change: tuple[float, float],
+) -> torch.Tensor:
+    """Blur one crop (S, S) whose focus changes linearly, `label` (P,) holding in its middle."""
+    steps = (torch.arange(len(crop)) - (len(crop) - 1) / 2) / simulation.patch_size
+    offsets = change[0] * steps[:, None] + change[1] * steps  # waves, (S, S)
+    reach = LEVELS_REACH * math.hypot(*change)
+    levels = torch.linspace(-reach, reach, LEVELS)
+    labels = label.repeat(LEVELS, 1)
+    labels[:, 0] += levels
+    psfs, _ = synthesize_with_loss(simulation.model, labels, microscope, simulation.psf_size)
+    return blur_varying(crop, psfs, interpolation_weights(offsets, levels))
 
 
 def from_config(config: Mapping[str, Any]) -> Simulation:
@@ -127,6 +200,9 @@ def from_config(config: Mapping[str, Any]) -> Simulation:
         psf_size=config["psf_size"],
         blank_fraction=config["blank_fraction"],
         patches_per_crop=config["patches_per_crop"],
+        # data sets of before these settings were flat and within the range
+        focus_change_waves=config.get("focus_change_waves", 0.0),
+        beyond_fraction=config.get("beyond_fraction", 0.0),
     )
 
 
@@ -137,10 +213,12 @@ def draw_microscopes(
     ranges = simulation.optics_ranges
     if ranges is None:
         return simulation.microscope
-    na = rng.uniform(*ranges.na, count)
+    na_share = rng.random(count)
     wavelength = rng.uniform(*ranges.wavelength_um, count)
     share = rng.uniform(*ranges.nyquist_share, count)
     index = rng.uniform(*ranges.refractive_index, count)
+    highest = np.minimum(ranges.na[1], MAX_NA_PER_INDEX * index)
+    na = ranges.na[0] + (highest - ranges.na[0]) * na_share
     pixel = share * wavelength / (4 * na)
     return simulated_microscopes(np.stack([na, wavelength, pixel, index], 1).tolist())
 
@@ -150,9 +228,10 @@ def steepest_optics(simulation: Simulation) -> Microscope:
     ranges = simulation.optics_ranges
     if ranges is None:
         return simulation.microscope
-    na, wavelength = ranges.na[1], ranges.wavelength_um[0]
+    index, wavelength = ranges.refractive_index[0], ranges.wavelength_um[0]
+    na = min(ranges.na[1], MAX_NA_PER_INDEX * index)
     pixel = ranges.nyquist_share[0] * wavelength / (4 * na)
-    return Microscope(na, wavelength, pixel, ranges.refractive_index[0])
+    return Microscope(na, wavelength, pixel, index)
 
 
 def lost_energy(simulation: Simulation) -> float:
