@@ -111,6 +111,8 @@ def estimation_loss(
     """
     values, _, logits = split_outputs(outputs)
     mask = has_content[:, None].to(values)
+    # a label far beyond its range lies in no bin: NaN, which no mask takes away
+    targets = torch.where(has_content[:, None], targets, torch.zeros_like(targets))
     entropies = -(target_histograms(targets) * histogram_logits(outputs).log_softmax(2)).sum(2)
     fit = (entropies * mask).sum() / mask.sum().clamp(min=1) / targets.shape[1]
     flag_loss = functional.binary_cross_entropy_with_logits(logits, has_content.to(logits))

@@ -285,6 +285,51 @@ def _limits(values: torch.Tensor) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
+def draw_restoration(
+    path: Path,
+    before: np.ndarray,
+    after: np.ndarray,
+    pixel_size_um: float,
+    title: str,
+    insets: int = 3,
+) -> None:
+    """Input and result (H, W) side by side, and places where they differ most, enlarged."""
+    before, after = (np.asarray(image, np.float32) for image in (before, after))
+    edge = max(32, min(before.shape) // 6)
+    places = busiest(after - before, edge, insets)
+    figure = Figure(figsize=(10, 5.2 + 4.8 * len(places) / 3), layout="constrained")
+    grid = figure.add_gridspec(2, 2 * max(len(places), 1), height_ratios=(2, 1))
+    half = max(len(places), 1)
+    low, high = np.percentile(before, (0.5, 99.8))
+    for column, (image, name) in enumerate(((before, "input"), (after, "restored"))):
+        axes = figure.add_subplot(grid[0, column * half : (column + 1) * half])
+        axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+        axes.set(xticks=[], yticks=[])
+        add_scale_bar(axes, pixel_size_um, image.shape[1])
+        for (top, left), colour in zip(places, COLOURS, strict=False):
+            corner = (left - 0.5, top - 0.5)
+            axes.add_patch(Rectangle(corner, edge, edge, fill=False, color=colour, lw=1.5))
+            inset = figure.add_subplot(grid[1, 2 * places.index((top, left)) + column])
+            part = image[top : top + edge, left : left + edge]
+            inset.imshow(part, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            inset.set(xticks=[], yticks=[])
+            inset.set_title(name, fontsize=7)
+            for spine in inset.spines.values():
+                spine.set(color=colour, lw=2)
+    figure.suptitle(title, fontsize=9)
+    save_figure(path, figure)
+
+
+def busiest(difference: np.ndarray, edge: int, count: int) -> list[tuple[int, int]]:
+    """Corners (top, left) of the squares that hold the largest differences, apart from another."""
+    power = np.asarray(difference, float) ** 2
+    rows, columns = (length // edge for length in power.shape)
+    cells = power[: rows * edge, : columns * edge].reshape(rows, edge, columns, edge).sum((1, 3))
+    order = np.argsort(cells, axis=None)[::-1][:count]
+    return sorted((int(i // columns) * edge, int(i % columns) * edge) for i in order)
+
+
 def draw_bead_fit(path: Path, electrons: np.ndarray, fit: Any, scene: Any, title: str) -> None:
     """Data, model and residual of a bead fit: planes around focus in xy, the middle in xz.
 

@@ -439,3 +439,16 @@ def test_two_processes_train_one_network(focus_data, tmp_path):
     assert estimator.config["run"]["processes"] == 2
     assert all(torch.isfinite(w).all() for w in estimator.network.state_dict().values())
     assert done.stdout.count("wrote ") == 1  # only the first process speaks
+
+
+def test_labels_far_beyond_their_range_do_not_reach_the_loss():
+    """Of patches without content: they lie in no bin of the histogram."""
+    torch.manual_seed(0)
+    outputs = torch.randn(3, output_count(1))
+    content = torch.tensor([True, True, False])
+    losses = [
+        estimation_loss(outputs, torch.tensor([[0.2], [-0.4], [far]]), content)
+        for far in (0.0, 50.0)
+    ]
+    assert torch.isfinite(losses[1])
+    assert torch.equal(*losses)

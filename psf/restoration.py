@@ -1,0 +1,153 @@
+"""From a map of PSF parameters to the blur that is undone, and where to be careful with it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from psf.deconvolution import Restored, richardson_lucy
+from psf.errors import InputError
+from psf.microscope import Microscope
+from psf.model import PsfModel
+from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
+from psf.tiling import richardson_lucy_tiled
+from psf.variant import VariantBlur, psf_grid_from_map, refine_map
+
+TOLERANCE = 0.01  # of the eigen-PSFs: far below what any map is certain of
+STEP_WAVES = 0.2  # largest change between neighbouring PSFs of the grid, which are mixed linearly
+LARGEST_REFINEMENT = 16
+SUPPORT_STEP = 16  # px between the supports that are tried
+LARGEST_PSF = 255  # px
+WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece
+TILE = 1024
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Parameters of a PSF model on a grid of places in an image."""
+
+    model: PsfModel
+    microscope: Microscope  # with the pixel of the image
+    values: torch.Tensor  # (P, R, C) labels
+    standard_deviations: torch.Tensor  # (P, R, C)
+    content: torch.Tensor  # (R, C) probability that there was anything to estimate from
+    rows: torch.Tensor  # (R,) places, rising, pixels from the top
+    columns: torch.Tensor  # (C,) pixels from the left
+
+
+def support_px(label_map: LabelMap, largest: int) -> int:
+    """Smallest odd support, at most `largest` px, that keeps 99 % of the energy of each PSF."""
+    model = label_map.model
+    low, high = label_map.values.new_tensor(model.label_ranges).T
+    labels = label_map.values.flatten(1).T.clamp(low, high)
+    # the widest PSFs have the largest labels, of either sign
+    extremes = torch.cat([labels[labels.argmax(0)], labels[labels.argmin(0)]])
+    largest = min(largest, LARGEST_PSF)
+    largest -= 1 - largest % 2
+    for size in (*range(SUPPORT_STEP - 1, largest, SUPPORT_STEP), largest):
+        _, lost = synthesize_with_loss(model, extremes, label_map.microscope, size)
+        if float(lost.max()) <= ENERGY_TOLERANCE:
+            break
+    return size
+
+
+def blur_of_map(label_map: LabelMap, shape: tuple[int, int]) -> VariantBlur:
+    """Make the blur of an image (H, W) from the map of its PSF.
+
+    The grid is refined until neighbouring PSFs differ little, see `psf.variant.refine_map`.
+    """
+    values = label_map.values
+    steps = [values.diff(dim=axis).abs().max() for axis in (1, 2) if values.shape[axis] > 1]
+    step = float(max(steps)) if steps else 0.0
+    factor = min(LARGEST_REFINEMENT, max(1, -int(-step // STEP_WAVES)))
+    fine, rows, columns = refine_map(values, label_map.rows, label_map.columns, factor)
+    size = support_px(label_map, min(shape))
+    psfs = psf_grid_from_map(label_map.model, fine, label_map.microscope, size)
+    return VariantBlur.from_psfs(psfs, rows, columns, shape, TOLERANCE)
+
+
+def caution_of_map(label_map: LabelMap, shape: tuple[int, int]) -> torch.Tensor:
+    """Share of the input (H, W) that stays in the result, from 0 (restore) to 1 (leave).
+
+    At each place it is the squared uncertainty of the PSF, |h(v + s) - h(v - s)| / (2 |h(v)|), in
+    the parameter whose standard deviation s matters most; at places without content it is 1.
+    """
+    model, microscope, values = label_map.model, label_map.microscope, label_map.values
+    size = support_px(label_map, min(shape))
+    plain = psf_grid_from_map(model, values, microscope, size)
+    norm = plain.flatten(2).norm(dim=2)
+    doubts = []
+    for p in range(len(values)):
+        shift = torch.zeros_like(values)
+        shift[p] = label_map.standard_deviations[p]
+        above, below = (
+            psf_grid_from_map(model, values + sign * shift, microscope, size) for sign in (1, -1)
+        )
+        doubts.append((above - below).flatten(2).norm(dim=2) / (2 * norm))
+    doubt = torch.stack(doubts).amax(0).clamp(0, 1).square()
+    doubt = torch.where(label_map.content >= 0.5, doubt, 1.0)
+    return interpolate(doubt, label_map.rows, label_map.columns, shape)
+
+
+def interpolate(
+    values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Bilinear interpolation of values (R, C) to every pixel (H, W); constant beyond the grid."""
+    lines = []
+    for places, length in ((rows, shape[0]), (columns, shape[1])):
+        pixels = torch.arange(length).to(places).clamp(places[0], places[-1])
+        upper = torch.searchsorted(places, pixels).clamp(min(1, len(places) - 1), len(places) - 1)
+        lower = (upper - 1).clamp(min=0)
+        gap = (places[upper] - places[lower]).clamp(min=1e-9)
+        share = ((pixels - places[lower]) / gap).to(values)
+        lines.append((lower, upper, share))
+    (top, bottom, down), (left, right, across) = lines
+    along = torch.lerp(values[top], values[bottom], down[:, None])  # (H, C)
+    return torch.lerp(along[:, left], along[:, right], across[None])
+
+
+def restore_with_map(
+    image: torch.Tensor,
+    label_map: LabelMap,
+    iterations: int | str = "auto",
+    background: float = 0.0,
+    tv: float | str = "auto",
+    gain: float = 1.0,
+    cautious: bool = True,
+) -> tuple[Restored, VariantBlur]:
+    """Restore an image (H, W) with the map of its PSF; large ones tile by tile.
+
+    Parameters
+    ----------
+    image : (H, W) tensor, camera offset taken off, not negative
+    iterations, background, tv, gain : as for `psf.deconvolution.richardson_lucy`
+    cautious : keep a share of the input where the PSF is uncertain, see `caution_of_map`
+
+    Returns
+    -------
+    Restored, in the unit of the input, and the operator that was undone.
+
+    Raises
+    ------
+    InputError
+        As `richardson_lucy`.
+    """
+    shape = (image.shape[0], image.shape[1])
+    if label_map.rows[-1] >= shape[0] or label_map.columns[-1] >= shape[1]:
+        raise InputError(
+            f"the map reaches to pixel {float(label_map.rows[-1]):.0f}, "
+            f"{float(label_map.columns[-1]):.0f}, the image has {shape[0]} x {shape[1]} px; give "
+            "the map of this image."
+        )
+    blur = blur_of_map(label_map, shape)
+    if image.numel() > WHOLE_PX:
+        restored = richardson_lucy_tiled(
+            image, blur, iterations, background, tv, gain=gain, tile=TILE, overlap=blur.psf_size
+        )
+    else:
+        restored = richardson_lucy(image, blur, iterations, background, tv, gain=gain)
+    if cautious:
+        share = caution_of_map(label_map, shape).to(restored.image)
+        plain = (image.to(restored.image) - background).clamp(min=0)
+        mixed = torch.lerp(restored.image, plain, share)
+        restored = Restored(mixed, restored.iterations, restored.tv, restored.deviance)
+    return restored, blur
