@@ -1,15 +1,16 @@
 """Restore an image that is blurred differently everywhere: IMAGE + map of its PSF -> DIR/.
 
     python deconvolve.py image.tif --map maps/image --out restored/image
-    python deconvolve.py image.tif --checkpoint zernike1d --na 0.45 --wavelength-um 0.5 \
+    python deconvolve.py image.tif --checkpoint zernike1d_tilted --na 0.45 --wavelength-um 0.5 \
         --pixel-size-um 0.278 --refractive-index 1.33 --out restored/image
 
 The map comes from estimate_psf_map.py, or is estimated on the way by a --checkpoint (default
-zernike1d). Writes restored.tif (float32, in the counts and with the calibration of the input, the
-camera's offset taken off), side_by_side.png (input and result, with insets), restoration.json. The
-restoration is Richardson-Lucy with total variation under the spatially variant PSF; where the map
-is unsure of the PSF or found no content, the input is kept in part or in whole. Channels and planes
-of a stack, with --all-planes, are restored one by one, each with the map of the chosen one.
+zernike1d_tilted). Writes restored.tif (float32, in the counts and with the calibration of the
+input, the camera's offset taken off), side_by_side.png (input and result, with insets) and
+restoration.json. The restoration is Richardson-Lucy with total variation under the spatially
+variant PSF; where the map is unsure of the PSF or found no content, the input is kept in part or in
+whole. With --all-planes, channels and planes of a stack are restored one by one, each with the map
+of the chosen one.
 """
 
 import time
@@ -55,7 +56,7 @@ class Config(MapSettings):
     """Settings of a restoration."""
 
     map: Path | None = None  # folder of estimate_psf_map.py; default: the map is estimated here
-    checkpoint: Path | None = None  # network that estimates the map; default zernike1d
+    checkpoint: Path | None = None  # network that estimates the map; default zernike1d_tilted
     iterations: Literal["auto"] | int = "auto"  # auto: until held-out photons are predicted best
     tv: Literal["auto"] | float = "auto"  # weight of total variation, 0 to 0.1; auto: by the light
     background_counts: float = 0.0  # out-of-focus light, above the camera's offset
@@ -79,7 +80,7 @@ def find_map(config: Config, micrograph: Micrograph) -> tuple[LabelMap, dict[str
             optics = replace(label_map.microscope, **given)
             label_map = replace(label_map, microscope=optics)
         return for_image(label_map, facts, micrograph.shape), facts.get("camera", {})
-    checkpoint = config.checkpoint or Path("zernike1d")
+    checkpoint = config.checkpoint or Path("zernike1d_tilted")
     estimator = load_estimator(checkpoint, pick_device(config.device))
     microscope = known_optics(config, micrograph, estimator.psf_model).microscope
     sampling = choose_sampling(config, checkpoint, estimator, microscope)

@@ -4,7 +4,8 @@
 
 Planes of several textures, 3, 6 and 10 degrees steep, are rendered with a PSF of its own for every
 column of object points, photographed at 1000 and 100 photons per pixel with a cylindrical lens
-(network `astigmatic`, signed depth) and without (`zernike1d`, distance from focus), and mapped.
+(network `astigmatic_tilted`, signed depth) and without (`zernike1d_tilted`, distance from focus),
+and mapped.
 Depth comes from a curve fitted on a plane of another texture and another tilt, that which spans
 just what the network was trained for. Writes depth.csv
 (profiles: the mean across the tilt, as Shajkofci & Liebling 2020, section V), depth_summary.csv and
@@ -54,7 +55,7 @@ DOME_PX, DOME_RIM_UM, DOME_TOP_UM, DOME_LEVELS = 1024, -9.0, 9.0, 73
 class Config:
     """Settings of the experiment."""
 
-    checkpoints: Sequence[Path] = (Path("astigmatic"), Path("zernike1d"))
+    checkpoints: Sequence[Path] = (Path("astigmatic_tilted"), Path("zernike1d_tilted"))
     degrees: Sequence[float] = (3.0, 6.0, 10.0)
     textures: Sequence[str] = ("immunohistochemistry", "gravel", "dead_leaves", "membranes")
     calibration_texture: str = "collage"

@@ -297,8 +297,8 @@ def draw_restoration(
     before, after = (np.asarray(image, np.float32) for image in (before, after))
     edge = max(32, min(before.shape) // 6)
     places = busiest(after - before, edge, insets)
-    figure = Figure(figsize=(10, 5.2 + 4.8 * len(places) / 3), layout="constrained")
-    grid = figure.add_gridspec(2, 2 * max(len(places), 1), height_ratios=(2, 1))
+    figure = Figure(figsize=(10, 7.4), layout="constrained")
+    grid = figure.add_gridspec(2, 2 * max(len(places), 1), height_ratios=(3, 1))
     half = max(len(places), 1)
     low, high = np.percentile(before, (0.5, 99.8))
     for column, (image, name) in enumerate(((before, "input"), (after, "restored"))):

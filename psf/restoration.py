@@ -1,6 +1,6 @@
 """From a map of PSF parameters to the blur that is undone, and where to be careful with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +16,7 @@ TOLERANCE = 0.01  # of the eigen-PSFs: far below what any map is certain of
 STEP_WAVES = 0.2  # largest change between neighbouring PSFs of the grid, which are mixed linearly
 LARGEST_REFINEMENT = 16
 SUPPORT_STEP = 16  # px between the supports that are tried
+WIDEST = 16  # labels whose PSFs decide on the support
 LARGEST_PSF = 255  # px
 WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece
 TILE = 1024
@@ -40,7 +41,8 @@ def support_px(label_map: LabelMap, largest: int) -> int:
     low, high = label_map.values.new_tensor(model.label_ranges).T
     labels = label_map.values.flatten(1).T.clamp(low, high)
     # the widest PSFs have the largest labels, of either sign
-    extremes = torch.cat([labels[labels.argmax(0)], labels[labels.argmin(0)]])
+    largest_labels = labels.abs().sum(1).topk(min(WIDEST, len(labels))).indices
+    extremes = labels[torch.cat([largest_labels, labels.argmax(0), labels.argmin(0)])]
     largest = min(largest, LARGEST_PSF)
     largest -= 1 - largest % 2
     for size in (*range(SUPPORT_STEP - 1, largest, SUPPORT_STEP), largest):
@@ -72,7 +74,9 @@ def caution_of_map(label_map: LabelMap, shape: tuple[int, int]) -> torch.Tensor:
     the parameter whose standard deviation s matters most; at places without content it is 1.
     """
     model, microscope, values = label_map.model, label_map.microscope, label_map.values
-    size = support_px(label_map, min(shape))
+    deviations = label_map.standard_deviations
+    widest = replace(label_map, values=torch.cat([values + deviations, values - deviations], 1))
+    size = support_px(widest, min(shape))
     plain = psf_grid_from_map(model, values, microscope, size)
     norm = plain.flatten(2).norm(dim=2)
     doubts = []

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from models.checkpoint import SHIPPED, load_estimator, shipped_names
-from psf import Microscope, psf_model, synthesize
+from psf import Microscope, synthesize
 from psf.blur import blur_valid
 from psf.noise import camera_counts, to_photons
 
-NAMES = ("astigmatic", "gaussian1d", "gaussian2d", "zernike1d", "zernike2d")
+NAMES = ("astigmatic", "astigmatic_tilted", "gaussian1d", "gaussian2d")
+NAMES += ("zernike1d", "zernike1d_tilted", "zernike2d")
 # labels that a reader can check, in the model's unit, and the error that is allowed
 KNOWN = {
     "astigmatic": ([[-2.0], [0.5], [2.0]], 0.3),
@@ -46,11 +47,12 @@ def test_all_are_there_and_small():
 @pytest.mark.parametrize("name", NAMES)
 def test_known_blurs_are_read(name):
     estimator = load_estimator(name)
-    labels, allowed = torch.tensor(KNOWN[name][0]), KNOWN[name][1]
+    model = estimator.psf_model
+    labels, allowed = torch.tensor(KNOWN[model.name][0]), KNOWN[model.name][1]
     # optics in the middle of the ranges, which no training patch had exactly
     varied = estimator.config["optics_limits"]["na"][0] < estimator.config["optics_limits"]["na"][1]
     microscope = Microscope(0.42, 0.6, 0.34, 1.4) if varied else Microscope()
-    psfs = synthesize(psf_model(name), labels, microscope, 127)
+    psfs = synthesize(model, labels, microscope, 127)
     blurred = blur_valid(texture(len(labels), 128 + 126), psfs).clamp(min=0)
     counts = camera_counts(to_photons(blurred, 3000.0), torch.Generator().manual_seed(0))
     found = estimator.predict(counts, microscope)

@@ -1,0 +1,262 @@
+"""From a map to a restored image: the right PSFs, caution where the map is unsure, files."""
+
+import json
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import deconvolve
+from models.restoring import for_image, read_map
+from psf import InputError, Microscope, psf_model, synthesize
+from psf.blind import blind_richardson_lucy, blind_total_variation, weights_after_blur
+from psf.deconvolution import richardson_lucy
+from psf.restoration import (
+    LabelMap,
+    blur_of_map,
+    caution_of_map,
+    interpolate,
+    restore_with_map,
+    support_px,
+)
+from psf.variant import VariantBlur
+
+SHAPE = (96, 112)
+MODEL = psf_model("gaussian1d")
+
+
+def label_map(low=2.0, high=6.0, deviation=0.1, content=1.0):
+    rows, columns = torch.tensor([16.0, 48.0, 80.0]), torch.tensor([16.0, 56.0, 96.0])
+    values = torch.linspace(low, high, 3).expand(1, 3, 3).clone()
+    return LabelMap(
+        MODEL,
+        Microscope(),
+        values,
+        torch.full_like(values, deviation),
+        torch.full((3, 3), content),
+        rows,
+        columns,
+    )
+
+
+def scene(found, photons=1000.0):
+    blur = blur_of_map(found, SHAPE)
+    torch.manual_seed(0)
+    coarse = torch.rand(1, 1, 20, 20)
+    objects = torch.nn.functional.interpolate(coarse, blur.field_shape, mode="nearest")[0, 0]
+    objects = (objects + 0.05) * photons / (objects.mean() + 0.05)
+    clean = blur.forward(objects[None])[0].clamp(min=0)
+    return objects[blur.image_part], torch.poisson(clean)
+
+
+def error(found, truth):
+    return float((found - truth).square().mean())
+
+
+def test_blur_has_the_psf_of_the_map_at_its_points():
+    found = label_map()
+    blur = blur_of_map(found, SHAPE)
+    for column, fwhm in ((16.0, 2.0), (56.0, 4.0), (96.0, 6.0)):
+        expected = synthesize(MODEL, torch.tensor([[fwhm]]), Microscope(), blur.psf_size)[0]
+        assert torch.allclose(blur.psf_at(48.0, column), expected, atol=0.02 * expected.max())
+
+
+def test_support_keeps_the_energy_of_the_widest_psf():
+    size = support_px(label_map(2.0, 10.0), 95)
+    assert size % 2 == 1
+    # 99 % along both axes: 2.8 standard deviations on either side
+    assert 2 * 2.8 * 10 / 2.355 < size < 2 * 2.8 * 10 / 2.355 + 17
+
+
+def test_restoration_with_the_map_gains_and_beats_one_psf():
+    found = label_map()
+    truth, image = scene(found)
+    restored, blur = restore_with_map(image, found, iterations=30)
+    middle = synthesize(MODEL, torch.tensor([[4.0]]), Microscope(), blur.psf_size)
+    one = LabelMap(**{**vars(found), "values": torch.full((1, 3, 3), 4.0)})
+    single, _ = restore_with_map(image, one, iterations=30)
+    assert len(middle) == 1
+    assert error(restored.image, truth) < 0.7 * error(image, truth)
+    assert error(restored.image, truth) < error(single.image, truth)
+
+
+def test_places_without_content_stay_as_they_are():
+    found = label_map(content=0.0)
+    _, image = scene(found)
+    restored, _ = restore_with_map(image, found, iterations=5)
+    assert torch.allclose(restored.image, image, atol=1e-3 * float(image.mean()))
+
+
+def test_caution_grows_with_the_uncertainty_of_the_psf():
+    shares = [float(caution_of_map(label_map(deviation=d), SHAPE).mean()) for d in (0.0, 0.5, 2.0)]
+    assert shares[0] == 0 < shares[1] < shares[2] <= 1
+
+
+def test_interpolation_is_linear_inside_and_constant_outside():
+    values = torch.tensor([[0.0, 2.0], [4.0, 6.0]])
+    full = interpolate(values, torch.tensor([2.0, 6.0]), torch.tensor([1.0, 5.0]), (9, 8))
+    assert full.shape == (9, 8)
+    assert full[0, 0] == 0 and full[8, 7] == 6
+    assert float(full[4, 3]) == pytest.approx(3.0)
+
+
+def test_map_beyond_the_image_is_refused():
+    with pytest.raises(InputError, match="give the map of this image"):
+        restore_with_map(torch.rand(90, 90), label_map())
+
+
+def test_large_images_are_restored_in_tiles_with_the_same_result(monkeypatch):
+    found = label_map()
+    _, image = scene(found)
+    whole, _ = restore_with_map(image, found, iterations=8)
+    monkeypatch.setattr("psf.restoration.WHOLE_PX", 100)
+    monkeypatch.setattr("psf.restoration.TILE", 60)
+    tiled, _ = restore_with_map(image, found, iterations=8)
+    difference = (whole.image - tiled.image).abs().max() / whole.image.mean()
+    assert difference < 5e-3
+
+
+@pytest.mark.parametrize("method", [blind_richardson_lucy, blind_total_variation])
+def test_blind_methods_find_a_wider_psf_in_a_wider_blur(method):
+    widths = []
+    for fwhm in (2.0, 9.0):
+        _, image = scene(label_map(fwhm, fwhm + 1e-3), photons=1000.0)
+        restored, psf = method(image)
+        line = torch.arange(len(psf)) - len(psf) // 2
+        assert psf.min() >= 0 and float(psf.sum()) == pytest.approx(1, abs=1e-4)
+        assert float(restored.mean()) == pytest.approx(float(image.mean()), rel=0.02)
+        widths.append(float((psf.sum(0) * line**2).sum()))
+    assert widths[1] > 1.1 * widths[0]
+
+
+def test_2018_scheme_with_one_psf_is_plain_richardson_lucy():
+    psf = synthesize(MODEL, torch.tensor([[4.0]]), Microscope(), 21)[0]
+    blur = VariantBlur.from_psf(psf, SHAPE)
+    truth, image = scene(label_map(4.0, 4.001))
+    found = weights_after_blur(image, blur, iterations=10, weight=0.0)
+    assert error(found, truth) < 0.9 * error(image, truth)
+    inner = slice(20, -20)
+    plain = richardson_lucy(image, blur, 10, tv=0.0, acceleration=None).image
+    close = (found - plain)[inner, inner].abs().mean() / plain.mean()
+    assert close < 0.02
+
+
+@pytest.fixture
+def map_folder(tmp_path):
+    """A map as estimate_psf_map.py writes it, and its image."""
+    found = label_map()
+    _, image = scene(found)
+    folder = tmp_path / "map"
+    folder.mkdir()
+    lines = ["y_px,x_px,fwhm_px,fwhm_standard_deviation_px,content_probability,fwhm_smooth_px"]
+    for r, row in enumerate(found.rows.tolist()):
+        for c, column in enumerate(found.columns.tolist()):
+            lines.append(f"{row},{column},9,0.1,0.99,{float(found.values[0, r, c])}")
+    (folder / "map.csv").write_text("\n".join(lines))
+    optics = vars(Microscope())
+    camera = {"offset_counts": 100.0, "gain_counts_per_e": 2.0}
+    camera |= {"gain_error": 0.01, "noise_counts": 3.0}
+    facts = {"psf_model": MODEL.as_config(), "label_names": ["fwhm"], "label_unit": "px"}
+    facts |= {"optics": dict(optics), "image_shape": list(SHAPE), "camera": camera}
+    (folder / "config.json").write_text(json.dumps(facts))
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, (100 + 2 * image).round().numpy().astype(np.uint16))
+    return folder, path, image
+
+
+def call(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["deconvolve.py", *map(str, arguments)])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # `run` changes it
+    code = 0
+    try:
+        deconvolve.run(deconvolve.Config, deconvolve.main, deconvolve.__doc__)
+    except SystemExit as end:
+        code = end.code
+    return code, capsys.readouterr()
+
+
+def test_map_files_come_back_smoothed_and_in_order(map_folder):
+    found, facts = read_map(map_folder[0])
+    assert torch.allclose(found.values[0, 1], torch.tensor([2.0, 4.0, 6.0]))
+    assert found.rows.tolist() == [16.0, 48.0, 80.0]
+    assert for_image(found, facts, SHAPE).model == MODEL
+
+
+def test_script_restores_in_counts_with_the_pixel_size(map_folder, tmp_path, monkeypatch, capsys):
+    folder, path, image = map_folder
+    out = tmp_path / "out"
+    arguments = (path, "--map", folder, "--iterations", 12, "--out", out)
+    code, printed = call(monkeypatch, capsys, *arguments)
+    assert code == 0, printed.err
+    with tifffile.TiffFile(out / "restored.tif") as file:
+        restored = file.asarray()
+        numerator, denominator = file.pages[0].tags["XResolution"].value
+        assert file.imagej_metadata["unit"] == "um"
+    assert restored.shape == SHAPE and restored.dtype == np.float32
+    assert numerator / denominator == pytest.approx(1 / Microscope().pixel_size_um, rel=1e-4)
+    assert restored.mean() == pytest.approx(2 * float(image.mean()), rel=0.03)  # counts, no offset
+    assert json.loads((out / "restoration.json").read_text())["planes"][0]["iterations"] == 12
+    assert (out / "side_by_side.png").stat().st_size > 10_000
+
+
+def test_all_planes_of_a_stack_are_restored(map_folder, tmp_path, monkeypatch, capsys):
+    folder, path, _ = map_folder
+    stack = np.stack([tifffile.imread(path)] * 2)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    arguments = (tmp_path / "stack.tif", "--map", folder, "--iterations", 3, "--all-planes")
+    code, printed = call(
+        monkeypatch, capsys, *arguments, "--bits", 16, "--out", tmp_path / "planes"
+    )
+    assert code == 0, printed.err
+    restored = tifffile.imread(tmp_path / "planes" / "restored.tif")
+    assert restored.shape == (2, *SHAPE) and restored.dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--checkpoint", "zernike1d"), "give --map or --checkpoint, not both"),
+        (("--iterations", 0), "0 iterations; give a count from 1"),
+        (("--iterations", 99999), "99999 iterations; give a count"),
+        (("--tv", 3), "tv is 3; give a number from 0 to 0.1"),
+        (("--background-counts", -1), "--background-counts is -1; give 0 or more"),
+        (("--background-counts", 1e7), "give a lower background"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_nothing_written(
+    map_folder, tmp_path, monkeypatch, capsys, arguments, message
+):
+    folder, path, _ = map_folder
+    out = tmp_path / "none"
+    code, printed = call(monkeypatch, capsys, path, "--map", folder, "--out", out, *arguments)
+    assert code == 2 and message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full(SHAPE, 300, np.uint16), "all pixels of the image are"),
+        (np.full((200, 200), 300, np.uint16), "the map is of an image of 96 x 112 px"),
+        (np.full(SHAPE, np.nan, np.float32), "NaN or infinite pixels"),
+        (np.linspace(-5, 5, 96 * 112, dtype=np.float32).reshape(SHAPE), "--offset-counts"),
+    ],
+)
+def test_images_that_are_none_are_refused(
+    map_folder, tmp_path, monkeypatch, capsys, pixels, message
+):
+    path, out = tmp_path / "bad.tif", tmp_path / "none"
+    tifffile.imwrite(path, pixels)
+    code, printed = call(monkeypatch, capsys, path, "--map", map_folder[0], "--out", out)
+    assert code == 2 and message in printed.err, printed.err
+    assert not out.exists()
+
+
+def test_folder_without_a_map_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="is no map"):
+        read_map(tmp_path)
