@@ -27,9 +27,9 @@ from skimage.restoration import unsupervised_wiener
 from tqdm import tqdm
 
 from models.checkpoint import load_estimator
+from models.estimation import smooth_parameters
 from models.mapping import predict_map
 from models.restoring import label_map_of
-from models.smoothing import smooth_map
 from psf.blind import blind_richardson_lucy, blind_total_variation, weights_after_blur
 from psf.command import keep_freed_memory, run
 from psf.deconvolution import richardson_lucy
@@ -180,17 +180,8 @@ def estimated(case: Case, scene: Scene) -> LabelMap:
     """The map that the shipped network of this model makes of the image."""
     estimator = load_estimator(NETWORKS.get(case.model, case.model))
     raw = predict_map(estimator, scene.image, Microscope(), STRIDE)
-    smooth = [
-        smooth_map(v.numpy(), s.numpy(), raw.has_content.numpy(), estimator.patch_size / STRIDE)
-        for v, s in zip(raw.values, raw.standard_deviations, strict=True)
-    ]
-    found = label_map_of(raw, scene.labels.model, Microscope())
-    values, deviations = (
-        torch.from_numpy(np.stack([getattr(one, name) for one in smooth])).float()
-        for name in ("values", "standard_deviations")
-    )
-    names = asdict(found) | {"values": values, "standard_deviations": deviations}
-    return LabelMap(**{**names, "model": found.model, "microscope": found.microscope})
+    smooth, _ = smooth_parameters(raw, estimator.patch_size / STRIDE, "auto")
+    return label_map_of(smooth, scene.labels.model, Microscope())
 
 
 def mean_psf(scene: Scene) -> torch.Tensor:

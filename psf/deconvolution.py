@@ -104,7 +104,7 @@ def richardson_lucy(
             restored = restore(photons, blur, settings, int(iterations))
     result = restored.image
     if caution is not None:
-        result = _blend(result, (photons - background).clamp(min=0), caution)
+        result = blend(result, (photons - background).clamp(min=0), caution)
     return Restored(result * gain, restored.iterations, settings.tv, restored.deviance)
 
 
@@ -244,7 +244,7 @@ def _restored(
     return Restored(image, iterations, settings.tv, deviance_per_pixel(photons, expected[0]))
 
 
-def _blend(restored: torch.Tensor, plain: torch.Tensor, caution: torch.Tensor) -> torch.Tensor:
+def blend(restored: torch.Tensor, plain: torch.Tensor, caution: torch.Tensor) -> torch.Tensor:
     """Share `caution` of the plain image.
 
     Afterwards and not within the iterations: a pixel held back there would push the light that it

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from psf.deconvolution import Restored, richardson_lucy
+from psf.deconvolution import Restored, blend, richardson_lucy
 from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import PsfModel
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
 from psf.tiling import richardson_lucy_tiled
-from psf.variant import VariantBlur, psf_grid_from_map, refine_map
+from psf.variant import VariantBlur, interpolation_matrix, psf_grid_from_map, refine_map
 
 TOLERANCE = 0.01  # of the eigen-PSFs: far below what any map is certain of
 STEP_WAVES = 0.2  # largest change between neighbouring PSFs of the grid, which are mixed linearly
@@ -96,17 +96,9 @@ def interpolate(
     values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]
 ) -> torch.Tensor:
     """Bilinear interpolation of values (R, C) to every pixel (H, W); constant beyond the grid."""
-    lines = []
-    for places, length in ((rows, shape[0]), (columns, shape[1])):
-        pixels = torch.arange(length).to(places).clamp(places[0], places[-1])
-        upper = torch.searchsorted(places, pixels).clamp(min(1, len(places) - 1), len(places) - 1)
-        lower = (upper - 1).clamp(min=0)
-        gap = (places[upper] - places[lower]).clamp(min=1e-9)
-        share = ((pixels - places[lower]) / gap).to(values)
-        lines.append((lower, upper, share))
-    (top, bottom, down), (left, right, across) = lines
-    along = torch.lerp(values[top], values[bottom], down[:, None])  # (H, C)
-    return torch.lerp(along[:, left], along[:, right], across[None])
+    along_y = interpolation_matrix(rows.to(values), shape[0], 0)
+    along_x = interpolation_matrix(columns.to(values), shape[1], 0)
+    return along_y @ values @ along_x.T
 
 
 def restore_with_map(
@@ -150,8 +142,7 @@ def restore_with_map(
     else:
         restored = richardson_lucy(image, blur, iterations, background, tv, gain=gain)
     if cautious:
-        share = caution_of_map(label_map, shape).to(restored.image)
+        share = caution_of_map(label_map, shape).clamp(0, 1)
         plain = (image.to(restored.image) - background).clamp(min=0)
-        mixed = torch.lerp(restored.image, plain, share)
-        restored = Restored(mixed, restored.iterations, restored.tv, restored.deviance)
+        restored = replace(restored, image=blend(restored.image, plain, share))
     return restored, blur

@@ -134,8 +134,8 @@ class VariantBlur:
     def _padded_weights(self) -> torch.Tensor:
         """Weights, zero beyond the field, on the grid of the transforms."""
         before, (height, width) = self.psf_size - 1 - self.psf_size // 2, self.field_shape
-        along_y = _interpolation(self.rows, height, before)
-        along_x = _interpolation(self.columns, width, before)
+        along_y = interpolation_matrix(self.rows, height, before)
+        along_x = interpolation_matrix(self.columns, width, before)
         padded = self.coefficients.new_zeros(self.rank, *self._transform_shape)
         padded[:, :height, :width] = along_y @ self.coefficients @ along_x.T
         return padded
@@ -191,8 +191,8 @@ class VariantBlur:
 
     def psf_at(self, row: float, column: float) -> torch.Tensor:
         """PSF (K, K) of the object point at a place of the image, pixels."""
-        along_y = _interpolation(self.rows - row, 1, 0)
-        along_x = _interpolation(self.columns - column, 1, 0)
+        along_y = interpolation_matrix(self.rows - row, 1, 0)
+        along_x = interpolation_matrix(self.columns - column, 1, 0)
         own = (along_y @ self.coefficients @ along_x.T).reshape(-1, 1, 1)
         return (own * self.eigen_psfs).sum(0)
 
@@ -233,7 +233,7 @@ def refine_map(
         raise InputError(f"the factor is {factor}; give at least 1.")
     fine_y, fine_x = (_between(places, factor) for places in (rows, columns))
     along_y, along_x = (
-        torch.cat([_interpolation(places.to(values) - place, 1, 0) for place in fine])
+        torch.cat([interpolation_matrix(places.to(values) - place, 1, 0) for place in fine])
         for places, fine in ((rows, fine_y.to(values)), (columns, fine_x.to(values)))
     )
     return along_y @ values @ along_x.T, fine_y, fine_x
@@ -247,7 +247,7 @@ def _between(places: torch.Tensor, factor: int) -> torch.Tensor:
     return torch.cat([inner.flatten(), places[-1:]])
 
 
-def _interpolation(places: torch.Tensor, length: int, before: int) -> torch.Tensor:
+def interpolation_matrix(places: torch.Tensor, length: int, before: int) -> torch.Tensor:
     """Matrix (length, R) that interpolates from rising places (R,) to pixels -before onwards."""
     if len(places) == 1:
         return places.new_ones(length, 1)
