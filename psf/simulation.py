@@ -66,7 +66,8 @@ class Simulation:
     psf_size: int  # px, support of the PSF
     blank_fraction: float  # share of patches without content
     patches_per_crop: int = 1  # blurs, each with its own PSF, that a training crop serves for
-    focus_change_waves: float = 0.0  # half of the patches: up to this much across a patch
+    focus_change_waves: float = 0.0  # half of the patches: up to this much across a patch,
+    # and any other parameters by up to as much
     beyond_fraction: float = 0.0  # share of patches beyond the range, without a label
 
     def __post_init__(self) -> None:
@@ -129,9 +130,9 @@ def simulate(
     per_patch = [microscopes] * count if isinstance(microscopes, Microscope) else microscopes
     names = ["" if b else n for b, n in zip(blank, crops.names, strict=True)]
     blurred = torch.cat([blur_valid(pixels[: len(h)], h) for h in psfs.split(crop_count)])
-    for index, change in _draw_changes(simulation, count, rng):
+    for index, slope, shares in _draw_changes(simulation, count, rng):
         blurred[index] = _blur_sloped(
-            simulation, pixels[index % crop_count], labels[index], per_patch[index], change
+            simulation, pixels[index % crop_count], labels[index], per_patch[index], slope, shares
         )
     return Patches(
         sharp=pixels[:, middle, middle].repeat(uses, 1, 1)[:count],
@@ -160,15 +161,23 @@ def _move_beyond(
 
 def _draw_changes(
     simulation: Simulation, count: int, rng: np.random.Generator
-) -> list[tuple[int, tuple[float, float]]]:
-    """Index, and change of focus (down, across) in waves per patch, of the sloped patches."""
+) -> list[tuple[int, tuple[float, float], torch.Tensor]]:
+    """The sloped patches: index, change of focus (down, across) in waves per patch, shares (P,).
+
+    Each parameter changes by its share of the change of focus, along the same direction.
+    """
     if not simulation.focus_change_waves:
         return []
     sloped = rng.random(count) < 0.5
     steepness = rng.uniform(0, simulation.focus_change_waves, count)
     angle = rng.uniform(0, 2 * math.pi, count)
     changes = np.stack([steepness * np.sin(angle), steepness * np.cos(angle)], 1)
-    return [(index, tuple(changes[index])) for index in np.flatnonzero(sloped).tolist()]
+    shares = np.ones((count, len(simulation.model.label_names)), np.float32)
+    shares[:, 1:] = rng.uniform(-1, 1, shares[:, 1:].shape)
+    return [
+        (index, tuple(changes[index]), torch.from_numpy(shares[index]))
+        for index in np.flatnonzero(sloped).tolist()
+    ]
 
 
 def _blur_sloped(
@@ -176,15 +185,15 @@ def _blur_sloped(
     crop: torch.Tensor,
     label: torch.Tensor,
     microscope: Microscope,
-    change: tuple[float, float],
+    slope: tuple[float, float],
+    shares: torch.Tensor,
 ) -> torch.Tensor:
-    """Blur one crop (S, S) whose focus changes linearly, `label` (P,) holding in its middle."""
+    """Blur one crop (S, S) whose PSF changes linearly, `label` (P,) holding in its middle."""
     steps = (torch.arange(len(crop)) - (len(crop) - 1) / 2) / simulation.patch_size
-    offsets = change[0] * steps[:, None] + change[1] * steps  # waves, (S, S)
-    reach = LEVELS_REACH * math.hypot(*change)
+    offsets = slope[0] * steps[:, None] + slope[1] * steps  # waves of focus, (S, S)
+    reach = LEVELS_REACH * math.hypot(*slope)
     levels = torch.linspace(-reach, reach, LEVELS)
-    labels = label.repeat(LEVELS, 1)
-    labels[:, 0] += levels
+    labels = label + levels[:, None] * shares
     psfs, _ = synthesize_with_loss(simulation.model, labels, microscope, simulation.psf_size)
     return blur_varying(crop, psfs, interpolation_weights(offsets, levels))
 

@@ -183,7 +183,8 @@ def test_sloped_blur_is_that_of_each_object_points_own_psf():
     """Against the blur of `surfaces`, which gives every column of the object its own PSF."""
     crop = torch.rand(SLOPED.crop_size, SLOPED.crop_size)
     across, middle = 1.2, 1.0
-    got = _blur_sloped(SLOPED, crop, torch.tensor([middle]), SLOPED.microscope, (0.0, across))
+    label, shares = torch.tensor([middle]), torch.ones(1)
+    got = _blur_sloped(SLOPED, crop, label, SLOPED.microscope, (0.0, across), shares)
     x = (torch.arange(SLOPED.crop_size) - (SLOPED.crop_size - 1) / 2) / SLOPED.patch_size
     focus = middle + across * x.clamp(-LEVELS_REACH, LEVELS_REACH)
 
@@ -194,6 +195,27 @@ def test_sloped_blur_is_that_of_each_object_points_own_psf():
     exact = blur_by_column(crop, psfs_of)
     plain = blur_by_column(crop, lambda c: psfs_of(torch.full_like(c, SLOPED.crop_size // 2)))
     assert (got - exact).square().mean() < 0.01 * (plain - exact).square().mean()
+
+
+def test_other_parameters_change_along_with_focus_by_their_shares():
+    """Across columns, focus 0.6 + t and the cosine part of astigmatism 0.3 - t / 2."""
+    simulation = replace(SLOPED, model=psf_model("zernike2d"))
+    crop = torch.rand(simulation.crop_size, simulation.crop_size)
+    middle, shares = torch.tensor([0.6, 0.3, 0.0]), torch.tensor([1.0, -0.5, 0.0])
+    microscope = simulation.microscope
+    got = _blur_sloped(simulation, crop, middle, microscope, (0.0, 0.8), shares)
+    x = (torch.arange(simulation.crop_size) - (simulation.crop_size - 1) / 2) / 64
+    change = 0.8 * x.clamp(-LEVELS_REACH, LEVELS_REACH)
+
+    def blurred(own_shares):
+        def psfs_of(columns):
+            labels = middle + change[columns, None] * own_shares
+            return synthesize_with_loss(simulation.model, labels, microscope, simulation.psf_size)[0]
+
+        return blur_by_column(crop, psfs_of)
+
+    exact, focus_only = blurred(shares), blurred(torch.tensor([1.0, 0.0, 0.0]))
+    assert (got - exact).square().mean() < 0.05 * (focus_only - exact).square().mean()
 
 
 def test_patches_beyond_the_range_are_marked_as_without_content():
