@@ -37,7 +37,7 @@ from models.estimation import (
     settings_of,
     smooth_parameters,
 )
-from models.restoring import for_image, label_map_of, read_map
+from models.restoring import check_belongs, continue_to_borders, label_map_of, read_map
 from psf.camera import Camera
 from psf.command import keep_freed_memory, pick_device, run
 from psf.deconvolution import Restored
@@ -69,6 +69,7 @@ def find_map(config: Config, micrograph: Micrograph) -> tuple[LabelMap, dict[str
     """The map of the PSF and what is known of the camera, from --map or a network."""
     if config.map is not None:
         label_map, facts = read_map(config.map)
+        check_belongs(facts, micrograph.shape)
         changed = [
             name
             for name, value in facts["optics"].items()
@@ -79,7 +80,7 @@ def find_map(config: Config, micrograph: Micrograph) -> tuple[LabelMap, dict[str
             given = {name: getattr(config, name) for name in changed}
             optics = replace(label_map.microscope, **given)
             label_map = replace(label_map, microscope=optics)
-        return for_image(label_map, facts, micrograph.shape), facts.get("camera", {})
+        return label_map, facts.get("camera", {})
     checkpoint = config.checkpoint or Path("zernike1d_tilted")
     estimator = load_estimator(checkpoint, pick_device(config.device))
     microscope = known_optics(config, micrograph, estimator.psf_model).microscope
@@ -94,7 +95,14 @@ def find_map(config: Config, micrograph: Micrograph) -> tuple[LabelMap, dict[str
     overlap = max(1.0, estimator.patch_size / stride)
     final, smooth = smooth_parameters(raw, overlap, config.smooth)
     report(final, smooth)
-    return label_map_of(final, estimator.psf_model, microscope), {}
+    label_map = label_map_of(raw, estimator.psf_model, microscope)
+    if smooth:
+        strengths, patch_px = (
+            [one.strength for one in smooth],
+            estimator.patch_size * sampling.factor,
+        )
+        label_map = continue_to_borders(label_map, strengths, patch_px, micrograph.shape)
+    return label_map, {}
 
 
 def known_camera(config: Config, micrograph: Micrograph, found: dict[str, Any]) -> Camera:

@@ -8,7 +8,7 @@ Maximum likelihood of Poisson counts by the multiplicative iteration of Richards
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -43,6 +43,7 @@ class Restored:
     iterations: int
     tv: float
     deviance: float  # Poisson deviance per pixel: near 1 where blur and noise explain the image
+    expected: torch.Tensor  # (H, W), what the blur makes of it, with the background
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def richardson_lucy(
     result = restored.image
     if caution is not None:
         result = blend(result, (photons - background).clamp(min=0), caution)
-    return Restored(result * gain, restored.iterations, settings.tv, restored.deviance)
+    return replace(restored, image=result * gain, expected=restored.expected * gain)
 
 
 def restore(
@@ -241,7 +242,8 @@ def _restored(
     iterations: int,
 ) -> Restored:
     image = objects[0, *blur.image_part].clone()
-    return Restored(image, iterations, settings.tv, deviance_per_pixel(photons, expected[0]))
+    deviance = deviance_per_pixel(photons, expected[0])
+    return Restored(image, iterations, settings.tv, deviance, expected[0].clone())
 
 
 def blend(restored: torch.Tensor, plain: torch.Tensor, caution: torch.Tensor) -> torch.Tensor:

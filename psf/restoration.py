@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+from scipy.ndimage import gaussian_filter
 
 from psf.deconvolution import Restored, blend, richardson_lucy
 from psf.errors import InputError
@@ -20,6 +21,10 @@ WIDEST = 16  # labels whose PSFs decide on the support
 LARGEST_PSF = 255  # px
 WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece
 TILE = 1024
+MISFIT_WIDTH_PX = 16.0  # of the Gaussian that squared residuals are averaged with
+MISFIT_ALLOWED = 1.25  # of the typical one; true maps stay below 1.16
+DARKEST = 0.05  # of the mean brightness: read noise prevails in what is darker
+RETREAT, RETREATS = 0.6, 4  # factor on the labels of a PSF that is too wide, and how often
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,9 @@ def blur_of_map(label_map: LabelMap, shape: tuple[int, int]) -> VariantBlur:
 def caution_of_map(label_map: LabelMap, shape: tuple[int, int]) -> torch.Tensor:
     """Share of the input (H, W) that stays in the result, from 0 (restore) to 1 (leave).
 
-    At each place it is the squared uncertainty of the PSF, |h(v + s) - h(v - s)| / (2 |h(v)|), in
-    the parameter whose standard deviation s matters most; at places without content it is 1.
+    At each place it is the fourth power of the uncertainty of the PSF, |h(v + s) - h(v - s)| /
+    (2 |h(v)|), in the parameter whose standard deviation s matters most, since moderate errors of
+    the PSF harm less than leaving the blur does; at places without content it is 1.
     """
     model, microscope, values = label_map.model, label_map.microscope, label_map.values
     deviations = label_map.standard_deviations
@@ -87,9 +93,38 @@ def caution_of_map(label_map: LabelMap, shape: tuple[int, int]) -> torch.Tensor:
             psf_grid_from_map(model, values + sign * shift, microscope, size) for sign in (1, -1)
         )
         doubts.append((above - below).flatten(2).norm(dim=2) / (2 * norm))
-    doubt = torch.stack(doubts).amax(0).clamp(0, 1).square()
+    doubt = torch.stack(doubts).amax(0).clamp(0, 1) ** 4
     doubt = torch.where(label_map.content >= 0.5, doubt, 1.0)
     return interpolate(doubt, label_map.rows, label_map.columns, shape)
+
+
+def misfit_of(image: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Local misfit (H, W) of what a restoration expects of an image, 1 where it is typical.
+
+    Squared residuals over their variance under Poisson noise, averaged over the surroundings and
+    divided by the median of the field, so that no gain has to be known. A PSF that is too wide
+    cannot make the detail of a sharp image and leaves it in the residuals; one that is too narrow
+    fits everything, noise included.
+    """
+    variance = expected + DARKEST * expected.mean()
+    shares = ((image.to(expected) - expected).square() / variance).cpu().numpy()
+    local = torch.from_numpy(gaussian_filter(shares, MISFIT_WIDTH_PX))
+    return local / local.median().clamp(min=torch.finfo(local.dtype).tiny)
+
+
+def sharpened(label_map: LabelMap, misfit: torch.Tensor) -> LabelMap | None:
+    """The map with narrower PSFs where they misfit (H, W); None where none does."""
+    places = (
+        x.round().long().clamp(0, n - 1)
+        for x, n in zip((label_map.rows, label_map.columns), misfit.shape, strict=True)
+    )
+    rows, columns = places
+    too_wide = misfit[rows[:, None], columns] > MISFIT_ALLOWED
+    too_wide &= label_map.values.abs().amax(0) > 0
+    if not too_wide.any():
+        return None
+    values = torch.where(too_wide, RETREAT * label_map.values, label_map.values)
+    return replace(label_map, values=values)
 
 
 def interpolate(
@@ -116,7 +151,8 @@ def restore_with_map(
     ----------
     image : (H, W) tensor, camera offset taken off, not negative
     iterations, background, tv, gain : as for `psf.deconvolution.richardson_lucy`
-    cautious : keep a share of the input where the PSF is uncertain, see `caution_of_map`
+    cautious : narrow the PSFs that are too wide for the image, see `misfit_of`, and keep a share
+        of the input where the PSF is uncertain, see `caution_of_map`
 
     Returns
     -------
@@ -134,15 +170,33 @@ def restore_with_map(
             f"{float(label_map.columns[-1]):.0f}, the image has {shape[0]} x {shape[1]} px; give "
             "the map of this image."
         )
-    blur = blur_of_map(label_map, shape)
+    restored, blur = _restored(image, label_map, iterations, background, tv, gain)
+    if cautious:
+        for _ in range(RETREATS):
+            narrower = sharpened(label_map, misfit_of(image, restored.expected))
+            if narrower is None:
+                break
+            label_map, count = narrower, restored.iterations
+            restored, blur = _restored(image, label_map, count, background, tv, gain)
+        share = caution_of_map(label_map, shape).clamp(0, 1)
+        plain = (image.to(restored.image) - background).clamp(min=0)
+        restored = replace(restored, image=blend(restored.image, plain, share))
+    return restored, blur
+
+
+def _restored(
+    image: torch.Tensor,
+    label_map: LabelMap,
+    iterations: int | str,
+    background: float,
+    tv: float | str,
+    gain: float,
+) -> tuple[Restored, VariantBlur]:
+    blur = blur_of_map(label_map, (image.shape[0], image.shape[1]))
     if image.numel() > WHOLE_PX:
         restored = richardson_lucy_tiled(
             image, blur, iterations, background, tv, gain=gain, tile=TILE, overlap=blur.psf_size
         )
     else:
         restored = richardson_lucy(image, blur, iterations, background, tv, gain=gain)
-    if cautious:
-        share = caution_of_map(label_map, shape).clamp(0, 1)
-        plain = (image.to(restored.image) - background).clamp(min=0)
-        restored = replace(restored, image=blend(restored.image, plain, share))
     return restored, blur

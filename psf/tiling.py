@@ -61,15 +61,15 @@ def richardson_lucy_tiled(
             iterations = hold_out(
                 photons[part], _window(blur, part), settings, generator
             ).iterations
-        result, misfit = torch.empty_like(photons), 0.0
+        result, expected, misfit = torch.empty_like(photons), torch.empty_like(photons), 0.0
         for kept, part in zip(inner, outer, strict=True):
             found = restore(photons[part], _window(blur, part), settings, int(iterations))
             inside = tuple(
                 slice(k.start - p.start, k.stop - p.start) for k, p in zip(kept, part, strict=True)
             )
-            result[kept] = found.image[inside]
+            result[kept], expected[kept] = found.image[inside], found.expected[inside]
             misfit += found.deviance * photons[kept].numel() / photons.numel()
-    return Restored(result * gain, int(iterations), settings.tv, misfit)
+    return Restored(result * gain, int(iterations), settings.tv, misfit, expected * gain)
 
 
 def tiles(shape: tuple[int, int], edge: int) -> Iterator[tuple[slice, slice]]:

@@ -210,7 +210,9 @@ def test_other_parameters_change_along_with_focus_by_their_shares():
     def blurred(own_shares):
         def psfs_of(columns):
             labels = middle + change[columns, None] * own_shares
-            return synthesize_with_loss(simulation.model, labels, microscope, simulation.psf_size)[0]
+            return synthesize_with_loss(simulation.model, labels, microscope, simulation.psf_size)[
+                0
+            ]
 
         return blur_by_column(crop, psfs_of)
 
