@@ -15,11 +15,14 @@ from psf import InputError, Microscope, psf_model, synthesize
 from psf.blind import blind_richardson_lucy, blind_total_variation, weights_after_blur
 from psf.deconvolution import richardson_lucy
 from psf.restoration import (
+    MISFIT_ALLOWED,
     LabelMap,
     blur_of_map,
     caution_of_map,
     interpolate,
+    misfit_of,
     restore_with_map,
+    sharpened,
     support_px,
 )
 from psf.variant import VariantBlur
@@ -151,16 +154,17 @@ def map_folder(tmp_path):
     _, image = scene(found)
     folder = tmp_path / "map"
     folder.mkdir()
-    lines = ["y_px,x_px,fwhm_px,fwhm_standard_deviation_px,content_probability,fwhm_smooth_px"]
+    lines = ["y_px,x_px,fwhm_px,fwhm_standard_deviation_px,content_probability"]
     for r, row in enumerate(found.rows.tolist()):
         for c, column in enumerate(found.columns.tolist()):
-            lines.append(f"{row},{column},9,0.1,0.99,{float(found.values[0, r, c])}")
-    (folder / "map.csv").write_text("\n".join(lines))
+            lines.append(f"{row},{column},{float(found.values[0, r, c])},0.1,0.99")
+    (folder / "map.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
     optics = vars(Microscope())
     camera = {"offset_counts": 100.0, "gain_counts_per_e": 2.0}
     camera |= {"gain_error": 0.01, "noise_counts": 3.0}
     facts = {"psf_model": MODEL.as_config(), "label_names": ["fwhm"], "label_unit": "px"}
     facts |= {"optics": dict(optics), "image_shape": list(SHAPE), "camera": camera}
+    facts |= {"smoothing_strength": [], "patch_size_px": 40}
     (folder / "config.json").write_text(json.dumps(facts))
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, (100 + 2 * image).round().numpy().astype(np.uint16))
@@ -178,11 +182,85 @@ def call(monkeypatch, capsys, *arguments):
     return code, capsys.readouterr()
 
 
-def test_map_files_come_back_smoothed_and_in_order(map_folder):
+def test_map_files_come_back_in_order(map_folder):
     found, facts = read_map(map_folder[0])
     assert torch.allclose(found.values[0, 1], torch.tensor([2.0, 4.0, 6.0]))
     assert found.rows.tolist() == [16.0, 48.0, 80.0]
     check_belongs(facts, SHAPE)
+
+
+def test_smooth_map_files_come_back_continued_to_the_borders(map_folder):
+    config = map_folder[0] / "config.json"
+    facts = json.loads(config.read_text()) | {"smoothing_strength": [1.0]}
+    config.write_text(json.dumps(facts))
+    found, _ = read_map(map_folder[0])
+    assert found.rows.tolist() == [0.0, 16.0, 48.0, 80.0, 95.0]
+    assert found.columns.tolist() == [0.0, 16.0, 56.0, 96.0, 111.0]
+
+
+def test_plane_of_labels_goes_on_as_a_plane_to_the_borders():
+    places = torch.arange(64.0, 449.0, 32.0)
+    plane = 0.01 * places.expand(1, len(places), -1)
+    raw = LabelMap(
+        MODEL,
+        Microscope(),
+        plane,
+        torch.full_like(plane, 0.1),
+        torch.ones_like(plane[0]),
+        places,
+        places,
+    )
+    found = continue_to_borders(raw, [0.1], 128, (512, 512))
+    assert found.columns[0] == 0 and found.columns[-1] == 511
+    assert len(found.rows) == len(places) + 4
+    expected = 0.01 * torch.linspace(0, 512, len(found.columns))  # the last is cut to 511
+    assert torch.allclose(found.values[0], expected.expand_as(found.values[0]), atol=0.02)
+    deviations = found.standard_deviations[0]
+    assert deviations[0, 0] > 1.5 * deviations[8, 8]
+    assert (found.content == 1).all()
+
+
+def test_maps_of_one_patch_stay_one_patch():
+    place = torch.tensor([40.0])
+    one = torch.ones(1, 1, 1)
+    raw = LabelMap(MODEL, Microscope(), 3 * one, 0.1 * one, one[0], place, place)
+    found = continue_to_borders(raw, [1.0], 64, (80, 80))
+    assert found.values.shape == (1, 1, 1) and float(found.values) == pytest.approx(3.0, abs=1e-3)
+
+
+def test_misfit_is_where_the_psf_is_too_wide():
+    found = label_map(2.0, 2.001)
+    _, image = scene(found)
+    wide = label_map(2.0, 2.001)
+    wide.values[..., 2] = 10.0
+    right, _ = restore_with_map(image, found, iterations=20, cautious=False)
+    wrong, _ = restore_with_map(image, wide, iterations=20, cautious=False)
+    assert misfit_of(image, right.expected).max() < MISFIT_ALLOWED
+    misfit = misfit_of(image, wrong.expected)
+    assert misfit[:, 90:].min() > MISFIT_ALLOWED > misfit[:, :40].max()
+    narrower = sharpened(wide, misfit)
+    assert torch.equal(narrower.values[..., 0], wide.values[..., 0])
+    assert torch.allclose(narrower.values[..., 2], torch.tensor(0.6 * 10))
+    assert sharpened(found, misfit_of(image, right.expected)) is None
+
+
+def test_sharp_regions_survive_a_map_that_takes_them_for_blurred():
+    truth, image = scene(label_map(1.0, 1.001))
+    wide = label_map(1.0, 1.001)
+    wide.values[..., 2] = 10.0
+    trusting, _ = restore_with_map(image, wide, cautious=False)
+    careful, _ = restore_with_map(image, wide)
+    part = (slice(None), slice(80, None))
+    assert error(careful.image[part], truth[part]) < 0.3 * error(trusting.image[part], truth[part])
+
+
+def test_expected_image_is_the_blurred_result_in_the_unit_of_the_input():
+    found = label_map()
+    _, image = scene(found)
+    restored, _ = restore_with_map(5 * image, found, iterations=8, gain=5.0, cautious=False)
+    assert float(restored.expected.mean()) == pytest.approx(5 * float(image.mean()), rel=0.02)
+    # under noise, the expected image is nearer to the data's mean than the data are
+    assert restored.expected.diff().abs().mean() < 5 * image.diff().abs().mean()
 
 
 def test_script_restores_in_counts_with_the_pixel_size(map_folder, tmp_path, monkeypatch, capsys):

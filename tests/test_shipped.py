@@ -9,7 +9,7 @@ from psf.blur import blur_valid
 from psf.noise import camera_counts, to_photons
 
 NAMES = ("astigmatic", "astigmatic_tilted", "gaussian1d", "gaussian2d")
-NAMES += ("zernike1d", "zernike1d_tilted", "zernike2d")
+NAMES += ("zernike1d", "zernike1d_tilted", "zernike2d", "zernike2d_tilted")
 # labels that a reader can check, in the model's unit, and the error that is allowed
 KNOWN = {
     "astigmatic": ([[-2.0], [0.5], [2.0]], 0.3),
