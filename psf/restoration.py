@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from scipy.ndimage import gaussian_filter
 
-from psf.deconvolution import Restored, blend, richardson_lucy
+from psf.deconvolution import blend, richardson_lucy
 from psf.errors import InputError
+from psf.iteration import Restored
 from psf.microscope import Microscope
 from psf.model import PsfModel
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
-from psf.tiling import richardson_lucy_tiled
+from psf.tiling import richardson_lucy_tiled, tiles
 from psf.variant import VariantBlur, interpolation_matrix, psf_grid_from_map, refine_map
 
 TOLERANCE = 0.01  # of the eigen-PSFs: far below what any map is certain of
@@ -25,6 +26,8 @@ MISFIT_WIDTH_PX = 16.0  # of the Gaussian that squared residuals are averaged wi
 MISFIT_ALLOWED = 1.25  # of the typical one; true maps stay below 1.16
 DARKEST = 0.05  # of the mean brightness: read noise prevails in what is darker
 RETREAT, RETREATS = 0.6, 4  # factor on the labels of a PSF that is too wide, and how often
+RETREAT_TILE = 512  # px, edge of what is restored again
+LEAST_CAUTION = 0.01  # share that is worth the work
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def blur_of_map(label_map: LabelMap, shape: tuple[int, int]) -> VariantBlur:
 
 
 def caution_of_map(label_map: LabelMap, shape: tuple[int, int]) -> torch.Tensor:
-    """Share of the input (H, W) that stays in the result, from 0 (restore) to 1 (leave).
+    """How much (H, W) the blur is left in the result, from 0 (restore) to 1 (take off noise only).
 
     At each place it is the fourth power of the uncertainty of the PSF, |h(v + s) - h(v - s)| /
     (2 |h(v)|), in the parameter whose standard deviation s matters most, since moderate errors of
@@ -151,8 +154,8 @@ def restore_with_map(
     ----------
     image : (H, W) tensor, camera offset taken off, not negative
     iterations, background, tv, gain : as for `psf.deconvolution.richardson_lucy`
-    cautious : narrow the PSFs that are too wide for the image, see `misfit_of`, and keep a share
-        of the input where the PSF is uncertain, see `caution_of_map`
+    cautious : narrow the PSFs that are too wide for the image, see `misfit_of`, and where the PSF
+        is uncertain, see `caution_of_map`, take off noise only
 
     Returns
     -------
@@ -170,33 +173,29 @@ def restore_with_map(
             f"{float(label_map.columns[-1]):.0f}, the image has {shape[0]} x {shape[1]} px; give "
             "the map of this image."
         )
-    restored, blur = _restored(image, label_map, iterations, background, tv, gain)
-    if cautious:
-        for _ in range(RETREATS):
-            narrower = sharpened(label_map, misfit_of(image, restored.expected))
-            if narrower is None:
-                break
-            label_map, count = narrower, restored.iterations
-            restored, blur = _restored(image, label_map, count, background, tv, gain)
-        share = caution_of_map(label_map, shape).clamp(0, 1)
-        plain = (image.to(restored.image) - background).clamp(min=0)
-        restored = replace(restored, image=blend(restored.image, plain, share))
-    return restored, blur
-
-
-def _restored(
-    image: torch.Tensor,
-    label_map: LabelMap,
-    iterations: int | str,
-    background: float,
-    tv: float | str,
-    gain: float,
-) -> tuple[Restored, VariantBlur]:
-    blur = blur_of_map(label_map, (image.shape[0], image.shape[1]))
+    blur = blur_of_map(label_map, shape)
+    settings = {"background": background, "gain": gain}
     if image.numel() > WHOLE_PX:
-        restored = richardson_lucy_tiled(
-            image, blur, iterations, background, tv, gain=gain, tile=TILE, overlap=blur.psf_size
-        )
+        restored = richardson_lucy_tiled(image, blur, iterations, tv=tv, tile=TILE, **settings)
     else:
-        restored = richardson_lucy(image, blur, iterations, background, tv, gain=gain)
+        restored = richardson_lucy(image, blur, iterations, tv=tv, **settings)
+    if not cautious:
+        return restored, blur
+    settings |= {"iterations": restored.iterations, "tv": restored.tv}
+    for _ in range(RETREATS):
+        narrower = sharpened(label_map, misfit_of(image, restored.expected))
+        if narrower is None:
+            break
+        changed = (narrower.values != label_map.values).any(0).to(image)
+        touched = interpolate(changed, label_map.rows, label_map.columns, shape) > 0
+        parts = [part for part in tiles(shape, RETREAT_TILE) if touched[part].any()]
+        label_map, blur = narrower, blur_of_map(narrower, shape)
+        restored = richardson_lucy_tiled(
+            image, blur, tile=RETREAT_TILE, only=parts, before=restored, **settings
+        )
+    share = caution_of_map(label_map, shape).clamp(0, 1)
+    if float(share.max()) > LEAST_CAUTION:
+        point = VariantBlur.from_psf(restored.image.new_ones(1, 1), shape)
+        denoised = richardson_lucy(image, point, **settings).image
+        restored = replace(restored, image=blend(restored.image, denoised, share))
     return restored, blur

@@ -1,13 +1,17 @@
 """Restoration tile by tile, of images whose fields and weights do not fit in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
+from tqdm import tqdm
 
-from psf.deconvolution import Restored, check, check_settings, hold_out, restore, settings_for
+from psf.deconvolution import check, check_settings, settle
 from psf.errors import InputError
+from psf.iteration import Restored, deviance_per_pixel, restore
 from psf.variant import VariantBlur
+
+FEWEST_SHOWN = 8  # tiles that get a progress bar
 
 
 def richardson_lucy_tiled(
@@ -21,6 +25,8 @@ def richardson_lucy_tiled(
     tile: int = 1024,
     overlap: int | None = None,
     generator: torch.Generator | None = None,
+    only: Sequence[tuple[slice, slice]] | None = None,
+    before: Restored | None = None,
 ) -> Restored:
     """Restore an image in tiles; arguments as `psf.deconvolution.richardson_lucy`.
 
@@ -31,11 +37,13 @@ def richardson_lucy_tiled(
     Parameters
     ----------
     blur : operator of the whole image, `VariantBlur.from_psfs`; its weights are made tile by tile
-    iterations : "auto" finds the count on the tile with the highest contrast
+    iterations, tv : "auto" finds them for the whole image, from a few windows
     acceleration : "momentum" or None; "biggs" would go another way in every tile
     tile : edge of what is kept of a tile, pixels
     overlap : width of the margin, pixels; by default the size of the PSF (1e-6 after 20
         iterations; rounding in float32 makes 1e-4)
+
+    only, before : tiles to restore, and the result that keeps the other places
 
     Raises
     ------
@@ -51,25 +59,22 @@ def richardson_lucy_tiled(
         raise InputError(f"tiles of {tile} px with margins of {overlap} px; give at least 1.")
     if background.ndim:
         raise InputError("in tiles, the background is one number.")
-    settings = settings_for(photons, background, tv, acceleration)
-    inner = list(tiles(blur.shape, tile))
-    outer = [_grown(part, overlap, blur) for part in inner]
+    inner = list(tiles(blur.shape, tile)) if only is None else only
     with torch.no_grad():
-        if iterations == "auto":
-            contrasts = [float(photons[part].var()) for part in outer]
-            part = outer[contrasts.index(max(contrasts))]
-            iterations = hold_out(
-                photons[part], _window(blur, part), settings, generator
-            ).iterations
-        result, expected, misfit = torch.empty_like(photons), torch.empty_like(photons), 0.0
-        for kept, part in zip(inner, outer, strict=True):
-            found = restore(photons[part], _window(blur, part), settings, int(iterations))
+        settings, count = settle(photons, blur, background, iterations, tv, acceleration, generator)
+        if before is None:
+            result, expected = torch.empty_like(photons), torch.empty_like(photons)
+        else:
+            result, expected = before.image / gain, before.expected / gain
+        for kept in tqdm(inner, desc="tiles", disable=len(inner) < FEWEST_SHOWN, leave=False):
+            part = _grown(kept, overlap, blur)
+            found = restore(photons[part], _window(blur, part), settings, count)
             inside = tuple(
                 slice(k.start - p.start, k.stop - p.start) for k, p in zip(kept, part, strict=True)
             )
             result[kept], expected[kept] = found.image[inside], found.expected[inside]
-            misfit += found.deviance * photons[kept].numel() / photons.numel()
-    return Restored(result * gain, int(iterations), settings.tv, misfit, expected * gain)
+        deviance = deviance_per_pixel(photons, expected)
+    return Restored(result * gain, count, settings.tv, deviance, expected * gain)
 
 
 def tiles(shape: tuple[int, int], edge: int) -> Iterator[tuple[slice, slice]]:

@@ -22,6 +22,7 @@ from psf.model import PsfModel
 from psf.synthesis import synthesize
 
 ROUNDING = 1e-7  # of the decomposition: no tolerance below it
+FEWEST_PARTS = 64  # that the decomposition of many PSFs looks for
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ class VariantBlur:
         flat = psfs.detach().double().flatten(2).flatten(0, 1)  # (R C, K K)
         flat = flat / flat.sum(1, keepdim=True)
         norm = flat.norm(dim=1, keepdim=True)
+        bound = max(tolerance, ROUNDING) if rank is None else 0.0
         # of unit norm, each PSF has the same say; decomposed without it, sharp ones prevail
-        left, strength, right = torch.linalg.svd(flat / norm, full_matrices=False)
+        left, strength, right = _leading_parts(flat / norm, bound, rank or 0)
         shares = left * strength * norm  # (R C, M)
         missed = (1 - (left * strength).square().cumsum(1)).clamp(min=0).sqrt().amax(0)  # by rank
-        full, bound = len(strength), max(tolerance, ROUNDING)
+        full = len(strength)
         first = int((missed > bound).sum()) + 1 if rank is None else rank
         for count in range(min(first, full), full + 1):
             coefficients, eigen = shares[:, :count], right[:count]
@@ -195,6 +197,32 @@ class VariantBlur:
         along_x = interpolation_matrix(self.columns - column, 1, 0)
         own = (along_y @ self.coefficients @ along_x.T).reshape(-1, 1, 1)
         return (own * self.eigen_psfs).sum(0)
+
+
+def _leading_parts(
+    rows: torch.Tensor, bound: float, fewest: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Left vectors (M, r), singular values (r,) and right vectors (r, D) of rows (M, D).
+
+    As many as keep each row within `bound`, and at least `fewest`. Of many rows only the leading
+    parts are computed, from random projections and two power iterations (Halko, Martinsson & Tropp,
+    SIAM Rev. 53, 217 (2011), Algorithm 4.4), their number doubled until they suffice.
+    """
+    count = max(FEWEST_PARTS, 2 * fewest)
+    generator = torch.Generator().manual_seed(0)
+    while 2 * count < min(rows.shape):
+        probes = torch.randn(rows.shape[1], count, generator=generator, dtype=rows.dtype)
+        basis = torch.linalg.qr(rows @ probes.to(rows.device)).Q  # (M, count)
+        for _ in range(2):
+            basis = torch.linalg.qr(rows @ torch.linalg.qr(rows.T @ basis).Q).Q
+        left, strength, right = torch.linalg.svd(basis.T @ rows, full_matrices=False)
+        left = basis @ left
+        missed = (1 - (left * strength).square().sum(1)).clamp(min=0).sqrt().max()
+        # half of the bound, since rows are scaled to unit sum after they were cut off
+        if fewest or float(missed) <= bound / 2:
+            return left, strength, right
+        count *= 2
+    return torch.linalg.svd(rows, full_matrices=False)
 
 
 def psf_grid_from_map(

@@ -7,8 +7,9 @@ import torch
 from skimage import data
 
 from psf import InputError, Microscope, synthesize_with_loss
-from psf.deconvolution import Momentum, curvature, deviance_per_pixel, hold_out, richardson_lucy
-from psf.deconvolution import settings_for as settings
+from psf.deconvolution import richardson_lucy
+from psf.held_out import search_windows
+from psf.iteration import Momentum, Settings, curvature, deviance_per_pixel, prior_scales
 from psf.tiling import richardson_lucy_tiled, tiles
 from psf.variant import VariantBlur
 
@@ -202,13 +203,56 @@ def test_the_automatic_stop_is_near_the_best_count_and_repeatable():
     blur = plain_blur()
     objects = scene(blur, photons=100)
     truth, (_, noisy) = objects[blur.image_part], seen_through(blur, objects)
-    chosen = hold_out(noisy, blur, settings(noisy, torch.tensor(0.0), "auto", "momentum"))
-    best = max(psnr(richardson_lucy(noisy, blur, n).image, truth) for n in range(2, 16, 2))
-    assert psnr(chosen.image, truth) > best - 0.5
-    again = richardson_lucy(noisy, blur)
-    assert again.iterations == chosen.iterations
+    chosen = richardson_lucy(noisy, blur)
+    tried = [richardson_lucy(noisy, blur, n, tv=chosen.tv).image for n in range(2, 26, 2)]
+    assert psnr(chosen.image, truth) > max(psnr(image, truth) for image in tried) - 0.5
+    assert torch.equal(richardson_lucy(noisy, blur).image, chosen.image)
+    again = richardson_lucy(noisy, blur, chosen.iterations, tv=chosen.tv)
     assert torch.equal(again.image, chosen.image)
-    assert torch.allclose(richardson_lucy(noisy, blur, chosen.iterations).image, chosen.image)
+
+
+def test_fine_detail_takes_less_smoothing():
+    blur = plain_blur()
+    smooth = torch.full(blur.field_shape, 100.0)
+    smooth[:, 80:] = 300
+    fine = 50 + 600 * (
+        torch.rand(blur.field_shape, generator=torch.Generator().manual_seed(3)) > 0.9
+    )
+    found = [richardson_lucy(seen_through(blur, o)[1], blur) for o in (smooth, fine)]
+    assert found[0].tv == pytest.approx(
+        0.09 / math.sqrt(float(seen_through(blur, smooth)[1].mean()))
+    )
+    assert found[1].tv < found[0].tv / 2
+    truth = fine[blur.image_part]
+    flat = richardson_lucy(seen_through(blur, fine)[1], blur, tv=found[0].tv)
+    assert psnr(found[1].image, truth) > psnr(flat.image, truth) + 0.3
+
+
+def test_dim_places_are_smoothed_more_than_bright_ones():
+    blur = plain_blur()
+    objects = torch.full(blur.field_shape, 20.0)
+    objects[:, blur.field_shape[1] // 2 :] = 2000.0
+    _, noisy = seen_through(blur, objects)
+    settings = Settings(torch.tensor(0.0), 3e-4, "momentum", float(noisy.mean()), 1010.0)
+    weight, rounding = (
+        one[0, *blur.image_part] for one in prior_scales(noisy[None], blur, settings)
+    )
+    ratio = float(weight[:, :40].mean() / weight[:, -40:].mean())
+    assert ratio == pytest.approx(10, rel=0.05)  # sqrt of the ratio of photons
+    assert float(rounding[:, -40:].mean() / rounding[:, :40].mean()) == pytest.approx(99, rel=0.05)
+
+
+def test_windows_speak_for_a_large_image():
+    image = torch.rand(700, 700, generator=torch.Generator().manual_seed(0))
+    image[300:340, 100:140] += 5
+    image[600:640, 600:640] += 5
+    windows = search_windows(image, 31)
+    assert len(windows) == 4
+    assert all(image[part].shape == (256, 256) for part in windows)
+    assert [float(image[part].max()) > 5 for part in windows] == [True, False, False, True]
+    assert search_windows(image[:500, :500], 31) == [(slice(0, 500), slice(0, 500))]
+    narrow = search_windows(image[:, :100].repeat(8, 1), 31)
+    assert all(image[:, :100].repeat(8, 1)[part].numel() for part in narrow)
 
 
 def test_photons_where_nothing_is_expected_and_zeros_do_no_harm():
