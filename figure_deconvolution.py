@@ -7,7 +7,8 @@ three PSF models and photographed at 1000 and 100 photons per pixel. Every metho
 image; gains in SNR over the blurred input, PSNR and SSIM of the field and of its centre, and
 seconds go to deconvolution.csv, means with 95 % intervals to deconvolution_summary.csv, and the
 best, median and worst case to figure_deconvolution.png and .pdf. An interrupted run goes on where
-it stopped; --draw-only draws the tables again.
+it stopped; --draw-only draws the tables again. Where deepinv is installed, its Richardson-Lucy under
+our map is measured too.
 """
 
 import math
@@ -26,6 +27,7 @@ from skimage.metrics import structural_similarity
 from skimage.restoration import unsupervised_wiener
 from tqdm import tqdm
 
+from benchmarks.deconvolution_peers import deepinv_richardson_lucy, installed
 from models.checkpoint import load_estimator
 from models.estimation import smooth_parameters
 from models.mapping import predict_map
@@ -59,6 +61,7 @@ BLIND_BEST = tuple(f"{name}, best setting (oracle)" for name in BLIND)
 SINGLE = "Richardson-Lucy, mean of the true PSFs"
 BEST_SINGLE = "Richardson-Lucy, best single PSF (oracle)"
 WIENER = "unsupervised Wiener, mean of the true PSFs"
+DEEPINV = "deepinv, 20 iterations of Richardson-Lucy, estimated map"
 SCHEME_2018 = "weights on the blurred image (2018), estimated map"
 
 
@@ -231,10 +234,16 @@ def with_wiener(scene: Scene) -> torch.Tensor:
     return torch.from_numpy(found[inner, inner] * scale).float()
 
 
+def with_deepinv(scene: Scene, label_map: LabelMap) -> torch.Tensor:
+    """deepinv's operator with the eigen-PSFs of the estimated map."""
+    blur = blur_of_map(label_map, scene.blur.shape)
+    return deepinv_richardson_lucy(scene.image, blur.eigen_psfs, blur.weights, 20)
+
+
 def methods(case: Case, scene: Scene, label_map: LabelMap) -> dict[str, Callable]:
     """Every restoration, to be called without arguments."""
     weights = tuple(share / math.sqrt(case.photons) for share in (0.1, 0.3, 0.8))
-    return {
+    found = {
         INPUT: lambda: scene.image,
         SINGLE: partial(with_one_psf, scene, mean_psf(scene)),
         BEST_SINGLE: partial(with_best_psf, scene),
@@ -244,11 +253,14 @@ def methods(case: Case, scene: Scene, label_map: LabelMap) -> dict[str, Callable
         BLIND_BEST[0]: partial(with_best_setting, scene, blind_richardson_lucy, (1, 3, 10)),
         BLIND_BEST[1]: partial(with_best_setting, scene, blind_total_variation, weights),
         SCHEME_2018: lambda: weights_after_blur(
-            scene.image, blur_of_map(label_map, tuple(scene.image.shape))
+            scene.image, blur_of_map(label_map, scene.blur.shape)
         ),
         OURS: lambda: restore_with_map(scene.image, label_map)[0].image,
         ORACLE: lambda: restore_with_map(scene.image, scene.labels)[0].image,
     }
+    if installed("deepinv"):
+        found[DEEPINV] = partial(with_deepinv, scene, label_map)
+    return found
 
 
 def snr_db(found: torch.Tensor, truth: torch.Tensor) -> float:

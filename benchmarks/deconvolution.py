@@ -37,6 +37,11 @@ from skimage.restoration import richardson_lucy as skimage_richardson_lucy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.deconvolution_peers import (
+    deepinv_richardson_lucy,
+    installed,
+    sdeconv_richardson_lucy,
+)
 from psf import Microscope, psf_model
 from psf.command import keep_freed_memory, run
 from psf.deconvolution import richardson_lucy
@@ -47,6 +52,7 @@ from psf.variant import VariantBlur, psf_grid_from_map
 SIZE, PSF_SIZE, PHOTONS = 512, 63, 1000.0
 PIXELS = torch.linspace(0, SIZE - 1, 8)
 SKIMAGE, SKIMAGE_PADDED = "scikit-image", "scikit-image, mirrored by half a PSF"
+EVERY = "scikit-image, one run per PSF, blended"
 Work = dict[str, Callable[[], torch.Tensor]]
 
 
@@ -132,33 +138,21 @@ def ours(task: Task, blur: VariantBlur, **settings: object) -> torch.Tensor:
     return richardson_lucy(task.image, blur, **settings).image
 
 
-def with_deepinv(
-    task: Task, filters: torch.Tensor, weights: torch.Tensor, valid: bool, iterations: int
-) -> torch.Tensor:
-    """Richardson-Lucy (MLEM) on `SpaceVaryingBlur`, on the field or, as by default, without one."""
-    from deepinv.physics import SpaceVaryingBlur
-
+def with_every_psf(task: Task, iterations: int) -> torch.Tensor:
+    """One run of scikit-image for each PSF on the whole image, blended by the weights."""
     margin = PSF_SIZE // 2
+    image = np.pad(task.image.numpy(), margin, mode="reflect")
+    total = torch.zeros(SIZE, SIZE)
     inside = slice(margin, margin + SIZE)
-    weights = weights if valid else weights[:, inside, inside]
-    padding = "valid" if valid else "constant"
-    physics = SpaceVaryingBlur(filters[None, None], weights[None, None], padding, use_fft=True)
-    image = task.image[None, None]
-    seen = physics.A_adjoint(torch.ones_like(image)).clamp(min=1e-3)
-    found = torch.full_like(seen, float(image.mean()))
-    for _ in range(iterations):
-        expected = physics.A(found).clamp(min=1e-3)
-        found = found * physics.A_adjoint(image / expected).clamp(min=0) / seen
-    return found[0, 0, inside, inside] if valid else found[0, 0]
+    for psf, weight in zip(task.psfs.flatten(0, 1), task.weights, strict=True):
+        found = skimage_richardson_lucy(image, psf.numpy(), iterations, False)
+        total += (torch.from_numpy(found) * weight)[inside, inside]
+    return total
 
 
 def deepinv_work(task: Task, iterations: int, every_mask: bool) -> Work:
     """Its roads: a mask for every PSF, and the eigen-PSFs that we make, rank 4."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of its own dependencies
-            import deepinv  # noqa: F401
-    except ImportError as error:
-        print(f"not installed: deepinv (pip install deepinv): {error}")
+    if not installed("deepinv"):
         return {}
     every = task.psfs.flatten(0, 1)
     work: Work = {}
@@ -171,27 +165,16 @@ def deepinv_work(task: Task, iterations: int, every_mask: bool) -> Work:
             roads["eigen-PSFs, rank 4"] = (few.eigen_psfs, few.weights)
         for road, (filters, weights) in roads.items():
             work[f"deepinv MLEM, {road}, {where}"] = partial(
-                with_deepinv, task, filters, weights, valid, iterations
+                deepinv_richardson_lucy, task.image, filters, weights, iterations, valid
             )
     return work
 
 
-def with_sdeconv(task: Task, iterations: int) -> torch.Tensor:
-    """One PSF, with its own padding."""
-    from sdeconv.deconv import SRichardsonLucy
-
-    run_once = SRichardsonLucy(task.psfs[0, 0], niter=iterations, pad=PSF_SIZE // 2)
-    return run_once(task.image).cpu()
-
-
 def sdeconv_work(task: Task, iterations: int) -> Work:
     """SDeconv, where it is installed."""
-    try:
-        import sdeconv.deconv  # noqa: F401
-    except ImportError as error:
-        print(f"not installed: sdeconv (pip install sdeconv): {error}")
+    if not installed("sdeconv"):
         return {}
-    return {"SDeconv": partial(with_sdeconv, task, iterations)}
+    return {"SDeconv": partial(sdeconv_richardson_lucy, task.image, task.psfs[0, 0], iterations)}
 
 
 def our_work(task: Task, blur: VariantBlur) -> Work:
@@ -245,6 +228,8 @@ def quality_table(config: Config) -> pd.DataFrame:
                 with_skimage, task, config.iterations, margin=PSF_SIZE // 2
             )
             work |= sdeconv_work(task, config.iterations)
+        else:
+            work[EVERY] = partial(with_every_psf, task, config.iterations)
         work |= deepinv_work(task, config.iterations, config.every_mask) | our_work(task, blur)
         seconds, results = seconds_in_turn(work, config.rounds)
         for program, found in ({"blurred image": task.image} | results).items():

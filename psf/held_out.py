@@ -44,12 +44,7 @@ def choose(
     The weight of `settings` is halved as long as that predicts better: objects of fine detail take
     an eighth of what suits smooth ones.
     """
-    generator = generator or torch.Generator().manual_seed(0)
-    counts = photons.round().double().cpu()
-    training = torch.binomial(counts, torch.full_like(counts, KEPT_FOR_TRAINING), generator)
-    held_out = (counts - training).to(photons)
-    # as bright as the whole, so that background and weights are the same
-    training = training.to(photons) / KEPT_FOR_TRAINING
+    training, held_out = split(photons, generator)
     windows = []
     for part in search_windows(photons, blur.psf_size):
         shape = photons[part].shape
@@ -66,16 +61,31 @@ def choose(
     return best
 
 
+def split(
+    photons: torch.Tensor, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nine tenths of the photons (H, W), scaled to be as bright as all, and the counts held out."""
+    generator = generator or torch.Generator().manual_seed(0)
+    counts = photons.round().double().cpu()
+    training = torch.binomial(counts, torch.full_like(counts, KEPT_FOR_TRAINING), generator)
+    # as bright as the whole, so that background and weights are the same
+    return training.to(photons) / KEPT_FOR_TRAINING, (counts - training).to(photons)
+
+
+def likelihood(held_out: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Log likelihood (H, W) of held-out counts under the image expected of all photons."""
+    predicted = (1 - KEPT_FOR_TRAINING) * expected
+    return held_out * predicted.log() - predicted
+
+
 def _stop(windows: Sequence[tuple], tv: float) -> Choice:
     """Iterate on all windows at once until their held-out photons are predicted best."""
     runs = [steps(seen[None], blur, replace(local, tv=tv)) for seen, _, blur, local in windows]
-    share, best = 1 - KEPT_FOR_TRAINING, Choice(0, tv, -math.inf)
+    best = Choice(0, tv, -math.inf)
     for count, found in enumerate(zip(*runs, strict=True)):
         score = 0.0
         for (_, held_out, _, _), (_, expected) in zip(windows, found, strict=True):
-            predicted = share * expected[0]
-            likelihood = held_out * predicted.log() - predicted
-            score += float(likelihood.sum(dtype=torch.float64))
+            score += float(likelihood(held_out, expected[0]).sum(dtype=torch.float64))
         if score > best.score + SIGNIFICANT_GAIN:
             best = Choice(count, tv, score)
         if count - best.iterations >= PATIENCE or count >= MOST_ITERATIONS:

@@ -23,7 +23,9 @@ SMALLEST_DENOMINATOR = 0.5  # of the step with tv: never reached below LARGEST_T
 TV_ROUNDING, TV_ROUNDING_PER_TV = 1e-2, 4.0
 LIGHT_WIDTH_PX = 3.0  # of the Gaussian whose mean is the local light
 DIMMEST = 0.02  # of the mean brightness, and one photon: the least local light that is believed
-UNSEEN = 1e-3  # points that give less of their light to the image hardly change
+UNSEEN = (
+    0.05  # points that give less of their light to the image hardly change: eigen-PSFs err there
+)
 SMALLEST_IMAGE = 1e-6  # of the mean: no division by zero
 LARGEST_FALL = 0.1  # acceleration leaves a pixel this share: from 0 none would come back
 
@@ -62,13 +64,17 @@ def restore(
 
 
 def steps(
-    photons: torch.Tensor, blur: VariantBlur, settings: Settings
+    photons: torch.Tensor,
+    blur: VariantBlur,
+    settings: Settings,
+    objects: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Objects on the field and the images expected of them, (N, ...), after 0, 1, 2... updates."""
     level, background = settings.level, settings.background
     unseen = (UNSEEN - blur.seen).clamp(min=0)  # draws the factor of such points to 1
     seen = blur.seen + unseen
-    objects = torch.full_like(seen, level).expand(len(photons), -1, -1)
+    if objects is None:
+        objects = torch.full_like(seen, level).expand(len(photons), -1, -1)
     momentum = Momentum(settings.acceleration)
     if settings.tv:
         weight, rounding = prior_scales(photons, blur, settings)

@@ -60,8 +60,10 @@ def support_px(label_map: LabelMap, largest: int) -> int:
     return size
 
 
-def blur_of_map(label_map: LabelMap, shape: tuple[int, int]) -> VariantBlur:
-    """Make the blur of an image (H, W) from the map of its PSF.
+def blur_of_map(
+    label_map: LabelMap, shape: tuple[int, int], size: int | None = None
+) -> VariantBlur:
+    """Make the blur of an image (H, W) from the map of its PSF, on a support of `size` px.
 
     The grid is refined until neighbouring PSFs differ little, see `psf.variant.refine_map`.
     """
@@ -70,7 +72,7 @@ def blur_of_map(label_map: LabelMap, shape: tuple[int, int]) -> VariantBlur:
     step = float(max(steps)) if steps else 0.0
     factor = min(LARGEST_REFINEMENT, max(1, -int(-step // STEP_WAVES)))
     fine, rows, columns = refine_map(values, label_map.rows, label_map.columns, factor)
-    size = support_px(label_map, min(shape))
+    size = size or support_px(label_map, min(shape))
     psfs = psf_grid_from_map(label_map.model, fine, label_map.microscope, size)
     return VariantBlur.from_psfs(psfs, rows, columns, shape, TOLERANCE)
 

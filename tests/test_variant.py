@@ -211,3 +211,21 @@ def test_refuses_maps_that_do_not_fit():
         psf_grid_from_map(model, torch.zeros(3, 2, 2), MICROSCOPE, 30)
     with pytest.raises(InputError, match="the factor is 0"):
         refine_map(torch.zeros(1, 2, 2), ROWS, ROWS, 0)
+
+
+@pytest.mark.filterwarnings("ignore::psf.synthesis.EnergyWarning")
+def test_many_psfs_are_decomposed_as_well_as_by_a_full_decomposition():
+    values = torch.linspace(0, 2, 900).reshape(1, 30, 30)
+    psfs = psf_grid_from_map(psf_model("zernike1d"), values, Microscope(), 31)
+    places = torch.arange(30.0)
+    flat = (psfs / psfs.sum((2, 3), keepdim=True)).double().flatten(2).flatten(0, 1)
+    unit = flat / flat.norm(dim=1, keepdim=True)
+    for tolerance in (1e-2, 1e-4):
+        blur = VariantBlur.from_psfs(psfs, places, places, (64, 64), tolerance)
+        rebuilt = blur.coefficients.flatten(1).T.double() @ blur.eigen_psfs.flatten(1).double()
+        errors = (rebuilt - flat).norm(dim=1) / flat.norm(dim=1)
+        assert float(errors.max()) == pytest.approx(blur.error, rel=0.05, abs=1e-6)
+        assert blur.error <= tolerance
+        strength = torch.linalg.svd(unit)[1].square()
+        needed = int((strength.flip(0).cumsum(0).flip(0).sqrt() > tolerance).sum())
+        assert blur.rank <= needed  # the worst PSF is at most as bad as all together
