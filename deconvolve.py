@@ -8,9 +8,10 @@ The map comes from estimate_psf_map.py, or is estimated on the way by a --checkp
 zernike1d_tilted). Writes restored.tif (float32, in the counts and with the calibration of the
 input, the camera's offset taken off), side_by_side.png (input and result, with insets) and
 restoration.json. The restoration is Richardson-Lucy with total variation under the spatially
-variant PSF; where the map is unsure of the PSF or found no content, the input is kept in part or in
-whole. With --all-planes, channels and planes of a stack are restored one by one, each with the map
-of the chosen one.
+variant PSF, after the map was scaled, place by place, to what predicts held-out photons best
+(--refine); where the map is unsure of the PSF or found no content, only noise is taken off. With
+--all-planes, channels and planes of a stack are restored one by one, each with the map of the
+chosen one.
 """
 
 import time
@@ -40,13 +41,14 @@ from models.estimation import (
 from models.restoring import check_belongs, continue_to_borders, label_map_of, read_map
 from psf.camera import Camera
 from psf.command import keep_freed_memory, pick_device, run
-from psf.deconvolution import Restored
 from psf.deconvolution import check_settings as check_iterations
 from psf.errors import InputError
 from psf.files import run_record, whole_file, write_json
+from psf.iteration import Restored
+from psf.label_map import LabelMap
 from psf.micrographs import Micrograph, open_micrograph
 from psf.pictures import draw_restoration
-from psf.restoration import LabelMap, restore_with_map
+from psf.restoration import restore_with_map
 
 WHITE_16 = 2**16 - 1
 
@@ -60,7 +62,12 @@ class Config(MapSettings):
     iterations: Literal["auto"] | int = "auto"  # auto: until held-out photons are predicted best
     tv: Literal["auto"] | float = "auto"  # weight of total variation, 0 to 0.1; auto: by the light
     background_counts: float = 0.0  # out-of-focus light, above the camera's offset
-    cautious: bool = True  # keep the input where the PSF is unsure
+    cautious: bool = (
+        True  # narrow PSFs that are too wide; take off noise only where they are unsure
+    )
+    refine: Literal["auto", "yes", "no"] = (
+        "auto"  # the map by the image; auto: up to 1024 x 1024 px
+    )
     all_planes: bool = False  # every channel, plane and time point, with the map of the chosen one
     bits: Literal[16, 32] = 32  # of restored.tif; 16: whole counts
 
@@ -151,6 +158,7 @@ def restore_plane(
         config.tv,
         gain,
         config.cautious,
+        {"auto": None, "yes": True, "no": False}[config.refine],
     )
     return light.cpu().numpy(), restored.image.cpu().numpy(), restored, blur.rank
 

@@ -7,8 +7,8 @@ three PSF models and photographed at 1000 and 100 photons per pixel. Every metho
 image; gains in SNR over the blurred input, PSNR and SSIM of the field and of its centre, and
 seconds go to deconvolution.csv, means with 95 % intervals to deconvolution_summary.csv, and the
 best, median and worst case to figure_deconvolution.png and .pdf. An interrupted run goes on where
-it stopped; --draw-only draws the tables again. Where deepinv is installed, its Richardson-Lucy under
-our map is measured too.
+it stopped; --draw-only draws the tables again. Where deepinv is
+installed, its Richardson-Lucy under our map is measured too.
 """
 
 import math
@@ -38,11 +38,12 @@ from psf.deconvolution import richardson_lucy
 from psf.errors import InputError
 from psf.files import read_json, whole_file, write_json
 from psf.images import HELD_OUT, Source, read_plane
+from psf.label_map import LabelMap, blur_of_map
 from psf.microscope import Microscope
 from psf.model import PsfModel, psf_model
 from psf.objects import OBJECTS
 from psf.pictures import add_scale_bar, new_figure, save_figure, show_image
-from psf.restoration import LabelMap, blur_of_map, restore_with_map
+from psf.restoration import restore_with_map
 from psf.synthesis import EnergyWarning
 from psf.variant import VariantBlur, psf_grid_from_map
 
@@ -235,7 +236,7 @@ def with_wiener(scene: Scene) -> torch.Tensor:
 
 
 def with_deepinv(scene: Scene, label_map: LabelMap) -> torch.Tensor:
-    """deepinv's operator with the eigen-PSFs of the estimated map."""
+    """Deepinv's operator with the eigen-PSFs of the estimated map."""
     blur = blur_of_map(label_map, scene.blur.shape)
     return deepinv_richardson_lucy(scene.image, blur.eigen_psfs, blur.weights, 20)
 
@@ -255,12 +256,13 @@ def methods(case: Case, scene: Scene, label_map: LabelMap) -> dict[str, Callable
         SCHEME_2018: lambda: weights_after_blur(
             scene.image, blur_of_map(label_map, scene.blur.shape)
         ),
-        OURS: lambda: restore_with_map(scene.image, label_map)[0].image,
-        ORACLE: lambda: restore_with_map(scene.image, scene.labels)[0].image,
     }
     if installed("deepinv"):
         found[DEEPINV] = partial(with_deepinv, scene, label_map)
-    return found
+    return found | {
+        OURS: lambda: restore_with_map(scene.image, label_map)[0].image,
+        ORACLE: lambda: restore_with_map(scene.image, scene.labels, refined=False)[0].image,
+    }
 
 
 def snr_db(found: torch.Tensor, truth: torch.Tensor) -> float:
@@ -389,6 +391,8 @@ def main(config: Config) -> None:
         with multiprocessing.get_context("spawn").Pool(config.workers) as pool:
             for _ in tqdm(pool.imap_unordered(work, todo), total=len(todo), unit="case"):
                 pass
+            pool.close()
+            pool.join()
     files = [config.scratch / f"{case.key}.json" for case in cases(config)]
     if missing := [path for path in files if not path.exists()]:
         raise InputError(f"{len(missing)} cases are missing; run without --draw-only first.")

@@ -14,9 +14,9 @@ from models.mapping import PsfMap
 from models.smoothing import smooth_map
 from psf.errors import InputError
 from psf.files import read_json
+from psf.label_map import LabelMap
 from psf.microscope import Microscope
 from psf.model import PsfModel, from_config
-from psf.restoration import LabelMap
 
 NEEDED = {
     *("psf_model", "optics", "label_names", "label_unit", "image_shape"),

@@ -1,25 +1,19 @@
 """From a map of PSF parameters to the blur that is undone, and where to be careful with it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from scipy.ndimage import gaussian_filter
 
-from psf.deconvolution import blend, richardson_lucy
+from psf.deconvolution import blend, check, check_settings, richardson_lucy, settle
 from psf.errors import InputError
 from psf.iteration import Restored
-from psf.microscope import Microscope
-from psf.model import PsfModel
-from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
+from psf.label_map import LabelMap, blur_of_map, interpolate, support_px
+from psf.refinement import refine
 from psf.tiling import richardson_lucy_tiled, tiles
-from psf.variant import VariantBlur, interpolation_matrix, psf_grid_from_map, refine_map
+from psf.variant import VariantBlur, psf_grid_from_map
 
-TOLERANCE = 0.01  # of the eigen-PSFs: far below what any map is certain of
-STEP_WAVES = 0.2  # largest change between neighbouring PSFs of the grid, which are mixed linearly
-LARGEST_REFINEMENT = 16
-SUPPORT_STEP = 16  # px between the supports that are tried
-WIDEST = 16  # labels whose PSFs decide on the support
-LARGEST_PSF = 255  # px
+REFINED_PX = 1024**2  # of the largest image whose map is refined unasked
 WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece
 TILE = 1024
 MISFIT_WIDTH_PX = 16.0  # of the Gaussian that squared residuals are averaged with
@@ -28,53 +22,6 @@ DARKEST = 0.05  # of the mean brightness: read noise prevails in what is darker
 RETREAT, RETREATS = 0.6, 4  # factor on the labels of a PSF that is too wide, and how often
 RETREAT_TILE = 512  # px, edge of what is restored again
 LEAST_CAUTION = 0.01  # share that is worth the work
-
-
-@dataclass(frozen=True)
-class LabelMap:
-    """Parameters of a PSF model on a grid of places in an image."""
-
-    model: PsfModel
-    microscope: Microscope  # with the pixel of the image
-    values: torch.Tensor  # (P, R, C) labels
-    standard_deviations: torch.Tensor  # (P, R, C)
-    content: torch.Tensor  # (R, C) probability that there was anything to estimate from
-    rows: torch.Tensor  # (R,) places, rising, pixels from the top
-    columns: torch.Tensor  # (C,) pixels from the left
-
-
-def support_px(label_map: LabelMap, largest: int) -> int:
-    """Smallest odd support, at most `largest` px, that keeps 99 % of the energy of each PSF."""
-    model = label_map.model
-    low, high = label_map.values.new_tensor(model.label_ranges).T
-    labels = label_map.values.flatten(1).T.clamp(low, high)
-    # the widest PSFs have the largest labels, of either sign
-    largest_labels = labels.abs().sum(1).topk(min(WIDEST, len(labels))).indices
-    extremes = labels[torch.cat([largest_labels, labels.argmax(0), labels.argmin(0)])]
-    largest = min(largest, LARGEST_PSF)
-    largest -= 1 - largest % 2
-    for size in (*range(SUPPORT_STEP - 1, largest, SUPPORT_STEP), largest):
-        _, lost = synthesize_with_loss(model, extremes, label_map.microscope, size)
-        if float(lost.max()) <= ENERGY_TOLERANCE:
-            break
-    return size
-
-
-def blur_of_map(
-    label_map: LabelMap, shape: tuple[int, int], size: int | None = None
-) -> VariantBlur:
-    """Make the blur of an image (H, W) from the map of its PSF, on a support of `size` px.
-
-    The grid is refined until neighbouring PSFs differ little, see `psf.variant.refine_map`.
-    """
-    values = label_map.values
-    steps = [values.diff(dim=axis).abs().max() for axis in (1, 2) if values.shape[axis] > 1]
-    step = float(max(steps)) if steps else 0.0
-    factor = min(LARGEST_REFINEMENT, max(1, -int(-step // STEP_WAVES)))
-    fine, rows, columns = refine_map(values, label_map.rows, label_map.columns, factor)
-    size = size or support_px(label_map, min(shape))
-    psfs = psf_grid_from_map(label_map.model, fine, label_map.microscope, size)
-    return VariantBlur.from_psfs(psfs, rows, columns, shape, TOLERANCE)
 
 
 def caution_of_map(label_map: LabelMap, shape: tuple[int, int]) -> torch.Tensor:
@@ -132,15 +79,6 @@ def sharpened(label_map: LabelMap, misfit: torch.Tensor) -> LabelMap | None:
     return replace(label_map, values=values)
 
 
-def interpolate(
-    values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]
-) -> torch.Tensor:
-    """Bilinear interpolation of values (R, C) to every pixel (H, W); constant beyond the grid."""
-    along_y = interpolation_matrix(rows.to(values), shape[0], 0)
-    along_x = interpolation_matrix(columns.to(values), shape[1], 0)
-    return along_y @ values @ along_x.T
-
-
 def restore_with_map(
     image: torch.Tensor,
     label_map: LabelMap,
@@ -149,6 +87,7 @@ def restore_with_map(
     tv: float | str = "auto",
     gain: float = 1.0,
     cautious: bool = True,
+    refined: bool | None = None,
 ) -> tuple[Restored, VariantBlur]:
     """Restore an image (H, W) with the map of its PSF; large ones tile by tile.
 
@@ -158,6 +97,8 @@ def restore_with_map(
     iterations, background, tv, gain : as for `psf.deconvolution.richardson_lucy`
     cautious : narrow the PSFs that are too wide for the image, see `misfit_of`, and where the PSF
         is uncertain, see `caution_of_map`, take off noise only
+    refined : scale the map first to what the image says, see `psf.refinement`, in several times
+        the time; by default where `cautious` is set and the image has up to 1024 x 1024 px
 
     Returns
     -------
@@ -177,6 +118,16 @@ def restore_with_map(
         )
     blur = blur_of_map(label_map, shape)
     settings = {"background": background, "gain": gain}
+    if refined or (refined is None and cautious and image.numel() <= REFINED_PX):
+        photons, behind = check(image, blur, background, gain)
+        check_settings(iterations, tv, "momentum")
+        with torch.no_grad():
+            chosen, count = settle(photons, blur, behind, iterations, tv, "momentum")
+            better = refine(photons, label_map, chosen, count)
+        if better is label_map:
+            iterations, tv = count, chosen.tv
+        else:
+            label_map, blur = better, blur_of_map(better, shape)
     if image.numel() > WHOLE_PX:
         restored = richardson_lucy_tiled(image, blur, iterations, tv=tv, tile=TILE, **settings)
     else:

@@ -261,8 +261,8 @@ def refine_map(
         raise InputError(f"the factor is {factor}; give at least 1.")
     fine_y, fine_x = (_between(places, factor) for places in (rows, columns))
     along_y, along_x = (
-        torch.cat([interpolation_matrix(places.to(values) - place, 1, 0) for place in fine])
-        for places, fine in ((rows, fine_y.to(values)), (columns, fine_x.to(values)))
+        interpolation_to(places.to(values), fine.to(values))
+        for places, fine in ((rows, fine_y), (columns, fine_x))
     )
     return along_y @ values @ along_x.T, fine_y, fine_x
 
@@ -277,13 +277,20 @@ def _between(places: torch.Tensor, factor: int) -> torch.Tensor:
 
 def interpolation_matrix(places: torch.Tensor, length: int, before: int) -> torch.Tensor:
     """Matrix (length, R) that interpolates from rising places (R,) to pixels -before onwards."""
+    return interpolation_to(places, torch.arange(length, device=places.device) - before)
+
+
+def interpolation_to(places: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Matrix (T, R) that interpolates linearly from rising places (R,) to targets (T,).
+
+    Beyond the first and the last place their value holds.
+    """
     if len(places) == 1:
-        return places.new_ones(length, 1)
-    pixels = torch.arange(length, device=places.device).to(places) - before
-    pixels = pixels.clamp(places[0], places[-1])
-    upper = torch.searchsorted(places, pixels).clamp(1, len(places) - 1)
-    share = (pixels - places[upper - 1]) / (places[upper] - places[upper - 1])
-    matrix = places.new_zeros(length, len(places))
+        return places.new_ones(len(targets), 1)
+    targets = targets.to(places).clamp(places[0], places[-1])
+    upper = torch.searchsorted(places, targets).clamp(1, len(places) - 1)
+    share = (targets - places[upper - 1]) / (places[upper] - places[upper - 1])
+    matrix = places.new_zeros(len(targets), len(places))
     matrix.scatter_(1, upper[:, None] - 1, 1 - share[:, None])
     return matrix.scatter_(1, upper[:, None], share[:, None])
 

@@ -14,16 +14,13 @@ from models.restoring import check_belongs, continue_to_borders, read_map
 from psf import InputError, Microscope, psf_model, synthesize
 from psf.blind import blind_richardson_lucy, blind_total_variation, weights_after_blur
 from psf.deconvolution import richardson_lucy
+from psf.label_map import LabelMap, blur_of_map, interpolate, support_px
 from psf.restoration import (
     MISFIT_ALLOWED,
-    LabelMap,
-    blur_of_map,
     caution_of_map,
-    interpolate,
     misfit_of,
     restore_with_map,
     sharpened,
-    support_px,
 )
 from psf.variant import VariantBlur
 
