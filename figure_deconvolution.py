@@ -73,7 +73,7 @@ class Config:
     out: Path = Path("results")
     images: int = 20  # objects: the held-out photographs, then procedural ones
     photons: tuple[float, ...] = (1000.0, 100.0)  # per pixel
-    size: int = 512  # px, edge of an image
+    size: int = 448  # px, edge of an image
     workers: int = 2  # processes of one thread each
     scratch: Path = Path("data/deconvolution")  # finished cases, from which a run goes on
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Run all steps in order: simulate, train, benchmark, map. Finished steps are skipped.
+"""Run all steps in order: simulate, train, benchmark, map, restore. Finished steps are skipped.
 
     python reproduce.py --scale quick
 
@@ -43,6 +43,7 @@ class Scale:
     test_patches: int
     budget: tuple[str, str]  # option of train.py
     stride: int
+    restoration: tuple[str, ...]  # options of deconvolve.py
     expected_r2: dict[str, float]  # of the first network, by condition
 
 
@@ -56,6 +57,7 @@ SCALES = {
         128,
         ("--epochs", "1"),
         32,
+        ("--iterations", "10", "--refine", "no"),
         {},
     ),
     "quick": Scale(
@@ -67,6 +69,7 @@ SCALES = {
         1600,
         ("--max-minutes", "3.6"),
         16,
+        (),
         {"noise-free": 0.98, "1000 photons": 0.86, "100 photons": 0.84},
     ),
     "full": Scale(
@@ -78,6 +81,7 @@ SCALES = {
         10_000,
         ("--epochs", "30"),
         16,
+        (),
         {},
     ),
 }
@@ -124,7 +128,7 @@ def model_steps(name: str, model: str, scale: Scale) -> list[Step]:
 
 
 def map_steps(name: str, scale: Scale) -> list[Step]:
-    """Blur a held-out image as a tilted plane and map it."""
+    """Blur a held-out image as a tilted plane, map and restore it."""
     plane, out = Path("data") / f"{name}_tilted_plane", Path("results") / name / "map"
     checkpoint = Path("runs") / f"{name}_{MAPPED}" / scale.networks[0]
     optics = zip(OPTICS_NAMES, astuple(Microscope()), strict=True)
@@ -132,6 +136,8 @@ def map_steps(name: str, scale: Scale) -> list[Step]:
     command = ("estimate_psf_map.py", str(plane / "image.tif"), "--checkpoint", str(checkpoint))
     command += (*flags, "--stride", str(scale.stride), "--out", str(out))
     command += ("--truth", str(plane / "truth.tif"))
+    restored = Path("results") / name / "restored"
+    restore = ("deconvolve.py", str(plane / "image.tif"), "--map", str(out), *scale.restoration)
     return [
         Step(
             "blur a photograph as a tilted plane",
@@ -143,6 +149,12 @@ def map_steps(name: str, scale: Scale) -> list[Step]:
             command,
             out / "config.json",
             (plane / "run.json", checkpoint / "run.json"),
+        ),
+        Step(
+            "restore the tilted plane",
+            (*restore, "--out", str(restored)),
+            restored / "restoration.json",
+            (out / "config.json",),
         ),
     ]
 
@@ -190,6 +202,7 @@ def main(config: Config) -> None:
         print(f"  data/{name}_{model}/preview.png            simulated patches")
         print(f"  results/{name}/{model}/scatter.png         predicted against true")
     print(f"  results/{name}/map/overview.png                the map beside its truth")
+    print(f"  results/{name}/restored/side_by_side.png       the image beside its restoration")
     compare(name, scale)
 
 

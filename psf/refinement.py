@@ -1,7 +1,7 @@
-"""Maps whose PSFs are widened or narrowed, place by place, to what the image itself says.
+"""Maps whose PSFs are narrowed, place by place, to what the image itself says.
 
-With a PSF that is too wide or too narrow, what a restoration expects predicts photons that were
-held out worse than with the right one. So the image is restored from nine tenths of its photons
+With a PSF that is too wide, what a restoration expects predicts photons that were held out worse
+than with the right one. So the image is restored from nine tenths of its photons
 with the map as it is and with all its labels scaled by a few factors, and each place takes the
 factor under which its surroundings predict the last tenth best: the estimate of image and PSF in
 turns, one round of it, from the map of the network onwards. This mends maps of objects that a
@@ -22,10 +22,11 @@ from psf.iteration import Settings, steps
 from psf.label_map import LabelMap, blur_of_map
 from psf.variant import interpolation_to
 
-WIDER, NARROWER = 1.2, (0.8, 0.64, 0.5, 0.36)  # factors on all labels beside 1
+NARROWER = (0.8, 0.64, 0.5, 0.36)  # factors on all labels; wider PSFs would do more harm than good
 PRIOR_OF_FACTOR = 0.35  # standard deviation of its logarithm, before the image is seen
 EVIDENCE_NEEDED = 8.0  # in log likelihood, for any other factor than 1
 MOST_ITERATIONS = 80  # for each factor
+FEWEST_SHOWN_PX = 600**2  # pixels of the smallest image that gets a progress bar
 CELL = 32  # px, edge of the cells whose likelihood is summed
 WIDTH_CELLS = 1.25  # of the Gaussian over neighbouring cells, which share their likelihood
 
@@ -51,15 +52,23 @@ def refine(
     training, held_out = split(photons)
     count = min(iterations, MOST_ITERATIONS)
     found: dict[float, np.ndarray] = {}
-    with tqdm(total=2 + len(NARROWER), desc="refine the map", unit="map", leave=False) as bar:
-        for factor in (1.0, WIDER, *NARROWER):
+    with tqdm(
+        total=1 + len(NARROWER),
+        desc="refine the map",
+        leave=False,
+        disable=photons.numel() < FEWEST_SHOWN_PX,
+    ) as bar:
+        for factor in (1.0, *NARROWER):
             blur = blur_of_map(scaled(label_map, factor), shape)
             _, expected = next(islice(steps(training[None], blur, settings), count, None))
             prior = -((math.log(factor) / PRIOR_OF_FACTOR) ** 2) / 2
             found[factor] = evidence(held_out, expected[0], training) + prior
             bar.update()
-            if factor < 1 and (found[factor] < np.max(list(found.values()), 0)).all():
-                break  # nothing still narrower will do
+            if factor < 1:
+                best = np.max([found[one] for one in found if one > factor], 0)
+                needed = np.maximum(best, found[1.0] + EVIDENCE_NEEDED)
+                if (found[factor] < needed).all():
+                    break  # nothing still narrower will do
     logarithm = best_logarithm(found)
     if not logarithm.any():
         return label_map
