@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ from psf.command import keep_freed_memory, run
 from psf.deconvolution import richardson_lucy
 from psf.errors import InputError
 from psf.files import read_json, whole_file, write_json
-from psf.images import HELD_OUT, Source, read_plane
+from psf.images import HELD_OUT, VALIDATION, Source, read_plane
 from psf.label_map import LabelMap, blur_of_map
 from psf.microscope import Microscope
 from psf.model import PsfModel, psf_model
@@ -55,7 +56,8 @@ STRIDE = 32  # px of the estimated map
 BORDER = 32  # px that the centre leaves out
 SHARP = 0.15  # share of the largest label below which a place counts as sharp
 FEWEST_SHARP = 0.02  # share of the field
-PROCEDURAL_SEED = 70_001  # far from the seeds of training sets
+PHOTOGRAPHS = {"test": HELD_OUT, "validation": VALIDATION}
+PROCEDURAL_SEED = {"test": 70_001, "validation": 70_002}  # far from those of training sets
 INPUT, OURS, ORACLE = "blurred input", "ours, estimated map", "ours, true map"
 BLIND = ("blind Richardson-Lucy", "blind total variation")
 BLIND_BEST = tuple(f"{name}, best setting (oracle)" for name in BLIND)
@@ -71,7 +73,8 @@ class Config:
     """Settings of the experiment."""
 
     out: Path = Path("results")
-    images: int = 20  # objects: the held-out photographs, then procedural ones
+    images: int = 20  # objects: the photographs of the split, then procedural ones
+    split: Literal["test", "validation"] = "test"  # validation: to choose settings by
     photons: tuple[float, ...] = (1000.0, 100.0)  # per pixel
     size: int = 448  # px, edge of an image
     workers: int = 2  # processes of one thread each
@@ -91,11 +94,12 @@ class Case:
     photons: float
     size: int
     seed: int
+    split: str = "test"
 
     @property
     def key(self) -> str:
         """Name of its file."""
-        return f"{self.index:03d}_{self.photons:g}_{self.size}_{self.seed}"
+        return f"{self.split}_{self.index:03d}_{self.photons:g}_{self.size}_{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -111,15 +115,16 @@ class Scene:
 
 def cases(config: Config) -> list[Case]:
     """All cases; the PSF models and kinds of maps take turns over the objects."""
-    kinds = list(OBJECTS)
+    photographs, kinds = PHOTOGRAPHS[config.split], list(OBJECTS)
     found = []
     for index in range(config.images):
-        held_out = index < len(HELD_OUT)
-        name = HELD_OUT[index] if held_out else kinds[(index - len(HELD_OUT)) % len(kinds)]
+        later = index - len(photographs)
+        name = photographs[index] if later < 0 else kinds[later % len(kinds)]
         model = list(MODELS)[index % len(MODELS)]
         kind = ("tilted plane", "random map")[(index // len(MODELS)) % 2]
         for photons in config.photons:
-            found.append(Case(index, name, model, kind, photons, config.size, config.seed))
+            place = (index, name, model, kind, photons, config.size, config.seed)
+            found.append(Case(*place, config.split))
     return found
 
 
@@ -148,14 +153,14 @@ def draw_map(case: Case, model: PsfModel, rng: np.random.Generator) -> torch.Ten
 
 def load_object(case: Case, edge: int) -> torch.Tensor:
     """Sharp object (edge, edge), positive; a photograph is mirrored where it is too small."""
-    if case.name in HELD_OUT:
+    if case.name not in OBJECTS:
         plane = np.asarray(read_plane(Source(case.name, "builtin")), np.float32)
         top, left = (max(0, (length - edge) // 2) for length in plane.shape)
         plane = plane[top : top + edge, left : left + edge]
         missing = [(0, edge - length) for length in plane.shape]
         plane = np.pad(plane, missing, mode="symmetric")
     else:
-        rng = np.random.default_rng([PROCEDURAL_SEED, case.seed, case.index])
+        rng = np.random.default_rng([PROCEDURAL_SEED[case.split], case.seed, case.index])
         plane = OBJECTS[case.name](rng, edge)
     return torch.from_numpy(plane.astype(np.float32)) + 0.02
 
