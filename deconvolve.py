@@ -9,8 +9,8 @@ zernike1d_tilted). Writes restored.tif (float32, in the counts and with the cali
 input, the camera's offset taken off), side_by_side.png (input and result, with insets) and
 restoration.json. The restoration is Richardson-Lucy with total variation under the spatially
 variant PSF, after the map was scaled, place by place, to what predicts held-out photons best
-(--refine); where the map is unsure of the PSF or found no content, only noise is taken off. With
---all-planes, channels and planes of a stack are restored one by one, each with the map of the
+(--refine), and narrowed where it is unsure; where it found no content, only noise is taken off.
+With --all-planes, channels and planes of a stack are restored one by one, each with the map of the
 chosen one.
 """
 

@@ -17,7 +17,7 @@ from psf.deconvolution import richardson_lucy
 from psf.label_map import LabelMap, blur_of_map, interpolate, support_px
 from psf.restoration import (
     MISFIT_ALLOWED,
-    caution_of_map,
+    doubt_of_map,
     misfit_of,
     restore_with_map,
     sharpened,
@@ -93,9 +93,19 @@ def test_places_without_content_lose_noise_and_keep_their_blur():
     assert error(restored.image, smooth) < 0.3 * error(trusted.image, smooth)
 
 
-def test_caution_grows_with_the_uncertainty_of_the_psf():
-    shares = [float(caution_of_map(label_map(deviation=d), SHAPE).mean()) for d in (0.0, 0.5, 2.0)]
+def test_doubt_grows_with_the_uncertainty_of_the_psf():
+    shares = [float(doubt_of_map(label_map(deviation=d), SHAPE).mean()) for d in (0.0, 0.5, 2.0)]
     assert shares[0] == 0 < shares[1] < shares[2] <= 1
+
+
+def test_where_nothing_is_known_of_the_psf_a_narrower_one_is_taken():
+    _, image = scene(label_map())
+    sure, plain = restore_with_map(image, label_map(), iterations=3, refined=False)
+    unsure, narrower = restore_with_map(
+        image, label_map(deviation=20.0), iterations=3, refined=False
+    )
+    assert float(narrower.psf_at(48, 56).max()) > 1.2 * float(plain.psf_at(48, 56).max())
+    assert not torch.equal(sure.image, unsure.image)
 
 
 def test_interpolation_is_linear_inside_and_constant_outside():
