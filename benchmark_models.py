@@ -22,26 +22,27 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from common.command import keep_freed_memory, pick_device, run
+from common.files import run_record, whole_file, write_json
+from common.pictures import Panel, draw_reliability, draw_scatter
 from models.checkpoint import Estimator, load_estimator
 from models.data import CONDITIONS, PatchSet
 from models.degradations import DEGRADATIONS, Degradation, recorded_levels, turned_levels
-from models.metrics import SCORES, r2_interval
 from models.scoring import (
     BOOTSTRAP_SEED,
+    SCORES,
     Scored,
     checkpoint_facts,
     prediction_rate,
+    r2_interval,
     score_condition,
     table_rows,
 )
-from psf.command import keep_freed_memory, pick_device, run
 from psf.errors import InputError
-from psf.files import run_record, whole_file, write_json
-from psf.images import load_sources, split_sources
 from psf.microscope import simulated_microscopes
 from psf.model import PsfModel
-from psf.pictures import Panel, draw_reliability, draw_scatter
-from psf.simulation import from_config
+from simulation.patches import from_config
+from simulation.sources import load_sources, split_sources
 
 
 @dataclass(frozen=True)

@@ -20,23 +20,17 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from common.command import keep_freed_memory, pick_device, run
+from common.files import run_record, whole_file
+from common.overviews import draw_depth_calibration
+from micrographs.metadata import OpticsFacts
+from micrographs.micrograph import Micrograph, open_micrograph
 from models.checkpoint import Estimator, load_estimator, outside_limits
-from models.depth import (
-    FEWEST_PLANES,
-    DepthCalibration,
-    fit_depth,
-    is_signed,
-    leave_one_plane_out,
-    plane_means,
-)
-from models.focal_stack import predict_stack
-from psf.command import keep_freed_memory, pick_device, run
+from models.depth import DepthCalibration, is_signed
+from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plane_means
+from models.mapping import predict_stack
 from psf.errors import InputError
-from psf.files import run_record, whole_file
-from psf.micrographs import Micrograph, open_micrograph
 from psf.microscope import Microscope
-from psf.optics_facts import OpticsFacts
-from psf.pictures import draw_depth_calibration
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,13 @@ import tifffile
 import torch
 from tqdm import tqdm
 
+from common.command import keep_freed_memory, pick_device, run
+from common.files import run_record, whole_file, write_json
+from common.overviews import draw_restoration
+from micrographs.camera import Camera
+from micrographs.micrograph import Micrograph, open_micrograph
 from models.checkpoint import load_estimator
-from models.estimation import (
+from models.map_image import (
     MapSettings,
     check_settings,
     choose_sampling,
@@ -38,17 +43,17 @@ from models.estimation import (
     settings_of,
     smooth_parameters,
 )
-from models.restoring import check_belongs, continue_to_borders, label_map_of, read_map
-from psf.camera import Camera
-from psf.command import keep_freed_memory, pick_device, run
-from psf.deconvolution import check_settings as check_iterations
 from psf.errors import InputError
-from psf.files import run_record, whole_file, write_json
-from psf.iteration import Restored
-from psf.label_map import LabelMap
-from psf.micrographs import Micrograph, open_micrograph
-from psf.pictures import draw_restoration
-from psf.restoration import restore_with_map
+from restoration.blur_map import (
+    LabelMap,
+    check_belongs,
+    continue_to_borders,
+    label_map_of,
+    read_map,
+)
+from restoration.iteration import Restored
+from restoration.richardson_lucy import check_settings as check_iterations
+from restoration.with_map import restore_with_map
 
 WHITE_16 = 2**16 - 1
 

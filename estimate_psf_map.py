@@ -22,9 +22,14 @@ import numpy as np
 import tifffile
 import torch
 
+from common.command import keep_freed_memory, pick_device, run
+from common.files import run_record, whole_file, write_json
+from common.overviews import draw_map
+from micrographs.micrograph import open_micrograph
 from models.checkpoint import Estimator, load_estimator
 from models.depth import DepthCalibration, depth_from_optics, is_signed
-from models.estimation import (
+from models.map_files import map_table, write_channels, write_full_resolution
+from models.map_image import (
     MapSettings,
     check_settings,
     choose_sampling,
@@ -39,14 +44,9 @@ from models.estimation import (
     shrink,
     smooth_parameters,
 )
-from models.map_files import map_table, write_channels, write_full_resolution
 from models.mapping import PsfMap
-from psf.command import keep_freed_memory, pick_device, run
 from psf.errors import InputError
-from psf.files import run_record, whole_file, write_json
-from psf.micrographs import open_micrograph
 from psf.microscope import Microscope
-from psf.pictures import draw_map
 
 
 @dataclass(frozen=True, kw_only=True)

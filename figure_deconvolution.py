@@ -29,24 +29,23 @@ from skimage.restoration import unsupervised_wiener
 from tqdm import tqdm
 
 from benchmarks.deconvolution_peers import deepinv_richardson_lucy, installed
+from common.command import keep_freed_memory, run
+from common.files import read_json, whole_file, write_json
+from common.pictures import add_scale_bar, new_figure, save_figure, show_image
 from models.checkpoint import load_estimator
-from models.estimation import smooth_parameters
+from models.map_image import smooth_parameters
 from models.mapping import predict_map
-from models.restoring import continue_to_borders, label_map_of
-from psf.blind import blind_richardson_lucy, blind_total_variation, weights_after_blur
-from psf.command import keep_freed_memory, run
-from psf.deconvolution import richardson_lucy
 from psf.errors import InputError
-from psf.files import read_json, whole_file, write_json
-from psf.images import HELD_OUT, VALIDATION, Source, read_plane
-from psf.label_map import LabelMap, blur_of_map
 from psf.microscope import Microscope
 from psf.model import PsfModel, psf_model
-from psf.objects import OBJECTS
-from psf.pictures import add_scale_bar, new_figure, save_figure, show_image
-from psf.restoration import restore_with_map
 from psf.synthesis import EnergyWarning
-from psf.variant import VariantBlur, psf_grid_from_map
+from restoration.blur_map import LabelMap, blur_of_map, continue_to_borders, label_map_of
+from restoration.richardson_lucy import richardson_lucy
+from restoration.rivals import blind_richardson_lucy, blind_total_variation, weights_after_blur
+from restoration.variant_blur import VariantBlur, psf_grid_from_map
+from restoration.with_map import restore_with_map
+from simulation.objects import OBJECTS
+from simulation.sources import HELD_OUT, VALIDATION, Source, read_plane
 
 # of the models whose own network is not the best for maps
 NETWORKS = {"zernike1d": "zernike1d_tilted", "zernike2d": "zernike2d_tilted"}

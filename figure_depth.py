@@ -26,22 +26,28 @@ import torch
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
+from common.command import keep_freed_memory, pick_device, run
+from common.files import run_record, whole_file, write_json
+from common.pictures import COLOURS, add_scale_bar, colour_map, new_figure, save_figure, show_image
 from models.checkpoint import Estimator, load_estimator
-from models.depth import DepthCalibration, fit_depth, plane_means
+from models.depth import DepthCalibration
+from models.depth_fit import fit_depth, plane_means
 from models.mapping import PsfMap, predict_map
 from models.smoothing import smooth_map
-from psf.blur import blur_varying, interpolation_weights
-from psf.command import keep_freed_memory, pick_device, run
+from psf.blur import (
+    blur_by_column,
+    blur_varying,
+    dome_depth_um,
+    interpolation_weights,
+    tilted_depth_um,
+)
 from psf.errors import InputError
-from psf.files import run_record, whole_file, write_json
-from psf.images import HELD_OUT, builtin_sources, read_plane
 from psf.microscope import Microscope
 from psf.model import PsfModel
 from psf.noise import camera_counts, to_photons
-from psf.objects import OBJECTS
-from psf.pictures import COLOURS, add_scale_bar, colour_map, new_figure, save_figure, show_image
-from psf.surfaces import blur_by_column, dome_depth_um, tilted_depth_um
 from psf.synthesis import synthesize
+from simulation.objects import OBJECTS
+from simulation.sources import HELD_OUT, builtin_sources, read_plane
 
 PAPER_UM = 2.0  # precision that the paper states
 LENSES = {"astigmatic": "cylindrical lens", "zernike1d": "no lens"}

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from psf.command import run
+from common.command import run
+from common.files import whole_file
+from common.pictures import COLOURS, new_figure, save_figure
 from psf.errors import InputError
-from psf.files import whole_file
-from psf.pictures import COLOURS, new_figure, save_figure
 
 TARGETS = (0.90, 0.93, 0.95, 0.98, 0.995)
 FLATTEST = 0.02  # exponent below which the line is called flat

@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
-from psf.command import run
+from common.command import run
+from common.pictures import COLOURS, new_figure, save_figure
 from psf.errors import InputError
-from psf.pictures import COLOURS, new_figure, save_figure
 
 LOWEST_R2 = -0.05  # of the axis; a network that knows nothing has 0
 LOGARITHMIC = ("e⁻", "photons/px")

@@ -16,16 +16,16 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from psf.command import run
+from common.command import run
+from common.gallery import OTF_MARGIN, Gallery, Picture, Section, Transfer, draw_gallery
+from common.pictures import save_figure
+from psf.blur import transfer_functions
 from psf.errors import InputError
-from psf.gallery import OTF_MARGIN, Gallery, Picture, Section, Transfer, draw_gallery
 from psf.gibson_lanni import Layers, layered_wavefront
 from psf.light import warn_if_scalar_is_off
 from psf.microscope import Microscope, Optics
 from psf.model import MODEL_NAMES, PsfModel, psf_model
-from psf.pictures import save_figure
 from psf.synthesis import synthesize_with_loss
-from psf.transfer import transfer_functions
 
 SUFFIXES = (".png", ".pdf")
 LOST_LIGHT = 0.03  # share outside a picture, which decides between the fields:

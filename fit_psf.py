@@ -22,23 +22,26 @@ import numpy as np
 import tifffile
 import torch
 import tyro
+from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
+from common.command import keep_freed_memory, run
+from common.files import run_record, whole_file, write_json
+from common.overviews import draw_bead_fit
+from micrographs.stacks import LARGEST_STEP_UM, Stack, read_stack
 from psf.bead import BeadFit, Scene, fit_bead
-from psf.command import keep_freed_memory, run
 from psf.errors import InputError
-from psf.files import run_record, whole_file, write_json
 from psf.gibson_lanni import Layers, layered_wavefront
 from psf.light import warn_if_scalar_is_off
 from psf.microscope import Microscope, Optics
 from psf.model import psf_model
-from psf.pictures import draw_bead_fit
-from psf.stacks import LARGEST_STEP_UM, Stack, check_saturation, cut_out, read_stack
 from psf.zernike import noll_to_nm
 
 SCALE_TOLERANCE = 0.01  # by which a length on the command line may differ from the file's
 MUCH_MORE_THAN_NOISE = 1.5  # dispersion
 SAID_BY_OTHERS = {1: "piston", 2: "the centre", 3: "the centre", 4: "the focus"}
+FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # of 8 to 16 bit cameras
+SATURATED_PIXELS = 3  # at full scale: more than a lone hot pixel
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,35 @@ def report(description: dict, residual_of_peak: float) -> None:
             f"{dispersion**0.5:.2g} times as large if it is random, and unknown if it is not. "
             "Check --electrons-per-count and --offset-counts, or fit more modes."
         )
+
+
+def check_saturation(counts: np.ndarray) -> None:
+    """Refuse a stack whose bead is cut off at the full scale of a camera."""
+    highest = counts.max()
+    at_top = int((counts == highest).sum())
+    if float(highest) in FULL_SCALES and at_top >= SATURATED_PIXELS:
+        raise InputError(
+            f"{at_top} pixels are saturated (at {highest:g} counts): the shape of the peak is "
+            "lost; record the bead with less light or exposure."
+        )
+
+
+def cut_out(counts: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
+    """Square (Z, K, K) around the brightest spot, with its first row and column.
+
+    Raises
+    ------
+    InputError
+        If the images are smaller than K.
+    """
+    height, width = counts.shape[1:]
+    if size > min(height, width):
+        raise InputError(f"--size {size} does not fit planes of {height} x {width} px.")
+    smooth = gaussian_filter(counts.astype(float), 1)
+    _, row, column = np.unravel_index(smooth.argmax(), smooth.shape)
+    top = int(np.clip(row - size // 2, 0, height - size))
+    left = int(np.clip(column - size // 2, 0, width - size))
+    return counts[:, top : top + size, left : left + size], top, left
 
 
 def main(config: Config) -> None:

@@ -21,17 +21,17 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from psf.command import keep_freed_memory, run
+from common.command import keep_freed_memory, run
+from common.files import check_free_space, claim_folder, run_record, write_json
+from common.pictures import add_scale_bar, new_figure, save_figure, show_image
 from psf.errors import InputError
-from psf.files import check_free_space, claim_folder, run_record, write_json
 from psf.gibson_lanni import Layers
-from psf.images import SPLITS, Source, load_sources, split_sources
 from psf.light import warn_if_scalar_is_off
 from psf.microscope import Microscope, Optics
 from psf.model import PsfModel, psf_model
-from psf.pictures import draw_preview
-from psf.shards import shard_path, to_uint16, write_shard
-from psf.simulation import (
+from psf.noise import camera_counts, to_photons
+from psf.zernike import noll_to_nm
+from simulation.patches import (
     OpticsRanges,
     Patches,
     Simulation,
@@ -41,12 +41,15 @@ from psf.simulation import (
     simulate,
     steepest_optics,
 )
-from psf.zernike import noll_to_nm
+from simulation.shards import shard_columns, shard_path, write_shard
+from simulation.sources import SPLITS, Source, load_sources, split_sources
 
 COUNTS = ("train_patches", "validation_patches", "test_patches", "patch_size", "workers")
 COUNTS += ("patches_per_crop",)
 CHUNK = 64  # patches simulated together from one seed: the unit of reproducibility
 SHARD = 1024  # patches in a file of 32 MiB
+PREVIEW_ROWS = 8
+PREVIEW_PHOTONS = (1000, 100)  # mean per pixel
 
 
 @dataclass(frozen=True)
@@ -176,30 +179,6 @@ def chunk_rng(seed: int, split: str, chunk: int) -> np.random.Generator:
     return np.random.default_rng([seed, SPLITS.index(split), chunk])
 
 
-def shard_columns(
-    patches: list[Patches], kinds: dict[str, str], rng: np.random.Generator | None
-) -> dict[str, Any]:
-    """Datasets of a shard, by name; `kinds` of the sources, by their name.
-
-    `rng` draws the noise seeds of held-out patches.
-    """
-    names = np.array([name for p in patches for name in p.names])
-    distinct = np.unique(names[names != ""])
-    index = np.where(names == "", -1, np.searchsorted(distinct, names))
-    columns = {
-        "patches": torch.cat([to_uint16(p.blurred) for p in patches]).numpy(),
-        "labels": torch.cat([p.labels for p in patches]).numpy(),
-        "has_content": torch.cat([p.has_content for p in patches]).numpy().astype(np.uint8),
-        "optics": torch.cat([p.optics for p in patches]).numpy(),
-        "source_index": index.astype(np.int32),
-        "source_names": distinct,
-        "source_kinds": np.array([kinds[name] for name in distinct], dtype=str),
-    }
-    if rng is not None:
-        columns["noise_seed"] = rng.integers(0, 2**62, len(names))
-    return columns
-
-
 def make_shard(
     job: tuple[str, int, int],
     simulation: Simulation,
@@ -243,6 +222,43 @@ def run_jobs(work: partial, jobs: list[tuple[str, int, int]], workers: int) -> I
     # spawn: safe beside PyTorch's threads, and the same on every system
     with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
         yield from pool.imap_unordered(work, jobs)
+
+
+def draw_preview(path: Path, patches: Patches, simulation: Simulation) -> None:
+    """Contact sheet of a training set: object, PSF, blurred and noisy patch, label."""
+    rows = min(PREVIEW_ROWS, len(patches.labels))
+    figure, axes = new_figure(rows, 3 + len(PREVIEW_PHOTONS), 1.7, 1.85)
+    generator = torch.Generator().manual_seed(0)
+    for row in range(rows):
+        microscope = Microscope(*patches.optics[row].tolist())
+        blurred = patches.blurred[row : row + 1]
+        show_image(axes[row, 0], patches.sharp[row].numpy(), patches.names[row] or "blank")
+        peak = patches.psfs[row] / patches.psfs[row].max()
+        axes[row, 1].imshow(peak.sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
+        axes[row, 1].set(xticks=[], yticks=[])
+        axes[row, 1].set_title(label_text(simulation, patches, row), fontsize=8)
+        show_image(axes[row, 2], blurred[0].numpy(), "blurred")
+        for column, photons in enumerate(PREVIEW_PHOTONS, start=3):
+            noisy = camera_counts(to_photons(blurred, photons), generator)[0].numpy()
+            show_image(axes[row, column], noisy, f"{photons} photons/px")
+        for column in range(axes.shape[1]):
+            size = patches.psfs.shape[-1] if column == 1 else simulation.patch_size
+            add_scale_bar(axes[row, column], microscope.pixel_size_um, size)
+    figure.suptitle(
+        f"{simulation.model.name}: object, PSF (square root of intensity), image", fontsize=9
+    )
+    save_figure(path, figure)
+
+
+def label_text(simulation: Simulation, patches: Patches, row: int) -> str:
+    """Label of a patch in words, e.g. `focus 2.31 waves`."""
+    if not patches.has_content[row]:
+        return "no content"
+    names, unit = simulation.model.label_names, simulation.model.unit
+    values = patches.labels[row].tolist()
+    if len(values) == 1:
+        return f"{names[0]} {values[0]:.2f} {unit}"
+    return "\n".join(f"{n} {v:.2f}" for n, v in zip(names, values, strict=True))
 
 
 def main(config: Config) -> None:

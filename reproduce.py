@@ -16,10 +16,9 @@ from typing import Literal
 
 import pandas as pd
 
-from psf.command import run
+from common.command import run
 from psf.errors import InputError
-from psf.microscope import Microscope
-from psf.simulation import OPTICS_NAMES
+from psf.microscope import OPTICS_NAMES, Microscope
 
 MAPPED = "zernike1d"  # the PSF model of the tilted plane that the map is made of
 

@@ -15,15 +15,15 @@ import tifffile
 import torch
 import tyro
 
+from common.command import run
+from common.files import run_record, whole_file, write_json
 from psf.blur import blur_varying, interpolation_weights
-from psf.command import run
 from psf.errors import InputError
-from psf.files import run_record, whole_file, write_json
-from psf.images import builtin_sources, read_plane
 from psf.microscope import Microscope
 from psf.model import psf_model
 from psf.noise import camera_counts, to_photons
 from psf.synthesis import synthesize
+from simulation.sources import builtin_sources, read_plane
 
 
 @dataclass(frozen=True)

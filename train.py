@@ -17,14 +17,13 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from models import calibration
+from common.command import keep_freed_memory, run
+from common.files import claim_folder, read_json, run_record, whole_file, write_json
+from common.pictures import draw_curves
+from models import error_bars
 from models.checkpoint import load_estimator, save_checkpoint
-from models.trainer import Progress, Settings, Trainer
-from models.training import load_state, save_state, start_processes
-from psf.command import keep_freed_memory, run
+from models.trainer import Progress, Settings, Trainer, load_state, save_state, start_processes
 from psf.errors import InputError
-from psf.files import claim_folder, read_json, run_record, whole_file, write_json
-from psf.pictures import draw_curves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +121,7 @@ def calibrate_best(trainer: Trainer) -> None:
     """Measure the error bars of the saved weights on the validation split and add them."""
     best = load_estimator(trainer.config.out, trainer.device)
     trainer.network.load_state_dict(best.network.state_dict())
-    found = calibration.to_config(trainer.calibrate())
+    found = error_bars.to_config(trainer.calibrate())
     save_checkpoint(trainer.config.out, trainer.network, {**best.config, "calibration": found})
 
 

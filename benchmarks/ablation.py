@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from common.command import keep_freed_memory, run
+from common.files import whole_file
 from models.data import CONDITIONS
-from models.metrics import SCORES
+from models.loss import output_count
+from models.scoring import SCORES
 from models.spectral_resnet import SpectralResNet
-from models.trainer import Settings, Trainer
-from models.training import build_optimizer, output_count
-from psf.command import keep_freed_memory, run
-from psf.files import whole_file
+from models.trainer import Settings, Trainer, build_optimizer
 
 
 @dataclass(frozen=True)

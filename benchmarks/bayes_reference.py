@@ -23,15 +23,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common.command import run
+from common.files import whole_file
 from models.checkpoint import load_estimator
 from models.degradations import DEGRADATIONS, MEAN_ELECTRONS, READ_NOISE_E
-from models.metrics import SCORES, r2_interval
-from psf.command import run
-from psf.files import whole_file
+from models.scoring import SCORES, r2_interval
+from psf.blur import transfer_functions
 from psf.microscope import Microscope
 from psf.model import psf_model
 from psf.noise import camera_counts, gaussian_noise, poisson_noise, to_photons
-from psf.transfer import transfer_functions
 
 SIZE = 128  # px
 CAMERA_READ_NOISE_E = 1.6

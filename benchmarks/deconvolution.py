@@ -42,12 +42,12 @@ from benchmarks.deconvolution_peers import (
     installed,
     sdeconv_richardson_lucy,
 )
+from common.command import keep_freed_memory, run
+from common.files import whole_file
 from psf import Microscope, psf_model
-from psf.command import keep_freed_memory, run
-from psf.deconvolution import richardson_lucy
-from psf.files import whole_file
 from psf.synthesis import EnergyWarning
-from psf.variant import VariantBlur, psf_grid_from_map
+from restoration.richardson_lucy import richardson_lucy
+from restoration.variant_blur import VariantBlur, psf_grid_from_map
 
 SIZE, PSF_SIZE, PHOTONS = 512, 63, 1000.0
 PIXELS = torch.linspace(0, SIZE - 1, 8)

@@ -21,12 +21,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common.command import run
+from common.files import whole_file
 from psf import Microscope, psf_model
-from psf.command import run
 from psf.errors import InputError
-from psf.files import whole_file
-from psf.objects import OBJECTS
-from psf.variant import VariantBlur, psf_grid_from_map
+from restoration.variant_blur import VariantBlur, psf_grid_from_map
+from simulation.objects import OBJECTS
 
 ROOT = Path(__file__).parents[1]
 PSF_SIZE, LEVELS = 95, 17

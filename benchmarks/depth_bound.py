@@ -22,10 +22,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from psf.command import run
-from psf.files import whole_file
+from common.command import run
+from common.files import whole_file
+from psf.blur import transfer_functions
 from psf.microscope import Microscope
-from psf.transfer import transfer_functions
 
 STEP_WAVES = 1e-3  # of the derivative with respect to focus
 

@@ -24,10 +24,10 @@ from scipy.signal import fftconvolve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common.command import keep_freed_memory, run
+from common.files import whole_file
 from psf import Microscope, draw_labels, psf_model, synthesize
 from psf.blur import blur_valid
-from psf.command import keep_freed_memory, run
-from psf.files import whole_file
 
 PATCH, SUPPORT, BATCH = 128, 127, 64  # px, px, patches
 

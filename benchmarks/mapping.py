@@ -24,16 +24,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common.command import keep_freed_memory, run
+from common.files import whole_file
 from models.checkpoint import load_estimator
 from models.mapping import predict_map
 from psf.blur import blur_valid
-from psf.command import keep_freed_memory, run
 from psf.errors import InputError
-from psf.files import whole_file
-from psf.images import builtin_sources, read_plane
 from psf.microscope import Microscope
 from psf.noise import camera_counts, to_photons
 from psf.synthesis import synthesize
+from simulation.sources import builtin_sources, read_plane
 
 ROOT = Path(__file__).parents[1]
 SIZE = 2048

@@ -43,9 +43,9 @@ import psf_peers
 from psf_peers import BESSEL, INSTALL, PEERS, Scene
 from reference import Profile, hankel_profile, pixels, points
 
+from common.command import keep_freed_memory, run
+from common.files import whole_file
 from psf import Layers, Microscope, psf_model, synthesize_with_loss
-from psf.command import keep_freed_memory, run
-from psf.files import whole_file
 from psf.microscope import SamplingWarning
 
 WATER, OIL = Layers(1.33, n_coverslip=1.33, n_sample=1.33), Layers(1.515, n_sample=1.33)

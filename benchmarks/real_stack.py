@@ -20,21 +20,15 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common.command import pick_device, run
+from common.files import read_json, run_record, whole_file
+from micrographs.micrograph import open_micrograph
 from models.checkpoint import load_estimator, outside_limits
-from models.depth import (
-    depth_from_optics,
-    fit_depth,
-    follows,
-    is_signed,
-    leave_one_plane_out,
-    plane_means,
-)
-from models.focal_stack import predict_stack
-from models.sampling import ResampledImage, fit_sampling
-from psf.command import pick_device, run
+from models.depth import depth_from_optics, is_signed
+from models.depth_fit import fit_depth, follows, leave_one_plane_out, plane_means
+from models.mapping import predict_stack
+from models.resampling import ResampledImage, fit_sampling
 from psf.errors import InputError
-from psf.files import read_json, run_record, whole_file
-from psf.micrographs import open_micrograph
 from psf.microscope import Microscope
 
 NEEDED = ("z_um", "bands_y", "band_focus_z_um_measured", "pixel_um")

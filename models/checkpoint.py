@@ -18,15 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from models import calibration
+from common.files import read_json, whole_file, write_json
+from models import error_bars
 from models.data import normalise
+from models.loss import Scaler, output_count, split_outputs
 from models.networks import build, for_inference
-from models.training import Scaler, output_count, split_outputs
 from psf.errors import InputError
-from psf.files import read_json, whole_file, write_json
-from psf.microscope import Microscope, Microscopes, cutoffs
+from psf.microscope import OPTICS_NAMES, Microscope, Microscopes, cutoffs
 from psf.model import PsfModel, from_config
-from psf.simulation import OPTICS_NAMES
 
 OPTICS_TOLERANCE = 0.02  # relative excess over the trained range that still draws no warning
 
@@ -120,7 +119,7 @@ class Estimator:
             patches.split(batch_size), cutoff.split(batch_size), strict=True
         ):
             batch = normalise(part.to(self.device, torch.float32))
-            noise.append(calibration.noise_share(batch).cpu())
+            noise.append(error_bars.noise_share(batch).cpu())
             outputs.append(self._fast_network(batch, part_cutoff).float().cpu())
         values, log_variances, logits = split_outputs(torch.cat(outputs))
         scaler = Scaler.from_ranges(self.config["label_ranges"])
@@ -171,7 +170,7 @@ def interval_factors(
     columns = [
         np.stack(one.factors(column.double().numpy(), noise.double().numpy()))
         for one, column in zip(
-            calibration.from_config(config, deviations.shape[1]), deviations.T, strict=True
+            error_bars.from_config(config, deviations.shape[1]), deviations.T, strict=True
         )
     ]
     return torch.from_numpy(np.stack(columns, -1)).to(deviations)

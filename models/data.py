@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.files import read_json
 from psf.errors import InputError
-from psf.files import read_json
 from psf.model import PsfModel, from_config, turn_labels
 from psf.noise import (
     axial_illumination,
@@ -25,7 +25,7 @@ from psf.noise import (
     quantise,
     to_photons,
 )
-from psf.shards import map_dataset, read_column, release, shard_path
+from simulation.shards import map_dataset, read_column, release, shard_path
 
 
 @dataclass(frozen=True)

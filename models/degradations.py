@@ -14,9 +14,7 @@ import torch
 
 from models.data import Batch, PatchSet
 from psf.blur import blur_valid
-from psf.crops import draw_crops
 from psf.errors import InputError
-from psf.images import Source, read_plane
 from psf.model import draw_labels
 from psf.noise import (
     axial_illumination,
@@ -27,8 +25,10 @@ from psf.noise import (
     rotate,
     to_photons,
 )
-from psf.simulation import Simulation, draw_microscopes
 from psf.synthesis import synthesize
+from simulation.crops import draw_crops
+from simulation.patches import Simulation, draw_microscopes
+from simulation.sources import Source, read_plane
 
 LEVELS = 25
 MEAN_ELECTRONS = 1000.0  # per pixel, where Gaussian noise is added without shot noise

@@ -8,8 +8,8 @@ import pandas as pd
 import tifffile
 import torch
 
+from common.files import whole_file
 from models.mapping import PsfMap
-from psf.files import whole_file
 
 IMAGEJ_LIMIT = 2**32 - 2**20  # bytes; an ImageJ hyperstack is a classic TIFF
 BAND = 256  # rows written at a time

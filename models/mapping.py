@@ -6,7 +6,7 @@ map can be kept in a file, from which an interrupted map goes on.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.files import write_json
 from models.checkpoint import Estimator
 from psf.errors import InputError
-from psf.files import write_json
 from psf.microscope import Microscope
 
 BATCH = 64
@@ -234,3 +234,49 @@ class DoneRows:
         # what was seen of the brightness is not kept; the mean of a patch is as good
         if whole:
             self.low, self.high = float(rows[:, -1].min()), float(rows[:, -1].max())
+
+
+@dataclass(frozen=True)
+class StackMaps:
+    """PSF parameters on a grid of R x C patch centres in K planes."""
+
+    names: tuple[str, ...]  # of the P parameters
+    unit: str
+    values: np.ndarray  # (K, P, R, C)
+    standard_deviations: np.ndarray  # (K, P, R, C)
+    content: np.ndarray  # (K, R, C) probability
+    rows: np.ndarray  # (R,) centres of the patches, px from the top
+
+    def of(self, parameter: str, largest_deviation: float) -> tuple[np.ndarray, np.ndarray]:
+        """Values and standard deviations of one parameter, (K, R, C) each.
+
+        NaN for patches without content, and with a standard deviation above the largest.
+        """
+        p = self.names.index(parameter)
+        values, deviations = self.values[:, p], self.standard_deviations[:, p]
+        good = (self.content >= 0.5) & (deviations <= largest_deviation)
+        return np.where(good, values, np.nan), np.where(good, deviations, np.nan)
+
+
+def predict_stack(
+    estimator: Estimator, planes: Sequence[Image], microscope: Microscope, stride: int
+) -> StackMaps:
+    """Predict a map of each plane, `stride` pixels between neighbouring patches.
+
+    Raises
+    ------
+    InputError
+        If a plane is constant, holds NaN or is smaller than a patch; it says which one.
+    """
+    maps = []
+    for k, plane in enumerate(tqdm(planes, desc="stack", unit="plane")):
+        try:
+            maps.append(predict_map(estimator, plane, microscope, stride))
+        except InputError as error:
+            raise InputError(f"plane {k}: {error}") from error
+    first = maps[0]
+    values, deviations, content = (
+        np.stack([getattr(one, name).numpy() for one in maps])
+        for name in ("values", "standard_deviations", "content")
+    )
+    return StackMaps(first.names, first.unit, values, deviations, content, first.rows.numpy())

@@ -1,16 +1,23 @@
-"""Networks by name."""
+"""Networks by name: the spectral one, and the paper's ResNets on pixels as its rivals."""
 
 import copy
 import itertools
+from collections.abc import Callable
 
 import torch
+import torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.rivals import RIVALS, PixelResNet
 from models.spectral_resnet import CircularConv, SpectralResNet
 from psf.errors import InputError
 
+RIVALS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": torchvision.models.resnet18,
+    "resnet34": torchvision.models.resnet34,
+    "resnet50": torchvision.models.resnet50,
+    "resnext50": torchvision.models.resnext50_32x4d,
+}
 MODEL_NAMES = ("spectral_resnet", *RIVALS)
 
 
@@ -48,3 +55,17 @@ def for_inference(network: nn.Module) -> nn.Module:
                 setattr(owner, key, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, next_name, nn.Identity())
     return folded.to(memory_format=torch.channels_last)
+
+
+class PixelResNet(nn.Module):
+    """A torchvision ResNet from scratch on grey patches; it is blind to the optics."""
+
+    def __init__(self, name: str, outputs: int) -> None:
+        super().__init__()
+        self.net = RIVALS[name](num_classes=outputs)
+        self.net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+
+    def forward(self, patches: torch.Tensor, cutoff: torch.Tensor) -> torch.Tensor:
+        """(N, H, W) normalised patches -> (N, outputs); `cutoff` is not used."""
+        images = patches[:, None].contiguous(memory_format=torch.channels_last)
+        return self.net(images).float()

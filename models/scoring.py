@@ -1,24 +1,39 @@
 """Score a network on held-out patches: values, the PSF they stand for, error bars, content flag."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import median_absolute_error, r2_score, roc_auc_score, root_mean_squared_error
 
-from models.calibration import coverage
 from models.checkpoint import Estimator
 from models.data import Batch, Condition, PatchSet
-from models.metrics import SCORES, r2_interval
+from models.error_bars import coverage
 from psf.microscope import Microscope, simulated_microscopes
 from psf.model import PsfModel
 from psf.synthesis import synthesize
 
 BOOTSTRAP_SEED = 0
 SPEED_PATCHES = 1024
+
+
+def squared_pearson(truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Squared Pearson correlation; blind to a wrong scale or offset. 0 if either is constant."""
+    if np.ptp(truth) == 0 or np.ptp(prediction) == 0:
+        return 0.0
+    return float(np.corrcoef(truth, prediction)[0, 1] ** 2)
+
+
+Score = Callable[[np.ndarray, np.ndarray], float]
+SCORES: dict[str, Score] = {
+    "r2": r2_score,
+    "pearson2": squared_pearson,
+    "rmse": root_mean_squared_error,
+    "median_abs_error": median_absolute_error,
+}
 
 
 @dataclass(frozen=True)
@@ -177,3 +192,16 @@ def checkpoint_facts(name: str, estimator: Estimator) -> dict[str, Any]:
         "minutes": run.get("minutes", float("nan")),
         "patches_seen": run.get("patches_seen", 0),
     }
+
+
+def r2_interval(
+    truth: np.ndarray, prediction: np.ndarray, rng: np.random.Generator, repetitions: int = 500
+) -> tuple[float, float]:
+    """95 % percentile interval of R^2 over patches (N,) drawn with replacement."""
+    draws = rng.integers(len(truth), size=(repetitions, len(truth)))
+    drawn = truth[draws].astype(np.float64)
+    residual = ((drawn - prediction[draws]) ** 2).sum(1)
+    total = ((drawn - drawn.mean(1, keepdims=True)) ** 2).sum(1)
+    values = 1 - residual[total > 0] / total[total > 0]  # of few patches, all may be the same one
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)

@@ -1,36 +1,36 @@
 """The training loop: settings, resumable progress, and one epoch at a time."""
 
+import json
 import math
+import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from models.calibration import NoiseCalibration, calibrate_by_noise, noise_share
+from common.command import pick_device
+from common.files import whole_file
 from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose, normalise, turn
-from models.metrics import SCORES
-from models.networks import build
-from models.training import (
+from models.error_bars import NoiseCalibration, calibrate_by_noise, noise_share
+from models.loss import (
     VALUE_WEIGHT,
     Scaler,
-    build_optimizer,
-    epoch_order,
     estimation_loss,
-    learning_rate,
     output_count,
-    prefers_bf16,
-    share_from_first,
     split_outputs,
-    step_generator,
     value_loss,
 )
-from psf.command import pick_device
+from models.networks import build
+from models.scoring import SCORES
 from psf.errors import InputError
 
 DEFAULT_EPOCHS = 12
@@ -39,6 +39,7 @@ CALIBRATION_CONDITIONS = (
     *CONDITIONS,
     *(Condition(f"{photons} photons", photons) for photons in (30, 300, 3000, 10_000)),
 )
+WARM_UP = 0.05  # share of the training during which the learning rate rises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,3 +201,103 @@ class Trainer:
             columns += (noise_share(patches),)
             parts.append([c[batch.has_content].cpu() for c in columns])
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def learning_rate(progress: float, peak: float) -> float:
+    """Linear warm-up, then half a cosine to zero; progress runs from 0 to 1."""
+    if progress < WARM_UP:
+        return peak * (0.02 + 0.98 * progress / WARM_UP)
+    share = min((progress - WARM_UP) / (1 - WARM_UP), 1.0)
+    return peak * (1 + math.cos(math.pi * share)) / 2
+
+
+def build_optimizer(network: nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); biases and normalisations do not decay."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=peak)
+
+
+def epoch_order(count: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> np.ndarray:
+    """Shuffled indices of one epoch; each of `world` processes takes every world-th of them."""
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return order[: count // world * world][rank::world]
+
+
+def step_generator(device: torch.device, seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """Generator of one step's noise: a resumed run draws what the first one would have drawn."""
+    mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(mixed) % 2**63)
+
+
+def save_state(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]
+) -> None:
+    """Write all that a resumed run needs to one safetensors file; JSON-able `facts` ride along."""
+    tensors = {f"network/{k}": v.contiguous() for k, v in network.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            tensors[f"optimizer/{index}/{key}"] = value.contiguous()
+    with whole_file(path) as partial:
+        partial.write_bytes(save(tensors, {"facts": json.dumps(facts)}))
+
+
+def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore what `save_state` wrote and return its facts.
+
+    Raises
+    ------
+    InputError
+        If the file is truncated.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); train again in a new folder.") from error
+    network.load_state_dict(
+        {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
+    )
+    state = optimizer.state_dict()
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            state["state"].setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(state)
+    return facts
+
+
+def start_processes() -> tuple[int, int]:
+    """Join the processes that torchrun started, if it did; (rank, world size)."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 0, 1
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend)
+    return torch.distributed.get_rank(), world
+
+
+def share_from_first(value: float, world: int) -> float:
+    """The first process' value, so that all of them take the same decision."""
+    if world == 1:
+        return value
+    shared = torch.tensor([value], dtype=torch.float64)
+    if torch.distributed.get_backend() == "nccl":
+        shared = shared.cuda()
+    torch.distributed.broadcast(shared, 0)
+    return float(shared)
+
+
+def prefers_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there: recent GPUs, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu":
+        return False
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)

@@ -1,11 +1,11 @@
 """Optics: microscope, PSF models, blur, noise, source images."""
 
+from psf.blur import transfer_functions
 from psf.errors import InputError
 from psf.gibson_lanni import Layers
 from psf.microscope import Microscope
 from psf.model import LIGHTS, MODEL_NAMES, PsfModel, draw_labels, psf_model, turn_labels
 from psf.synthesis import synthesize, synthesize_pupil, synthesize_with_loss
-from psf.transfer import transfer_functions
 
 __all__ = [
     "LIGHTS",

@@ -1,11 +1,18 @@
 """Blur on the valid region only: real content outside the patch, no wrap-around, no reflection."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from scipy.fft import next_fast_len
 
 from psf.errors import InputError
+from psf.microscope import Microscopes, cutoffs
+from psf.model import PsfModel, psf_model
+from psf.synthesis import synthesize_with_loss
 
 GROUP = 8  # images transformed together: they fit the cache of a processor core
+CHUNK = 16  # columns whose PSFs are in memory together
 
 
 def blur_valid(images: torch.Tensor, psfs: torch.Tensor) -> torch.Tensor:
@@ -67,3 +74,103 @@ def interpolation_weights(values: torch.Tensor, levels: torch.Tensor) -> torch.T
     weights = values.new_zeros(len(levels), *values.shape)
     weights.scatter_(0, upper[None] - 1, (1 - share)[None])
     return weights.scatter_(0, upper[None], share[None])
+
+
+def tilted_depth_um(columns: int, degrees: float, pixel_size_um: float) -> torch.Tensor:
+    """Depth (columns,) of a plane tilted about the y axis, in focus at its middle.
+
+    The plane rises along x; a pixel is pixel_size_um wide in the image, that is across the axis.
+    """
+    if not abs(degrees) < 90:
+        raise InputError(f"a plane cannot be tilted by {degrees:g} degrees; give less than 90.")
+    x_um = (torch.arange(columns) - (columns - 1) / 2) * pixel_size_um
+    return x_um * math.tan(math.radians(degrees))
+
+
+def dome_depth_um(size: int, rim_um: float, top_um: float) -> torch.Tensor:
+    """Depth (size, size) of a spherical cap: top_um in the middle, rim_um from its rim outwards."""
+    half = (size - 1) / 2
+    share = torch.linspace(-half, half, size) / (0.9 * half)
+    squared = (share[:, None] ** 2 + share**2).clamp(max=1)
+    # of a sphere; the cap is a third of its radius high, so that its slope stays finite
+    radius = (1 + (1 / 3) ** 2) / (2 / 3)
+    height = (radius**2 - squared).sqrt() - (radius - 1 / 3)
+    return rim_um + (top_um - rim_um) * 3 * height
+
+
+def blur_by_column(
+    sharp: torch.Tensor, psfs_of: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Blur an object whose depth changes along x: each column has its own PSF, exactly.
+
+    y = sum_x h_x * (column x of the object), by FFTs along the columns.
+
+    Parameters
+    ----------
+    sharp : (H, W) tensor
+    psfs_of : function of column indices (N,) that returns their PSFs (N, K, K), K odd
+
+    Returns
+    -------
+    (H - K + 1, W - K + 1) tensor, the valid region.
+    """
+    height, width = sharp.shape
+    size = psfs_of(torch.zeros(1, dtype=torch.long)).shape[-1]
+    if size > min(height, width):
+        raise InputError(f"a PSF of {size} px does not fit an object of {height} x {width} px.")
+    # circular wrap-around reaches the first size - 1 rows only, which are cut off
+    rows = next_fast_len(height, real=True)
+    objects = torch.fft.rfft(sharp, n=rows, dim=0).T  # (W, F)
+    blurred = objects.new_zeros(width + size - 1, objects.shape[1])
+    for chunk in torch.arange(width).split(CHUNK):
+        spectra = torch.fft.rfft(psfs_of(chunk).transpose(1, 2), n=rows)  # (N, K along x, F)
+        spectra *= objects[chunk, None]
+        for x, column in zip(chunk.tolist(), spectra, strict=True):
+            blurred[x : x + size] += column
+    valid = torch.fft.irfft(blurred[size - 1 : width], n=rows)[:, size - 1 : height]
+    return valid.T.contiguous()
+
+
+def transfer_functions(
+    model: PsfModel | str,
+    labels: torch.Tensor,
+    microscope: Microscopes,
+    shape: tuple[int, int],
+) -> torch.Tensor:
+    """OTFs, complex (N, H, W // 2 + 1), on the grid of `torch.fft.rfft2`.
+
+    `torch.fft.irfft2(torch.fft.rfft2(images) * otf, s=shape)` blurs without shifting; the image is
+    periodic. At frequency 0 stands the share of the light that falls within half the shape of
+    its emitter. Where the pixels sample the PSF at Nyquist or better the OTF is that of points
+    times the pixel's sinc(fx) sinc(fy); coarser pixels are integrated before the transform, so
+    that aliasing is as in a camera.
+
+    Parameters
+    ----------
+    model, labels, microscope : as for `synthesize`
+    shape : height and width of the images, pixels
+
+    Raises
+    ------
+    InputError
+        As `synthesize`; for a shape below 2 pixels.
+    """
+    height, width = shape
+    if min(shape) < 2:
+        raise InputError(f"an image of {height} x {width} px is too small; give at least 2 x 2.")
+    model = psf_model(model) if isinstance(model, str) else model
+    sampled = not model.is_gaussian and float(cutoffs(microscope).max()) <= 0.5
+    size = max(shape) - 1 + max(shape) % 2  # odd: centred on a pixel
+    psfs, lost = synthesize_with_loss(model, labels, microscope, size, not sampled)
+    psfs = psfs * (1 - lost)[:, None, None]
+    middle = size // 2
+    rows, columns = (slice(middle - (n - 1) // 2, middle + (n - 1) // 2 + 1) for n in shape)
+    kernel = psfs.new_zeros(len(psfs), height, width)
+    cropped = psfs[:, rows, columns]
+    kernel[:, : cropped.shape[1], : cropped.shape[2]] = cropped
+    kernel = kernel.roll((-((height - 1) // 2), -((width - 1) // 2)), (1, 2))
+    otf = torch.fft.rfft2(kernel)
+    if sampled:
+        along_y, along_x = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+        otf = otf * (torch.sinc(along_y)[:, None] * torch.sinc(along_x)).to(psfs)
+    return otf

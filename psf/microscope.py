@@ -18,6 +18,7 @@ from psf.errors import InputError
 NYQUIST_TOLERANCE = 1.01
 LONGEST_WAVELENGTH_UM = 20.0  # beyond it somebody typed nanometres
 LARGEST_PIXEL_UM = 50.0  # the same
+OPTICS_NAMES = ("na", "wavelength_um", "pixel_size_um", "refractive_index")
 
 
 class SamplingWarning(UserWarning):

@@ -13,9 +13,10 @@ import pytest
 import tifffile
 
 import fit_psf
+from fit_psf import check_saturation, cut_out
+from micrographs.stacks import read_stack
 from psf import InputError, Layers, Microscope
 from psf.bead import FIRST_MODE, Scene, _bead_blur, check_stack, expected_stack, fit_bead
-from psf.stacks import check_saturation, cut_out, read_stack
 
 ROOT = Path(__file__).parents[1]
 RECOVERY = 1e-3  # px, um, waves, and relative for photons and background

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from models import calibration
-from models.calibration import (
+from models import error_bars
+from models.checkpoint import interval_factors, load_estimator
+from models.data import PatchSet
+from models.error_bars import (
     BINS,
     GAUSSIAN_FACTORS,
     GROUPS,
@@ -23,10 +25,8 @@ from models.calibration import (
     coverage,
     noise_share,
 )
-from models.checkpoint import interval_factors, load_estimator
-from models.data import PatchSet
+from models.loss import Scaler
 from models.trainer import CALIBRATION_CONDITIONS
-from models.training import Scaler
 from psf import Microscope
 
 COUNT = 120_000  # 10,000 per bin: a standard error of 1 % of both factors
@@ -170,21 +170,21 @@ def test_config_keeps_the_tables():
     deviations = draw_deviations(2000)
     noise = np.random.default_rng(4).uniform(0.01, 1, 2000)
     found = [calibrate_by_noise(k * draw_errors(deviations, k), deviations, noise) for k in (1, 2)]
-    config = json.loads(json.dumps({"calibration": calibration.to_config(found)}))
-    again = calibration.from_config(config, 2)
+    config = json.loads(json.dumps({"calibration": error_bars.to_config(found)}))
+    again = error_bars.from_config(config, 2)
     for one, other in zip(found, again, strict=True):
         assert other.log_noise == pytest.approx(one.log_noise, abs=1e-6)
         assert len(other.tables) == len(one.tables) == 2000 // (BINS * SMALLEST_BIN)
         for name in ("log_deviation", "factor_68", "factor_95"):
             for a, b in zip(one.tables, other.tables, strict=True):
                 assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-6)
-    assert calibration.from_config({}, 3) == [UNCALIBRATED_NOISE] * 3
+    assert error_bars.from_config({}, 3) == [UNCALIBRATED_NOISE] * 3
 
 
 def test_each_parameter_has_its_own_factors():
     tables = [Calibration((0.0,), (2.0,), (5.0,)), Calibration((-1.0, 1.0), (1.0, 3.0), (2.0, 6.0))]
     each = [NoiseCalibration((0.0,), (table,)) for table in tables]
-    config = {"calibration": calibration.to_config(each)}
+    config = {"calibration": error_bars.to_config(each)}
     deviations = torch.tensor([[0.1, 1.0], [9.0, math.e]])
     found = interval_factors(config, deviations, torch.tensor([0.1, 0.5]))
     assert torch.allclose(found[0], torch.tensor([[2.0, 2.0], [2.0, 3.0]]))
@@ -201,7 +201,7 @@ def test_intervals_of_a_checkpoint_are_those_of_its_config(focus_run, focus_data
     def intervals(tables):
         config = {k: v for k, v in estimator.config.items() if k != "calibration"}
         each = [NoiseCalibration((0.0,), (table,)) for table in tables]
-        config |= {"calibration": calibration.to_config(each)} if tables else {}
+        config |= {"calibration": error_bars.to_config(each)} if tables else {}
         found = replace(estimator, config=config).predict(patches, Microscope())
         return found.standard_deviations, found.half_widths_95
 

@@ -7,7 +7,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
-from psf.camera import Camera, estimate_camera, photons_per_pixel, saturated_share
+from micrographs.camera import Camera, estimate_camera, photons_per_pixel, saturated_share
 from psf.noise import camera_counts, to_photons
 
 OFFSET = 100.0

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import models
-from models.calibration import noise_share
 from models.checkpoint import (
     OPTICS_TOLERANCE,
     Estimator,
@@ -23,7 +22,8 @@ from models.checkpoint import (
     save_checkpoint,
 )
 from models.data import PatchSet
-from models.training import Scaler, split_outputs
+from models.error_bars import noise_share
+from models.loss import Scaler, split_outputs
 from psf import InputError, Microscope
 
 MICROSCOPE = Microscope()

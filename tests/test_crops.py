@@ -6,16 +6,17 @@ import tifffile
 import torch
 from scipy import ndimage
 
-from psf.augmentation import add_grain, vary_intensity
-from psf.crops import (
+from psf.errors import InputError
+from simulation.augmentation import add_grain, vary_intensity
+from simulation.crops import (
     blank_crops,
     draw_crops,
+    is_sharp_and_rich,
     plain_window,
+    sharpness,
     turned_window,
 )
-from psf.errors import InputError
-from psf.gate import is_sharp_and_rich, sharpness
-from psf.images import builtin_sources, folder_sources, procedural_sources, read_plane
+from simulation.sources import builtin_sources, folder_sources, procedural_sources, read_plane
 
 CROP_PX, PATCH_PX = 190, 128
 

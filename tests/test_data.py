@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.files import write_json
 from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose, normalise, turn
 from psf import InputError, Microscope, draw_labels, psf_model, synthesize_with_loss, turn_labels
-from psf.files import write_json
-from psf.shards import map_dataset, shard_path, write_shard
+from simulation.shards import map_dataset, shard_path, write_shard
 
 CPU = torch.device("cpu")
 TURNED = 2e-5  # share of the peak: PSFs in single precision

@@ -7,11 +7,10 @@ import torch
 from skimage import data
 
 from psf import InputError, Microscope, synthesize_with_loss
-from psf.deconvolution import richardson_lucy
-from psf.held_out import search_windows
-from psf.iteration import Momentum, Settings, curvature, deviance_per_pixel, prior_scales
-from psf.tiling import richardson_lucy_tiled, tiles
-from psf.variant import VariantBlur
+from restoration.iteration import Momentum, Settings, curvature, deviance_per_pixel, prior_scales
+from restoration.richardson_lucy import richardson_lucy, richardson_lucy_tiled, tiles
+from restoration.stopping import search_windows
+from restoration.variant_blur import VariantBlur
 
 SIZE, K = 128, 31
 MARGIN = K // 2

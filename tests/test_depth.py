@@ -6,14 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.depth import (
-    DepthCalibration,
-    depth_from_optics,
-    fit_depth,
-    is_signed,
-    leave_one_plane_out,
-    plane_means,
-)
+from models.depth import DepthCalibration, depth_from_optics, is_signed
+from models.depth_fit import fit_depth, leave_one_plane_out, plane_means
 from psf import InputError, Microscope
 from psf.model import psf_model
 

@@ -22,7 +22,7 @@ from figure_deconvolution import (
     summarise,
     with_best_setting,
 )
-from psf.images import HELD_OUT
+from simulation.sources import HELD_OUT
 
 # a little light lies outside of the supports that render the truth
 pytestmark = pytest.mark.filterwarnings("ignore::psf.synthesis.EnergyWarning")

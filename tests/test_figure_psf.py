@@ -12,9 +12,9 @@ from matplotlib.text import Text
 from PIL import Image
 
 import figure_psf
+from common.command import run
+from common.gallery import OTF_FLOOR, draw_gallery
 from psf import MODEL_NAMES, InputError, Layers, Microscope
-from psf.command import run
-from psf.gallery import OTF_FLOOR, draw_gallery
 from psf.light import ScalarWarning
 
 OIL = figure_psf.Config(

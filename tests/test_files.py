@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from psf import InputError
-from psf.command import pick_device, run
-from psf.files import (
+from common.command import pick_device, run
+from common.files import (
     check_free_space,
     claim_folder,
     read_json,
@@ -23,6 +22,7 @@ from psf.files import (
     whole_file,
     write_json,
 )
+from psf import InputError
 
 Usage = namedtuple("Usage", "total used free")
 

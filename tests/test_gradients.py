@@ -7,8 +7,8 @@ import torch
 from torch.autograd import forward_ad, gradcheck
 
 from psf import Layers, Microscope, psf_model, synthesize_with_loss
+from psf.blur import transfer_functions
 from psf.synthesis import synthesize_pupil
-from psf.transfer import transfer_functions
 
 # Central differences in steps of 1e-6: rounding of 1e-13 leaves 1e-7, curvature less.
 STEP, ABSOLUTE, RELATIVE = 1e-6, 1e-6, 1e-4

@@ -8,9 +8,9 @@ import tifffile
 from imagecodecs import png_encode
 from PIL import Image
 
-from psf import images
 from psf.errors import InputError
-from psf.images import (
+from simulation import sources as sources_module
+from simulation.sources import (
     HELD_OUT,
     Source,
     builtin_sources,
@@ -190,7 +190,7 @@ def test_sources_are_picklable_and_planes_reproducible():
     source = procedural_sources(2, size=64, seed=5)[3]
     assert source.name == "filaments_001" and pickle.loads(pickle.dumps(source)) == source
     plane = read_plane(source).copy()
-    images._cache.clear()
+    sources_module._cache.clear()
     assert np.array_equal(read_plane(source), plane)
     assert not np.array_equal(read_plane(procedural_sources(2, size=64, seed=6)[3]), plane)
 
@@ -207,15 +207,15 @@ def test_builtin_images_load_and_small_ones_are_named():
 
 
 def test_cache_stays_within_its_limit(monkeypatch):
-    images._cache.clear()
-    monkeypatch.setattr(images, "_CACHE_LIMIT_BYTES", 3 * 64 * 64 * 4)
+    sources_module._cache.clear()
+    monkeypatch.setattr(sources_module, "_CACHE_LIMIT_BYTES", 3 * 64 * 64 * 4)
     sources = procedural_sources(2, size=64)
     for source in sources:
         read_plane(source)
-    assert [source for source, _ in images._cache] == sources[-3:]
+    assert [source for source, _ in sources_module._cache] == sources[-3:]
     read_plane(sources[-3])
     read_plane(sources[0])
-    assert [source for source, _ in images._cache] == [sources[-1], sources[-3], sources[0]]
+    assert [source for source, _ in sources_module._cache] == [sources[-1], sources[-3], sources[0]]
 
 
 def names_of(split):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.metrics import SCORES, r2_interval, squared_pearson
+from models.scoring import SCORES, r2_interval, squared_pearson
 
 TRUTH = np.array([0.0, 1.0, 2.0, 3.0])
 PREDICTION = np.array([0.0, 1.0, 2.0, 5.0])

@@ -6,9 +6,9 @@ import tifffile
 import torch
 from PIL import Image
 
+from micrographs.metadata import OpticsFacts
+from micrographs.micrograph import open_micrograph
 from psf import InputError
-from psf.micrographs import open_micrograph
-from psf.optics_facts import OpticsFacts
 
 HEIGHT, WIDTH = 150, 130  # no multiple of a tile
 OME_METADATA = {

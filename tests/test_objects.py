@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from psf.crops import is_sharp_and_rich
-from psf.objects import OBJECTS, sample_leaf_radii
+from simulation.crops import is_sharp_and_rich
+from simulation.objects import OBJECTS, sample_leaf_radii
 
 SIZE_PX = 256
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from micrographs.metadata import resolve_optics
 from psf import InputError, Microscope
-from psf.optics import resolve_optics
 
 READ = {"na": 0.5, "pixel_size_um": 0.25}
 FROM = {"na": "OME-XML LensNA", "pixel_size_um": "ImageJ resolution"}

@@ -11,12 +11,11 @@ from reference import dense_profile, difference, pixels, pupil_on_lines
 import psf.fourier
 import psf.hankel
 from psf import InputError, Layers, Microscope, psf_model, synthesize_with_loss
-from psf.blur import blur_valid
+from psf.blur import blur_valid, transfer_functions
 from psf.fourier import assemble, fourier_psfs
 from psf.microscope import Optics, SamplingWarning
 from psf.pupil import sampled_pupil
 from psf.synthesis import EnergyWarning, synthesize_pupil
-from psf.transfer import transfer_functions
 from psf.zernike import nm_to_noll, noll_to_nm, zernike
 
 # Differences of PSFs are given as a share of the peak of the one they are compared with.

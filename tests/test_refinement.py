@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from psf import Microscope, psf_model
-from psf.deconvolution import check, settle
-from psf.label_map import LabelMap, blur_of_map
-from psf.refinement import CELL, EVIDENCE_NEEDED, best_logarithm, evidence, refine, scaled
-from psf.restoration import restore_with_map
+from restoration.blur_map import LabelMap, blur_of_map
+from restoration.narrowing import CELL, EVIDENCE_NEEDED, best_logarithm, evidence, refine, scaled
+from restoration.richardson_lucy import check, settle
+from restoration.with_map import restore_with_map
 
 SHAPE = (128, 160)
 

@@ -10,19 +10,26 @@ import tifffile
 import torch
 
 import deconvolve
-from models.restoring import check_belongs, continue_to_borders, read_map
 from psf import InputError, Microscope, psf_model, synthesize
-from psf.blind import blind_richardson_lucy, blind_total_variation, weights_after_blur
-from psf.deconvolution import richardson_lucy
-from psf.label_map import LabelMap, blur_of_map, interpolate, support_px
-from psf.restoration import (
+from restoration.blur_map import (
+    LabelMap,
+    blur_of_map,
+    check_belongs,
+    continue_to_borders,
+    interpolate,
+    read_map,
+    support_px,
+)
+from restoration.richardson_lucy import richardson_lucy
+from restoration.rivals import blind_richardson_lucy, blind_total_variation, weights_after_blur
+from restoration.variant_blur import VariantBlur
+from restoration.with_map import (
     MISFIT_ALLOWED,
     doubt_of_map,
     misfit_of,
     restore_with_map,
     sharpened,
 )
-from psf.variant import VariantBlur
 
 SHAPE = (96, 112)
 MODEL = psf_model("gaussian1d")
@@ -125,8 +132,8 @@ def test_large_images_are_restored_in_tiles_with_the_same_result(monkeypatch):
     found = label_map()
     _, image = scene(found)
     whole, _ = restore_with_map(image, found, iterations=8)
-    monkeypatch.setattr("psf.restoration.WHOLE_PX", 100)
-    monkeypatch.setattr("psf.restoration.TILE", 60)
+    monkeypatch.setattr("restoration.with_map.WHOLE_PX", 100)
+    monkeypatch.setattr("restoration.with_map.TILE", 60)
     tiled, _ = restore_with_map(image, found, iterations=8)
     difference = (whole.image - tiled.image).abs().max() / whole.image.mean()
     assert difference < 5e-3

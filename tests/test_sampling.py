@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.mapping import TensorImage
-from models.sampling import ResampledImage, Sampling, fit_sampling
+from models.resampling import ResampledImage, Sampling, fit_sampling
 from psf import synthesize
 from psf.microscope import simulated_microscopes
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from common.pictures import draw_reliability
 from models.checkpoint import Prediction
 from models.data import CONDITIONS, Batch
 from models.scoring import Scored, psf_snr_db, score_condition, score_parameter, table_rows
 from psf import Microscope, psf_model
-from psf.pictures import draw_reliability
 
 MICROSCOPE = Microscope()
 OTHER = Microscope(na=0.3, pixel_size_um=0.4)

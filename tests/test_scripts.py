@@ -30,8 +30,8 @@ from models.checkpoint import load_estimator
 from models.data import CONDITIONS, PatchSet
 from models.depth import DepthCalibration
 from psf import InputError, Microscope
-from psf.shards import read_column, shard_path
-from psf.simulation import check_energy
+from simulation.patches import check_energy
+from simulation.shards import read_column, shard_path
 
 ROOT = Path(__file__).parents[1]
 OPTICS = "--na 0.45 --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33".split()

@@ -14,9 +14,10 @@ import torch
 
 import generate_training_set
 from psf import InputError
-from psf.images import HELD_OUT, SPLITS, load_sources, split_sources
-from psf.shards import map_dataset, read_column, release, shard_path, to_uint16, write_shard
-from psf.simulation import OPTICS_NAMES, simulate
+from psf.microscope import OPTICS_NAMES
+from simulation.patches import simulate
+from simulation.shards import map_dataset, read_column, release, shard_path, to_uint16, write_shard
+from simulation.sources import HELD_OUT, SPLITS, load_sources, split_sources
 
 ROOT = Path(__file__).parents[1]
 LARGER_THAN_A_SHARD = 1030  # patches: a full shard and the beginning of a second one

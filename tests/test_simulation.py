@@ -8,9 +8,9 @@ import torch
 from scipy.signal import convolve2d
 
 from psf import InputError, Microscope, psf_model, synthesize_with_loss
-from psf.images import Source, read_plane
+from psf.blur import blur_by_column
 from psf.microscope import simulated_microscopes
-from psf.simulation import (
+from simulation.patches import (
     LEVELS_REACH,
     OpticsRanges,
     Simulation,
@@ -20,7 +20,7 @@ from psf.simulation import (
     optics_limits,
     simulate,
 )
-from psf.surfaces import blur_by_column
+from simulation.sources import Source, read_plane
 
 SOURCES = [Source("camera", "builtin"), Source("gravel", "builtin")]
 GAUSSIAN = Simulation(

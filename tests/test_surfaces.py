@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from psf import InputError
-from psf.blur import blur_valid, blur_varying
-from psf.surfaces import blur_by_column, dome_depth_um, tilted_depth_um
+from psf.blur import blur_by_column, blur_valid, blur_varying, dome_depth_um, tilted_depth_um
 
 
 def gaussians(widths_px, size=15):

@@ -19,22 +19,24 @@ import train
 from models import build
 from models.checkpoint import load_estimator
 from models.data import PatchSet, normalise
-from models.training import (
+from models.loss import (
     BINS,
     SUPPORT,
-    WARM_UP,
     Scaler,
-    build_optimizer,
-    epoch_order,
     estimation_loss,
-    learning_rate,
-    load_state,
     output_count,
-    save_state,
     split_outputs,
-    step_generator,
     target_histograms,
     value_loss,
+)
+from models.trainer import (
+    WARM_UP,
+    build_optimizer,
+    epoch_order,
+    learning_rate,
+    load_state,
+    save_state,
+    step_generator,
 )
 from psf import InputError
 

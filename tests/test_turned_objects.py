@@ -10,8 +10,8 @@ from PIL import Image
 from models.data import Batch
 from models.degradations import turned_levels
 from psf import InputError, Microscope, psf_model
-from psf.images import Source
-from psf.simulation import OpticsRanges, Simulation
+from simulation.patches import OpticsRanges, Simulation
+from simulation.sources import Source
 
 ROUND = Simulation(psf_model("gaussian1d", {"fwhm": (0.0, 8.0)}), Microscope(), None, 64, 33, 0.0)
 

@@ -7,7 +7,7 @@ from scipy.signal import convolve2d
 
 from psf import InputError, Microscope, psf_model, synthesize, synthesize_with_loss
 from psf.blur import blur_valid, blur_varying
-from psf.variant import VariantBlur, psf_grid_from_map, refine_map
+from restoration.variant_blur import VariantBlur, psf_grid_from_map, refine_map
 
 EXACT = 1e-10  # float64, of values of order one
 MICROSCOPE = Microscope()

@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from psf import InputError
-from psf.zernike import (
-    ansi_to_nm,
-    nm_to_ansi,
-    nm_to_noll,
-    noll_to_nm,
-    seidel_to_zernike,
-    zernike,
-)
+from psf.zernike import ansi_to_nm, nm_to_ansi, nm_to_noll, noll_to_nm, seidel_to_zernike, zernike
 
 EXACT = 1e-12  # float64 rounding of polynomials of order ten and below
 

@@ -1,0 +1,152 @@
+"""Pictures for people: contact sheets, maps with scale bars. Drawn without a display."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from common.files import whole_file
+
+# Okabe and Ito's colour-blind-safe colours, for lines
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG or PDF by its suffix, whole or not at all."""
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=130, bbox_inches="tight")
+
+
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Make a figure of rows x columns axes, each width x height inches; no global state."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def show_image(axes: Axes, image: np.ndarray, title: str = "") -> None:
+    """Show a grey image between its 0.5 and 99.5 percentile, without ticks."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    # a flat image is shown flat, not stretched into its rounding errors
+    axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-3 * abs(low) + 1e-9))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=8)
+
+
+def add_scale_bar(axes: Axes, pixel_size_um: float, width_px: int) -> None:
+    """Draw a bar of a round length, about a quarter of the image, with its length in um."""
+    rough = width_px * pixel_size_um / 4
+    magnitude = 10.0 ** np.floor(np.log10(rough))
+    length_um = max(step for step in (1, 2, 5) if step * magnitude <= rough) * magnitude
+    length_px = length_um / pixel_size_um
+    x, y = 0.05, 0.05
+    share = length_px / width_px
+    axes.plot(
+        [x, x + share], [y, y], color="white", lw=5, transform=axes.transAxes, solid_capstyle="butt"
+    )
+    axes.plot(
+        [x, x + share],
+        [y, y],
+        color="black",
+        lw=2.5,
+        transform=axes.transAxes,
+        solid_capstyle="butt",
+    )
+    axes.text(
+        x + share / 2,
+        y + 0.025,
+        f"{length_um:g} µm",
+        color="white",
+        ha="center",
+        va="bottom",
+        fontsize=8,
+        transform=axes.transAxes,
+        bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "linewidth": 0},
+    )
+
+
+def draw_curves(path: Path, metrics: Any) -> None:
+    """Training curves: losses, and R^2 per parameter and condition, against patches seen.
+
+    `metrics` is the data frame of metrics.csv; pandas is not needed here.
+    """
+    scores = [c for c in metrics.columns if c.startswith("r2_")]
+    figure, axes = new_figure(1, 2, 4.5, 3.2)
+    seen = metrics["patches_seen"] / 1000
+    for column in ("train_loss", "validation_loss"):
+        axes[0, 0].plot(seen, metrics[column], "o-", ms=3, label=column.replace("_", " "))
+    axes[0, 0].set(xlabel="thousand patches seen", ylabel="loss")
+    colours = colour_map("viridis")(np.linspace(0, 0.9, len(scores)))
+    for column, colour in zip(scores, colours, strict=True):
+        label = column.removeprefix("r2_").replace("_", " ")
+        axes[0, 1].plot(seen, metrics[column], "o-", ms=3, color=colour, label=label)
+    lowest = max(-1.0, min(0.0, float(metrics[scores].min().min())))  # below -1 it says no more
+    limits = (lowest, 1.02)
+    axes[0, 1].set(xlabel="thousand patches seen", ylabel="validation R²", ylim=limits)
+    for each in axes[0]:
+        each.grid(alpha=0.3)
+        each.legend(fontsize=7)
+    save_figure(path, figure)
+
+
+def colour_map(name: str = "viridis") -> matplotlib.colors.Colormap:
+    """Colour-blind-safe map that shows missing values in light grey."""
+    return matplotlib.colormaps[name].with_extremes(bad="0.85")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of `draw_scatter`."""
+
+    title: str
+    label: str  # name of the parameter, with its unit
+    truth: np.ndarray  # (N,)
+    predicted: np.ndarray  # (N,)
+
+
+def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
+    """Predicted against true labels, in rows of panels."""
+    figure, axes = new_figure(len(panels), len(panels[0]), 2.2, 2.3)
+    for at, panel in zip(axes.ravel(), (p for row in panels for p in row), strict=True):
+        low, high = panel.truth.min(), panel.truth.max()
+        room = 0.08 * (high - low)
+        limits = (low - room, high + room)
+        shown = panel.predicted.clip(*limits)  # those outside lie on the border
+        at.plot(panel.truth, shown, ".", ms=2, alpha=0.3, color="#0072b2")
+        at.plot([low, high], [low, high], color="#d55e00", lw=1)
+        at.set(xlim=limits, ylim=limits, aspect="equal")
+        at.set_title(panel.title, fontsize=7)
+        at.tick_params(labelsize=6)
+        at.set_xlabel(f"true {panel.label}", fontsize=7)
+        at.set_ylabel(f"predicted {panel.label}", fontsize=7)
+    save_figure(path, figure)
+
+
+def draw_reliability(path: Path, table: Any) -> None:
+    """Share of true values within the 68 % and 95 % intervals, per condition; from benchmark.csv.
+
+    A band marks 65 to 71 % and 93 to 97 %.
+    """
+    keys = ["psf_model", "network", "trained_on", "parameter", "condition"]
+    table = table.drop_duplicates(keys)  # the first row is that of all images
+    models = list(dict.fromkeys(table["psf_model"]))
+    figure, axes = new_figure(len(models), 2, 5.0, 3.2)
+    for row, model in zip(axes, models, strict=True):
+        for one, (nominal, half) in zip(row, ((68, 3), (95, 2)), strict=True):
+            one.axhspan(nominal - half, nominal + half, color="0.88", zorder=0)
+            groups = table[table["psf_model"] == model].groupby(
+                ["network", "trained_on", "parameter"], sort=False
+            )
+            for (network, trained_on, parameter), rows in groups:
+                values = 100 * rows[f"coverage_{nominal}"]
+                label = f"{network} ({trained_on}), {parameter}"
+                one.plot(rows["condition"], values, "o-", ms=4, lw=1.2, label=label)
+            one.set_ylabel(f"true value within\nthe {nominal} % interval (%)")
+            one.set_title(model, fontsize=9)
+            one.tick_params(axis="x", rotation=20, labelsize=7)
+        row[1].legend(fontsize=6, loc="lower left")
+    save_figure(path, figure)

@@ -1,0 +1,1 @@
+"""Deconvolution under a blur that varies over the field."""

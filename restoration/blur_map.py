@@ -1,0 +1,228 @@
+"""A map of PSF parameters, and the blur that it makes of an image."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.files import read_json
+from models.mapping import PsfMap
+from models.smoothing import smooth_map
+from psf.errors import InputError
+from psf.microscope import Microscope
+from psf.model import PsfModel, from_config
+from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
+from restoration.variant_blur import (
+    VariantBlur,
+    interpolation_matrix,
+    psf_grid_from_map,
+    refine_map,
+)
+
+TOLERANCE = 0.01  # of the eigen-PSFs: far below what any map is certain of
+STEP_WAVES = 0.2  # largest change between neighbouring PSFs of the grid, which are mixed linearly
+LARGEST_REFINEMENT = 16
+MOST_PSFS = 6000  # of the refined grid: 400 MB at 127 px
+SUPPORT_STEP = 16  # px between the supports that are tried
+WIDEST = 16  # labels whose PSFs decide on the support
+LARGEST_PSF = 255  # px
+NEEDED = {
+    *("psf_model", "optics", "label_names", "label_unit", "image_shape"),
+    *("smoothing_strength", "patch_size_px"),
+}
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Parameters of a PSF model on a grid of places in an image."""
+
+    model: PsfModel
+    microscope: Microscope  # with the pixel of the image
+    values: torch.Tensor  # (P, R, C) labels
+    standard_deviations: torch.Tensor  # (P, R, C)
+    content: torch.Tensor  # (R, C) probability that there was anything to estimate from
+    rows: torch.Tensor  # (R,) places, rising, pixels from the top
+    columns: torch.Tensor  # (C,) pixels from the left
+
+
+def support_px(label_map: LabelMap, largest: int) -> int:
+    """Smallest odd support, at most `largest` px, that keeps 99 % of the energy of each PSF."""
+    model = label_map.model
+    low, high = label_map.values.new_tensor(model.label_ranges).T
+    labels = label_map.values.flatten(1).T.clamp(low, high)
+    # the widest PSFs have the largest labels, of either sign
+    largest_labels = labels.abs().sum(1).topk(min(WIDEST, len(labels))).indices
+    extremes = labels[torch.cat([largest_labels, labels.argmax(0), labels.argmin(0)])]
+    largest = min(largest, LARGEST_PSF)
+    largest -= 1 - largest % 2
+    for size in (*range(SUPPORT_STEP - 1, largest, SUPPORT_STEP), largest):
+        _, lost = synthesize_with_loss(model, extremes, label_map.microscope, size)
+        if float(lost.max()) <= ENERGY_TOLERANCE:
+            break
+    return size
+
+
+def blur_of_map(
+    label_map: LabelMap, shape: tuple[int, int], size: int | None = None
+) -> VariantBlur:
+    """Make the blur of an image (H, W) from the map of its PSF, on a support of `size` px.
+
+    The grid is refined until neighbouring PSFs differ little, see
+    `restoration.variant_blur.refine_map`.
+    """
+    values = label_map.values
+    steps = [values.diff(dim=axis).abs().max() for axis in (1, 2) if values.shape[axis] > 1]
+    step = float(max(steps)) if steps else 0.0
+    most = math.isqrt(max(1, MOST_PSFS // values[0].numel()))
+    factor = min(LARGEST_REFINEMENT, most, max(1, -int(-step // STEP_WAVES)))
+    fine, rows, columns = refine_map(values, label_map.rows, label_map.columns, factor)
+    size = size or support_px(label_map, min(shape))
+    psfs = psf_grid_from_map(label_map.model, fine, label_map.microscope, size)
+    return VariantBlur.from_psfs(psfs, rows, columns, shape, TOLERANCE)
+
+
+def interpolate(
+    values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Bilinear interpolation of values (R, C) to every pixel (H, W); constant beyond the grid."""
+    along_y = interpolation_matrix(rows.to(values), shape[0], 0)
+    along_x = interpolation_matrix(columns.to(values), shape[1], 0)
+    return along_y @ values @ along_x.T
+
+
+def label_map_of(psf_map: PsfMap, model: PsfModel, microscope: Microscope) -> LabelMap:
+    """Turn the map of a network into labels for the restoration.
+
+    `microscope` has the pixels in which the map's centres are counted.
+    """
+    return LabelMap(
+        model,
+        microscope,
+        psf_map.values.float(),
+        psf_map.standard_deviations.float(),
+        psf_map.content.float(),
+        psf_map.rows.float(),
+        psf_map.columns.float(),
+    )
+
+
+def continue_to_borders(
+    raw: LabelMap, strengths: Sequence[float], patch_px: float, shape: tuple[int, int]
+) -> LabelMap:
+    """Smooth a map (P, R, C) of single patches and continue it to the borders of the image (H, W).
+
+    Patches end half their size inside the borders, where the PSF goes on changing. The smoothing,
+    which bends as little as the patches allow, is solved on a grid that reaches the borders, with
+    nothing known of its outer places; standard deviations grow there accordingly.
+
+    Parameters
+    ----------
+    strengths : of the smoothing, one for each of the P parameters
+    patch_px : edge of a patch, pixels of the image
+    """
+    (rows, above, below), (columns, left, right) = (
+        _continued(places, length)
+        for places, length in zip((raw.rows, raw.columns), shape, strict=True)
+    )
+    margins = (above, below), (left, right)
+    steps = [float(places.diff().min()) for places in (raw.rows, raw.columns) if len(places) > 1]
+    overlap = max(1.0, patch_px / min(steps)) if steps else 1.0
+
+    def padded(array: torch.Tensor, **how: Any) -> np.ndarray:
+        return np.pad(array.numpy(), margins, **how)
+
+    known = padded(raw.content >= 0.5, mode="constant")
+    found = [
+        smooth_map(padded(v, mode="edge"), padded(s, mode="edge"), known, overlap, strength)
+        for v, s, strength in zip(raw.values, raw.standard_deviations, strengths, strict=True)
+    ]
+    values, deviations = (
+        torch.from_numpy(np.stack([getattr(one, name) for one in found])).float()
+        for name in ("values", "standard_deviations")
+    )
+    content = torch.from_numpy(padded(raw.content, mode="edge"))
+    return LabelMap(raw.model, raw.microscope, values, deviations, content, rows, columns)
+
+
+def _continued(places: torch.Tensor, length: int) -> tuple[torch.Tensor, int, int]:
+    """Places (R,) continued at their distance to 0 and length - 1; how many came before, after."""
+    if len(places) == 1:
+        return places, 0, 0
+    step = float(places[1] - places[0])
+    before = max(0, math.ceil(float(places[0]) / step))
+    after = max(0, math.ceil((length - 1 - float(places[-1])) / step))
+    first = places[0] - step * torch.arange(before, 0, -1)
+    last = places[-1] + step * torch.arange(1, after + 1)
+    # the outermost ones lie beyond the border by less than a step
+    return torch.cat([first, places, last]).clamp(0, length - 1), before, after
+
+
+def read_map(folder: Path) -> tuple[LabelMap, dict[str, Any]]:
+    """Map and config.json that estimate_psf_map.py wrote.
+
+    Where it smoothed, the map is smooth and reaches the borders, see `continue_to_borders`.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no map, or its table is not the one of its configuration.
+    """
+    config = read_json(folder / "config.json", "map")
+    if not NEEDED <= set(config):
+        raise InputError(f"{folder} is no map; make one with estimate_psf_map.py.")
+    model, unit = from_config(config["psf_model"]), config["label_unit"]
+    try:
+        table = pd.read_csv(folder / "map.csv").sort_values(["y_px", "x_px"])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'map.csv'} cannot be read: {error}") from error
+    names = config["label_names"]
+    wanted = [f"{name}{suffix}_{unit}" for name in names for suffix in ("", "_standard_deviation")]
+    if missing := {*wanted, "content_probability", "y_px", "x_px"} - set(table.columns):
+        raise InputError(f"{folder / 'map.csv'} has no column {', '.join(sorted(missing))}.")
+    rows, columns = (np.unique(table[axis]) for axis in ("y_px", "x_px"))
+    if len(rows) * len(columns) != len(table):
+        raise InputError(f"{folder / 'map.csv'} is incomplete; make the map anew.")
+
+    def grid(kind: str) -> torch.Tensor:
+        plain = [f"{name}{kind}_{unit}" for name in names]
+        chosen = [table[name].to_numpy() for name in plain]
+        return torch.from_numpy(np.stack(chosen)).float().reshape(-1, len(rows), len(columns))
+
+    content = torch.from_numpy(table["content_probability"].to_numpy(np.float32, copy=True))
+    found = LabelMap(
+        model,
+        Microscope(**config["optics"]),
+        grid(""),
+        grid("_standard_deviation"),
+        content.reshape(len(rows), len(columns)),
+        torch.from_numpy(rows).float(),
+        torch.from_numpy(columns).float(),
+    )
+    if not torch.isfinite(found.values).all():
+        raise InputError("the map holds values that are no numbers; make it anew.")
+    found = replace(found, standard_deviations=found.standard_deviations.nan_to_num(0.0))
+    if strengths := config["smoothing_strength"]:
+        shape = tuple(config["image_shape"])
+        found = continue_to_borders(found, strengths, config["patch_size_px"], shape)
+    return found, config
+
+
+def check_belongs(config: Mapping[str, Any], shape: tuple[int, int]) -> None:
+    """Refuse the map (its config.json) of an image of another extent than (H, W).
+
+    Raises
+    ------
+    InputError
+        If the map was made from an image of another extent.
+    """
+    if tuple(config["image_shape"]) != tuple(shape):
+        height, width = config["image_shape"]
+        raise InputError(
+            f"the map is of an image of {height} x {width} px, this one has {shape[0]} x "
+            f"{shape[1]} px; give the map of this image."
+        )

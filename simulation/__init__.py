@@ -1,0 +1,1 @@
+"""Sharp objects, blurred with known PSFs, as labelled patches on disk."""

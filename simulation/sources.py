@@ -1,0 +1,302 @@
+"""Source images: built in, procedural or from the user's folder, as (H, W) float32 in [0, 1].
+
+A `Source` only says where an image comes from. Pixels are loaded when a crop needs them and are
+kept in a cache of bounded size, so a folder of any size runs in bounded memory.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from skimage import data, transform
+from tqdm import tqdm
+
+from micrographs.files import DECODE_ERRORS
+from psf.errors import InputError
+from simulation.decode import decode_planes, image_files, to_luminance
+from simulation.objects import OBJECTS
+
+HELD_OUT = ("camera", "coins", "gravel", "immunohistochemistry")  # test, never trained on
+# Fixed like HELD_OUT: with so few images a drawn pair is seldom typical. Fur, and smooth objects.
+VALIDATION = ("chelsea", "coffee")
+SPLITS = ("train", "validation", "test")
+PROCEDURAL_SPLIT = (0.7, 0.1, 0.2)
+FILE_SPLIT = (0.7, 0.15, 0.15)
+MAX_UNREADABLE_SHARE = 0.2
+# 11 kinds x 32 images of 1 MiB fit into the cache together with all built-in images.
+PROCEDURAL_COUNT_PER_KIND = 32
+
+_CACHE_LIMIT_BYTES = 512 * 2**20
+_cache: OrderedDict[tuple["Source", int], np.ndarray] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one source image comes from; small, hashable and picklable.
+
+    Its name is unique and is the unit of the split into train, validation and test.
+    """
+
+    name: str
+    kind: Literal["builtin", "procedural", "file"]
+    pages: tuple[int, ...] = (0,)  # usable planes: pages of a multi-page TIFF, else only 0
+    path: str = ""  # file
+    object_kind: str = ""  # procedural: a key of OBJECTS
+    seed: int = 0  # procedural
+    index: int = 0  # procedural: running number within its kind
+    size: int = 0  # procedural: side in px
+
+
+def _matplotlib_portrait() -> np.ndarray:
+    from matplotlib import cbook
+
+    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as image:
+        return np.asarray(image)
+
+
+def _sklearn_photograph(name: str) -> np.ndarray:
+    from sklearn.datasets import load_sample_image
+
+    return load_sample_image(name)
+
+
+def _half_size(image: np.ndarray) -> np.ndarray:
+    """Average 2x2 px, for images that aren't sharp at full size; uint8 becomes [0, 1] floats."""
+    factors = (2, 2, 1)[: image.ndim]
+    rows, columns = (side - side % 2 for side in image.shape[:2])
+    return transform.downscale_local_mean(image[:rows, :columns] / 255.0, factors)
+
+
+_BUILTIN: dict[str, Callable[[], np.ndarray]] = {
+    "astronaut": data.astronaut,
+    "brick": lambda: _half_size(data.brick()),
+    "camera": data.camera,
+    "chelsea": data.chelsea,
+    "china": lambda: _sklearn_photograph("china.jpg"),
+    "coffee": data.coffee,
+    "coins": data.coins,
+    "flower": lambda: _sklearn_photograph("flower.jpg"),
+    "grace_hopper": _matplotlib_portrait,
+    "grass": data.grass,
+    "gravel": data.gravel,
+    "hubble_deep_field": data.hubble_deep_field,
+    "immunohistochemistry": data.immunohistochemistry,
+    "moon": data.moon,
+    "page": data.page,
+    "retina": lambda: _half_size(data.retina()),
+    "rocket": data.rocket,
+    "stereo_motorcycle": lambda: data.stereo_motorcycle()[0],
+    "text": data.text,
+}
+
+
+def builtin_sources() -> list[Source]:
+    """Images that come with scikit-image, scikit-learn and matplotlib; nothing is downloaded."""
+    return [Source(name, "builtin") for name in _BUILTIN]
+
+
+def procedural_sources(count_per_kind: int, size: int = 512, seed: int = 0) -> list[Source]:
+    """`count_per_kind` images of `size` px of each kind in OBJECTS: beads_000, beads_001, ..."""
+    return [
+        Source(
+            f"{kind}_{index:03d}", "procedural", object_kind=kind, seed=seed, index=index, size=size
+        )
+        for kind in OBJECTS
+        for index in range(count_per_kind)
+    ]
+
+
+def folder_sources(folder: str | Path, min_side: int) -> tuple[list[Source], list[str]]:
+    """Find the usable images below `folder`, in the order of their relative path.
+
+    Each file is decoded once. Hidden files are passed over; a TIFF with several pages is one
+    source, and only its usable pages count.
+
+    Returns
+    -------
+    sources, skipped
+        The second list names each image or page that can't be used, with the reason.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder, no image in it, none large enough or none usable, or if more
+        than a fifth of the files can't be decoded.
+    """
+    folder = Path(folder)
+    files = image_files(folder)
+    sources, skipped, unreadable, too_small = [], [], [], 0
+    for path in tqdm(files, desc="checking images", leave=False):
+        name = path.relative_to(folder).as_posix()
+        try:
+            flaws = [_flaw(plane, min_side) for plane in decode_planes(path)]
+        except DECODE_ERRORS as error:
+            unreadable.append(name)
+            skipped.append(f"{name}: cannot be decoded ({error})")
+            continue
+        pages = tuple(page for page, flaw in enumerate(flaws) if flaw is None)
+        too_small += all(flaw is not None and flaw.startswith("too small") for flaw in flaws)
+        for page, flaw in enumerate(flaws):
+            if flaw is not None:
+                skipped.append(f"{name}{f' page {page}' if len(flaws) > 1 else ''}: {flaw}")
+        if pages:
+            sources.append(Source(name, "file", pages, path=str(path.resolve())))
+    if too_small == len(files):
+        raise InputError(
+            f"All {len(files)} images in {folder} are too small: both sides must be "
+            f"at least {min_side} px, the crop size. Use larger images or smaller "
+            "patches."
+        )
+    if not sources:
+        raise InputError(
+            f"None of the {len(files)} images in {folder} can be used: "
+            f"{_some(skipped)}. Name a folder with sharp images of at least "
+            f"{min_side} x {min_side} px."
+        )
+    if len(unreadable) > MAX_UNREADABLE_SHARE * len(files):
+        raise InputError(
+            f"{len(unreadable)} of {len(files)} images in {folder} cannot be decoded "
+            f"({_some(unreadable)}). Repair or remove them."
+        )
+    return sources, skipped
+
+
+def load_sources(images: str, min_side: int, seed: int) -> tuple[list[Source], list[str]]:
+    """List the sources of a script's `--images`: `builtin`, `procedural`, `mixed` or a folder.
+
+    Images smaller than `min_side` px are left out and named in the second list. `seed` draws the
+    procedural images.
+    """
+    if images not in ("builtin", "procedural", "mixed"):
+        if not Path(images).exists():
+            raise InputError(
+                f"There is no folder {images}. --images takes builtin, procedural, "
+                "mixed or the path of a folder with images."
+            )
+        return folder_sources(images, min_side)
+    sources, skipped = [], []
+    for source in builtin_sources() if images != "procedural" else []:
+        flaw = _flaw(read_plane(source), min_side)
+        if flaw is None:
+            sources.append(source)
+        else:
+            skipped.append(f"{source.name}: {flaw}")
+    if images != "builtin":
+        sources += procedural_sources(PROCEDURAL_COUNT_PER_KIND, max(512, min_side), seed)
+    if not sources:
+        raise InputError(
+            f"No built-in image is as large as the crop of {min_side} px. Use smaller "
+            "patches, --images procedural, or a folder of larger images."
+        )
+    return sources, skipped
+
+
+def split_sources(sources: list[Source], seed: int) -> dict[str, list[Source]]:
+    """Divide sources into train, validation and test; the same names and seed do it alike.
+
+    Of the built-in images HELD_OUT are the test and VALIDATION the validation. Procedural images
+    are divided by their number within each kind, files by a seeded shuffle.
+    """
+    split: dict[str, list[Source]] = {key: [] for key in SPLITS}
+    by_name = sorted(sources, key=lambda source: source.name)
+    builtin = [source for source in by_name if source.kind == "builtin"]
+    split["test"] += [source for source in builtin if source.name in HELD_OUT]
+    split["validation"] += [source for source in builtin if source.name in VALIDATION]
+    rest = HELD_OUT + VALIDATION
+    split["train"] += [source for source in builtin if source.name not in rest]
+    for kind in OBJECTS:
+        one_kind = [source for source in by_name if source.object_kind == kind]
+        _divide(
+            split,
+            sorted(one_kind, key=lambda source: source.index),
+            PROCEDURAL_SPLIT,
+            f"images of {kind}",
+        )
+    files = [source for source in by_name if source.kind == "file"]
+    _divide(split, _shuffled(files, seed), FILE_SPLIT, "usable image files")
+    empty = [key for key in SPLITS if not split[key]]
+    if empty:
+        raise InputError(
+            f"No source image is left for {' and '.join(empty)}: use smaller patches "
+            "or more and larger images."
+        )
+    return split
+
+
+def read_plane(source: Source, page: int = 0) -> np.ndarray:
+    """Luminance of one plane, (H, W) float32 in [0, 1]; `page` is one of its `pages`.
+
+    The array belongs to the cache: do not write into it.
+
+    Unsigned integers are divided by the range of their type, floats kept if within [0, 1] and
+    otherwise scaled from their minimum and maximum. Colour becomes Rec. 709 luminance.
+    """
+    key = (source, page)
+    if key in _cache:
+        _cache.move_to_end(key)
+        return _cache[key]
+    plane = _load_plane(source, page)
+    _cache[key] = plane
+    # The newest plane stays even if it alone is larger than the limit.
+    while len(_cache) > 1 and sum(kept.nbytes for kept in _cache.values()) > _CACHE_LIMIT_BYTES:
+        _cache.popitem(last=False)
+    return plane
+
+
+def _load_plane(source: Source, page: int) -> np.ndarray:
+    if source.kind == "builtin":
+        return to_luminance(_BUILTIN[source.name]())
+    if source.kind == "procedural":
+        # The kind is part of the seed, or beads_007 and nuclei_007 would share their layout.
+        kind_number = list(OBJECTS).index(source.object_kind)
+        rng = np.random.default_rng((source.seed, kind_number, source.index))
+        return OBJECTS[source.object_kind](rng, source.size)
+    try:
+        return next(decode_planes(Path(source.path), page))
+    except DECODE_ERRORS as error:
+        raise InputError(
+            f"{source.path} can no longer be decoded ({error}). Leave the images in "
+            "place while the program runs."
+        ) from error
+
+
+def _flaw(plane: np.ndarray, min_side: int) -> str | None:
+    """Why a plane can't be used, or None."""
+    height, width = plane.shape
+    if min(height, width) < min_side:
+        return f"too small ({width} x {height} px, {min_side} px needed)"
+    if not np.isfinite(plane).all():
+        return "holds NaN or infinite values"
+    if plane.min() == plane.max():
+        return "constant"
+    return None
+
+
+def _shuffled(sources: list[Source], seed: int) -> list[Source]:
+    return [sources[i] for i in np.random.default_rng(seed).permutation(len(sources))]
+
+
+def _divide(
+    split: dict[str, list[Source]], ordered: list[Source], shares: tuple[float, ...], what: str
+) -> None:
+    """Append consecutive runs of `ordered` to train, validation (and test), one each at least."""
+    if not ordered:
+        return
+    if len(ordered) < len(shares):
+        raise InputError(
+            f"{len(ordered)} {what} can't be divided into {', '.join(SPLITS)}: at "
+            f"least {len(shares)} are needed, since no image may be in two of them."
+        )
+    later = [max(1, round(share * len(ordered))) for share in shares[1:]]
+    start = 0
+    for key, size in zip(SPLITS, [len(ordered) - sum(later), *later], strict=False):
+        split[key] += ordered[start : start + size]
+        start += size
+
+
+def _some(items: list[str]) -> str:
+    return "; ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
