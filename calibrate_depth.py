@@ -28,7 +28,7 @@ from micrographs.micrograph import Micrograph, open_micrograph
 from models.checkpoint import Estimator, load_estimator, outside_limits
 from models.depth import DepthCalibration, is_signed
 from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plane_means
-from models.mapping import predict_stack
+from models.mapping import predict_stack, reliable_estimates
 from psf.errors import InputError
 from psf.microscope import Microscope
 
@@ -153,17 +153,17 @@ def estimates(
     """Values and standard deviations (K, N) of the patches; NaN where they do not count."""
     planes = [micrograph.select(z=z) for z in range(micrograph.sizes["Z"])]
     maps = predict_stack(estimator, planes, microscope, config.stride)
-    name = pick_parameter(config, maps.names)
-    low, high = estimator.config["label_ranges"][maps.names.index(name)]
+    name = pick_parameter(config, maps[0].names)
+    low, high = estimator.config["label_ranges"][maps[0].names.index(name)]
     largest = config.largest_deviation * (high - low)
-    values, deviations = maps.of(name, largest)
+    values, deviations = reliable_estimates(maps, name, largest)
     count = int(np.isfinite(values).sum())
     print(f"{count} of {values.size} patches have content and a small standard deviation")
     if not count:
         raise InputError(
             f"no plane of {config.stack} holds patches with content and a standard deviation of "
-            f"{name} up to {largest:.3g} {maps.unit}; take another object, more light, or a larger "
-            "--largest-deviation."
+            f"{name} up to {largest:.3g} {maps[0].unit}; take another object, more light, or a "
+            "larger --largest-deviation."
         )
     return values.reshape(len(planes), -1), deviations.reshape(len(planes), -1)
 

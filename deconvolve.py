@@ -43,12 +43,11 @@ from models.map_image import (
     settings_of,
     smooth_parameters,
 )
+from models.mapping import PsfMap
 from psf.errors import InputError
 from restoration.blur_map import (
-    LabelMap,
     check_belongs,
     continue_to_borders,
-    label_map_of,
     read_map,
 )
 from restoration.iteration import Restored
@@ -77,10 +76,10 @@ class Config(MapSettings):
     bits: Literal[16, 32] = 32  # of restored.tif; 16: whole counts
 
 
-def find_map(config: Config, micrograph: Micrograph) -> tuple[LabelMap, dict[str, Any]]:
+def find_map(config: Config, micrograph: Micrograph) -> tuple[PsfMap, dict[str, Any]]:
     """The map of the PSF and what is known of the camera, from --map or a network."""
     if config.map is not None:
-        label_map, facts = read_map(config.map)
+        psf_map, facts = read_map(config.map)
         check_belongs(facts, micrograph.shape)
         changed = [
             name
@@ -90,9 +89,9 @@ def find_map(config: Config, micrograph: Micrograph) -> tuple[LabelMap, dict[str
         if changed:
             print(f"note: {', '.join(changed)} of the flags holds, not that of {config.map}")
             given = {name: getattr(config, name) for name in changed}
-            optics = replace(label_map.microscope, **given)
-            label_map = replace(label_map, microscope=optics)
-        return label_map, facts.get("camera", {})
+            optics = replace(psf_map.microscope, **given)
+            psf_map = replace(psf_map, microscope=optics)
+        return psf_map, facts.get("camera", {})
     checkpoint = config.checkpoint or Path("zernike1d_tilted")
     estimator = load_estimator(checkpoint, pick_device(config.device))
     microscope = known_optics(config, micrograph, estimator.psf_model).microscope
@@ -107,14 +106,14 @@ def find_map(config: Config, micrograph: Micrograph) -> tuple[LabelMap, dict[str
     overlap = max(1.0, estimator.patch_size / stride)
     final, smooth = smooth_parameters(raw, overlap, config.smooth)
     report(final, smooth)
-    label_map = label_map_of(raw, estimator.psf_model, microscope)
+    psf_map = raw
     if smooth:
         strengths, patch_px = (
             [one.strength for one in smooth],
             estimator.patch_size * sampling.factor,
         )
-        label_map = continue_to_borders(label_map, strengths, patch_px, micrograph.shape)
-    return label_map, {}
+        psf_map = continue_to_borders(psf_map, strengths, patch_px, micrograph.shape)
+    return psf_map, {}
 
 
 def known_camera(config: Config, micrograph: Micrograph, found: dict[str, Any]) -> Camera:
@@ -142,7 +141,7 @@ def planes(config: Config, micrograph: Micrograph) -> Iterator[Micrograph]:
 
 
 def restore_plane(
-    config: Config, micrograph: Micrograph, label_map: LabelMap, camera: Camera
+    config: Config, micrograph: Micrograph, psf_map: PsfMap, camera: Camera
 ) -> tuple[np.ndarray, np.ndarray, Restored, int]:
     """Input and result (H, W) in counts above the offset, how it went, and the eigen-PSFs."""
     plane = micrograph.plane()
@@ -157,7 +156,7 @@ def restore_plane(
     gain = camera.gain_counts_per_e or 1.0
     restored, blur = restore_with_map(
         light,
-        label_map,
+        psf_map,
         config.iterations,
         config.background_counts,
         config.tv,
@@ -203,13 +202,13 @@ def main(config: Config) -> None:
     with open_micrograph(config.image, config.channel, config.z, config.t) as micrograph:
         for note in micrograph.notes:
             print(f"note: {note}")
-        label_map, found = find_map(config, micrograph)
+        psf_map, found = find_map(config, micrograph)
         camera = known_camera(config, micrograph, found)
         chosen = list(planes(config, micrograph))
         sizes = micrograph.sizes
         results, shown, facts = [], None, []
         for one in tqdm(chosen, desc="restore", unit="plane", disable=len(chosen) == 1):
-            before, after, restored, rank = restore_plane(config, one, label_map, camera)
+            before, after, restored, rank = restore_plane(config, one, psf_map, camera)
             results.append(after)
             shown = shown or (before, after, restored)
             facts.append({"channel": one.channel, "z": one.z, "t": one.t} | outcome(restored))
@@ -219,7 +218,7 @@ def main(config: Config) -> None:
         stack, axes = stack.reshape(*counts, *stack.shape[1:]), "TZCYX"
     else:
         stack = stack[0]
-    microscope = label_map.microscope
+    microscope = psf_map.microscope
     write_restored(config.out / "restored.tif", stack, axes, microscope.pixel_size_um, config.bits)
     draw_restoration(
         config.out / "side_by_side.png",
@@ -235,7 +234,7 @@ def main(config: Config) -> None:
             **settings_of(config),
             "optics": asdict(microscope),
             "camera": asdict(camera),
-            "psf_model": label_map.model.as_config(),
+            "psf_model": psf_map.model.as_config(),
             "eigen_psfs": rank,
             "planes": facts,
             **run_record(seconds=seconds),

@@ -23,12 +23,12 @@ import tifffile
 import torch
 
 from common.command import keep_freed_memory, pick_device, run
-from common.files import run_record, whole_file, write_json
+from common.files import run_record, whole_file, write_imagej, write_json
 from common.overviews import draw_map
 from micrographs.micrograph import open_micrograph
 from models.checkpoint import Estimator, load_estimator
 from models.depth import DepthCalibration, depth_from_optics, is_signed
-from models.map_files import map_table, write_channels, write_full_resolution
+from models.map_files import map_table, write_full_resolution
 from models.map_image import (
     MapSettings,
     check_settings,
@@ -117,11 +117,12 @@ def write_maps(
     names += [f"{name} standard deviation ({final.unit})" for name in final.names]
     masked = [np.where(blank, np.nan, channel) for channel in channels]
     step_px = float(raw.rows[1] - raw.rows[0]) if len(raw.rows) > 1 else config.stride
-    write_channels(
+    write_imagej(
         config.out / "psf_map.tif",
-        [*masked, raw.content.numpy(), photons],
-        [*names, "content probability", "photons per pixel"],
+        np.stack([*masked, raw.content.numpy(), photons]).astype(np.float32),
+        "CYX",
         step_px * pixel_um,
+        [*names, "content probability", "photons per pixel"],
     )
     more = [("photons_per_pixel", photons)]
     if config.smooth != "off":

@@ -34,12 +34,12 @@ from common.files import read_json, whole_file, write_json
 from common.pictures import add_scale_bar, new_figure, save_figure, show_image
 from models.checkpoint import load_estimator
 from models.map_image import smooth_parameters
-from models.mapping import predict_map
+from models.mapping import PsfMap, predict_map
 from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import PsfModel, psf_model
 from psf.synthesis import EnergyWarning
-from restoration.blur_map import LabelMap, blur_of_map, continue_to_borders, label_map_of
+from restoration.blur_map import blur_of_map, continue_to_borders
 from restoration.richardson_lucy import richardson_lucy
 from restoration.rivals import blind_richardson_lucy, blind_total_variation, weights_after_blur
 from restoration.variant_blur import VariantBlur, psf_grid_from_map
@@ -107,7 +107,7 @@ class Scene:
 
     image: torch.Tensor  # (H, W) photons
     truth: torch.Tensor  # (H, W)
-    labels: LabelMap  # true
+    labels: PsfMap  # true
     blur: VariantBlur  # true
     sharp: torch.Tensor  # (H, W) bool
 
@@ -179,21 +179,21 @@ def make_scene(case: Case) -> Scene:
     noise = torch.Generator().manual_seed(1000 * case.seed + case.index)
     image = torch.poisson(clean, generator=noise)
     ones = torch.ones(GRID, GRID)
-    labels = LabelMap(model, Microscope(), values, torch.zeros_like(values), ones, places, places)
+    labels = PsfMap(model, Microscope(), values, torch.zeros_like(values), ones, places, places)
     blurredness = values.abs().amax(0) / max(abs(v) for r in model.label_ranges for v in r)
     nearest = (torch.arange(case.size) * (GRID - 1) / (case.size - 1)).round().long()
     sharp = (blurredness < SHARP)[nearest[:, None], nearest]
     return Scene(image, objects[blur.image_part], labels, blur, sharp)
 
 
-def estimated(case: Case, scene: Scene) -> LabelMap:
+def estimated(case: Case, scene: Scene) -> PsfMap:
     """The map that the shipped network of this model makes of the image."""
     estimator = load_estimator(NETWORKS.get(case.model, case.model))
     raw = predict_map(estimator, scene.image, Microscope(), STRIDE)
     _, smooth = smooth_parameters(raw, estimator.patch_size / STRIDE, "auto")
-    label_map, shape = label_map_of(raw, scene.labels.model, Microscope()), scene.blur.shape
+    psf_map, shape = raw, scene.blur.shape
     strengths = [one.strength for one in smooth]
-    return continue_to_borders(label_map, strengths, estimator.patch_size, shape)
+    return continue_to_borders(psf_map, strengths, estimator.patch_size, shape)
 
 
 def mean_psf(scene: Scene) -> torch.Tensor:
@@ -239,13 +239,13 @@ def with_wiener(scene: Scene) -> torch.Tensor:
     return torch.from_numpy(found[inner, inner] * scale).float()
 
 
-def with_deepinv(scene: Scene, label_map: LabelMap) -> torch.Tensor:
+def with_deepinv(scene: Scene, psf_map: PsfMap) -> torch.Tensor:
     """Deepinv's operator with the eigen-PSFs of the estimated map."""
-    blur = blur_of_map(label_map, scene.blur.shape)
+    blur = blur_of_map(psf_map, scene.blur.shape)
     return deepinv_richardson_lucy(scene.image, blur.eigen_psfs, blur.weights, 20)
 
 
-def methods(case: Case, scene: Scene, label_map: LabelMap) -> dict[str, Callable]:
+def methods(case: Case, scene: Scene, psf_map: PsfMap) -> dict[str, Callable]:
     """Every restoration, to be called without arguments."""
     weights = tuple(share / math.sqrt(case.photons) for share in (0.1, 0.3, 0.8))
     found = {
@@ -258,13 +258,13 @@ def methods(case: Case, scene: Scene, label_map: LabelMap) -> dict[str, Callable
         BLIND_BEST[0]: partial(with_best_setting, scene, blind_richardson_lucy, (1, 3, 10)),
         BLIND_BEST[1]: partial(with_best_setting, scene, blind_total_variation, weights),
         SCHEME_2018: lambda: weights_after_blur(
-            scene.image, blur_of_map(label_map, scene.blur.shape)
+            scene.image, blur_of_map(psf_map, scene.blur.shape)
         ),
     }
     if installed("deepinv"):
-        found[DEEPINV] = partial(with_deepinv, scene, label_map)
+        found[DEEPINV] = partial(with_deepinv, scene, psf_map)
     return found | {
-        OURS: lambda: restore_with_map(scene.image, label_map)[0].image,
+        OURS: lambda: restore_with_map(scene.image, psf_map)[0].image,
         ORACLE: lambda: restore_with_map(scene.image, scene.labels, refined=False)[0].image,
     }
 
@@ -302,10 +302,10 @@ def run_case(case: Case, folder: Path) -> None:
     warnings.simplefilter("ignore", EnergyWarning)  # a little light lies outside of the supports
     scene = make_scene(case)
     started = time.perf_counter()
-    label_map = estimated(case, scene)
+    psf_map = estimated(case, scene)
     map_seconds = time.perf_counter() - started
     rows, shown = [], {"truth": scene.truth}
-    for name, work in methods(case, scene, label_map).items():
+    for name, work in methods(case, scene, psf_map).items():
         started = time.perf_counter()
         found = work()
         seconds = time.perf_counter() - started

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import tifffile
 import torch
 import tyro
 
 from common.command import run
-from common.files import run_record, whole_file, write_json
+from common.files import run_record, write_imagej, write_json
 from psf.blur import blur_varying, interpolation_weights
 from psf.errors import InputError
 from psf.microscope import Microscope
@@ -67,18 +65,6 @@ def tilted_plane(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     return blurred, focus[inner, inner]
 
 
-def write_tiff(path: Path, image: torch.Tensor, pixel_size_um: float) -> None:
-    """Write (H, W) as a calibrated ImageJ TIFF."""
-    with whole_file(path) as partial:
-        tifffile.imwrite(
-            partial,
-            image.numpy().astype(np.float32),
-            imagej=True,
-            resolution=(1 / pixel_size_um, 1 / pixel_size_um),
-            metadata={"axes": "YX", "unit": "um"},
-        )
-
-
 def main(config: Config) -> None:
     """Blur, expose, write."""
     if config.focus_waves[0] == config.focus_waves[1] or min(config.focus_waves) < 0:
@@ -91,8 +77,9 @@ def main(config: Config) -> None:
     generator = torch.Generator().manual_seed(config.seed)
     photons = to_photons(blurred.clamp(min=0)[None], config.photons)
     counts = camera_counts(photons, generator, config.read_noise_e)[0]
-    write_tiff(config.out / "image.tif", counts, config.microscope.pixel_size_um)
-    write_tiff(config.out / "truth.tif", focus, config.microscope.pixel_size_um)
+    for name, pixels in (("image", counts), ("truth", focus)):
+        pixel_um = config.microscope.pixel_size_um
+        write_imagej(config.out / f"{name}.tif", pixels.float().numpy(), "YX", pixel_um)
     write_json(config.out / "run.json", run_record())
     print(f"wrote {config.out / 'image.tif'} and truth.tif beside it")
 

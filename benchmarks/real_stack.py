@@ -26,7 +26,7 @@ from micrographs.micrograph import open_micrograph
 from models.checkpoint import load_estimator, outside_limits
 from models.depth import depth_from_optics, is_signed
 from models.depth_fit import fit_depth, follows, leave_one_plane_out, plane_means
-from models.mapping import predict_stack
+from models.mapping import predict_stack, reliable_estimates
 from models.resampling import ResampledImage, fit_sampling
 from psf.errors import InputError
 from psf.microscope import Microscope
@@ -155,16 +155,16 @@ def main(config: Config) -> None:
         seen_by = sampling.microscope(microscope)
         stride = max(1, round(config.stride / sampling.factor))
         maps = predict_stack(estimator, planes, seen_by, stride)
-    name = maps.names[0]
+    name = maps[0].names[0]
     low, high = estimator.config["label_ranges"][0]
-    values, deviations = maps.of(name, config.largest_deviation * (high - low))
+    values, deviations = reliable_estimates(maps, name, config.largest_deviation * (high - low))
     context = {
         "signed": is_signed(estimator.psf_model, name),
         "microscope": microscope,
         "um_per_unit": estimator.um_per_unit(microscope),
     }
     rows, half = [], estimator.patch_size / 2 * sampling.factor
-    centres = (maps.rows + 0.5) * sampling.factor - 0.5  # in pixels of the camera
+    centres = (maps[0].rows.numpy() + 0.5) * sampling.factor - 0.5  # in pixels of the camera
     for b, focus_z_um in enumerate(truth.focus_z_um):
         top, bottom = truth.edges_px[b : b + 2]
         # patches that lie in the band as a whole

@@ -8,11 +8,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import tifffile
 
 from psf.errors import InputError
 
@@ -75,6 +78,47 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: {path.parent} is no {what}.")
     return content
+
+
+def write_imagej(
+    path: Path,
+    pixels: np.ndarray,
+    axes: str,
+    pixel_um: float,
+    labels: Sequence[str] = (),
+    z_step_um: float | None = None,
+) -> None:
+    """Write a TIFF that Fiji and napari open with its scale, whole or not at all.
+
+    Parameters
+    ----------
+    pixels : array of as many axes as `axes` names; uint8, uint16 or float32
+    axes : letters of T, Z, C, Y, X in this order, e.g. "CYX"
+    pixel_um : distance of neighbouring pixels, um
+    labels : names of the channels
+    z_step_um : distance of neighbouring planes, um
+    """
+    metadata: dict[str, Any] = {"axes": axes, "unit": "um"}
+    if labels:
+        metadata["Labels"] = list(labels)
+    if z_step_um is not None:
+        metadata["spacing"] = z_step_um
+    resolution = (1 / pixel_um, 1 / pixel_um)
+    with whole_file(path) as partial:
+        tifffile.imwrite(partial, pixels, imagej=True, resolution=resolution, metadata=metadata)
+
+
+def check_out_folder(folder: Path) -> None:
+    """Refuse --out if a file stands in its way, before any work is done.
+
+    Raises
+    ------
+    InputError
+        That names the file.
+    """
+    standing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not standing.is_dir():
+        raise InputError(f"--out {folder} cannot be written: {standing} is a file; give a folder.")
 
 
 def claim_folder(

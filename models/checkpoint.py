@@ -4,6 +4,8 @@ config.json holds all that is needed to rebuild the network and to apply it: arc
 names, units and ranges, the optics it was trained for, patch size.
 """
 
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -60,6 +62,15 @@ class Estimator:
     network: nn.Module
     config: Mapping[str, Any]
     device: torch.device
+    name: str = ""  # of its folder
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the weights and the configuration: a key for what was made with them."""
+        digest = hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def psf_model(self) -> PsfModel:
@@ -235,7 +246,7 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{weights_path} is truncated or of another network: {reason}") from error
-    return Estimator(network.to(device).eval(), config, device)
+    return Estimator(network.to(device).eval(), config, device, folder.resolve().name)
 
 
 def shipped_names() -> tuple[str, ...]:

@@ -10,28 +10,10 @@ import torch
 
 from common.files import whole_file
 from models.mapping import PsfMap
+from psf.blur import interpolate_grid
 
 IMAGEJ_LIMIT = 2**32 - 2**20  # bytes; an ImageJ hyperstack is a classic TIFF
 BAND = 256  # rows written at a time
-
-
-def write_channels(
-    path: Path, channels: Sequence[np.ndarray], names: Sequence[str], pixel_um: float
-) -> None:
-    """Write float32 channels (R, C) as an ImageJ hyperstack that Fiji and napari open calibrated.
-
-    Parameters
-    ----------
-    pixel_um : distance of neighbouring points, um
-    """
-    with whole_file(path) as partial:
-        tifffile.imwrite(
-            partial,
-            np.stack([np.asarray(channel, np.float32) for channel in channels]),
-            imagej=True,
-            resolution=(1 / pixel_um, 1 / pixel_um),
-            metadata={"axes": "CYX", "unit": "um", "Labels": list(names)},
-        )
 
 
 def write_full_resolution(
@@ -57,8 +39,8 @@ def write_full_resolution(
         metadata |= {"PhysicalSizeX": pixel_um, "PhysicalSizeY": pixel_um}
         metadata |= {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
         kind = {"ome": True, "bigtiff": True, "metadata": metadata}
-    x, column = _places(psf_map.columns, shape[1])
-    right = np.minimum(column + 1, len(psf_map.columns) - 1)
+    grid = (psf_map.rows.double(), psf_map.columns.double())
+    x = torch.arange(shape[1], dtype=torch.double)
     with whole_file(path) as partial:
         empty = tifffile.memmap(partial, shape=size, dtype=np.float32, **kind)
         start_byte, kind_of_number = empty.offset, empty.dtype
@@ -66,11 +48,10 @@ def write_full_resolution(
         # written, not mapped: the pages of a mapped file count as memory of the process
         with partial.open("r+b") as file:
             for start in range(0, shape[0], BAND):
-                y, row = _places(psf_map.rows, shape[0], start, min(start + BAND, shape[0]))
-                below = np.minimum(row + 1, len(psf_map.rows) - 1)
+                y = torch.arange(start, min(start + BAND, shape[0]), dtype=torch.double)
                 for c, channel in enumerate(channels):
-                    lines = _blend(channel[row], channel[below], y[:, None])
-                    pixels = _blend(lines[:, column], lines[:, right], x)
+                    values = torch.from_numpy(np.asarray(channel, np.float32))
+                    pixels = interpolate_grid(values, *grid, y, x).numpy()
                     file.seek(start_byte + 4 * shape[1] * (c * shape[0] + start))
                     file.write(pixels.astype(kind_of_number).tobytes())
 
@@ -92,21 +73,3 @@ def map_table(
     table |= {"content_probability": psf_map.content, "brightness": psf_map.brightness}
     table |= dict(more)
     return pd.DataFrame({name: np.asarray(column).ravel() for name, column in table.items()})
-
-
-def _places(
-    centres: torch.Tensor, count: int, start: int = 0, stop: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the next point and index of the point before, for pixels start to stop."""
-    first = float(centres[0])
-    step = float(centres[1] - centres[0]) if len(centres) > 1 else 1.0
-    places = (np.arange(start, count if stop is None else stop) - first) / step
-    places = places.clip(0, len(centres) - 1)
-    index = np.minimum(places.astype(int), max(len(centres) - 2, 0))
-    return (places - index).astype(np.float32), index
-
-
-def _blend(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Linear interpolation that leaves a NaN out where it has no share."""
-    blend = first * (1 - share) + second * share
-    return np.where(share == 0, first, np.where(share == 1, second, blend))

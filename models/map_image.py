@@ -167,7 +167,7 @@ def predict(
     partial = config.out / UNFINISHED[0] if is_large else None
     found = predict_map(estimator, image, sampling.microscope(microscope), stride, partial, key)
     rows, columns = ((at + 0.5) * sampling.factor - 0.5 for at in (found.rows, found.columns))
-    return replace(found, rows=rows, columns=columns), stride
+    return replace(found, microscope=microscope, rows=rows, columns=columns), stride
 
 
 def smooth_parameters(

@@ -1,13 +1,13 @@
 """Maps: a network's predictions on a grid of overlapping patches of one image.
 
-The image is read in bands of rows, so that memory holds a band at a time; the finished rows of the
-map can be kept in a file, from which an interrupted map goes on.
+The image is read in bands of rows, so that memory holds one band at a time. The finished rows of
+the map can be kept in a file, from which an interrupted map goes on.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +19,11 @@ from common.files import write_json
 from models.checkpoint import Estimator
 from psf.errors import InputError
 from psf.microscope import Microscope
+from psf.model import PsfModel
 
-BATCH = 64
-BAND = 1024  # patches, at least, that are read together
-COLUMNS = ("values", "standard_deviations", "half_widths_95", "content_probability")
+BATCH = 64  # patches that the network sees together; larger ones are no faster on a CPU
+BAND = 1024  # patches, at least, that are read together: a band of 16,000 pixels takes 20 MB
+FEWEST_SHOWN = 2000  # patches of the smallest map with a progress bar, about a second of work
 
 
 class Image(Protocol):
@@ -54,28 +55,27 @@ class TensorImage:
 
 @dataclass(frozen=True)
 class PsfMap:
-    """PSF parameters on a grid of patch centres; R rows and C columns."""
+    """Parameters of a PSF model on a grid of places in an image, R rows and C columns."""
 
-    names: tuple[str, ...]  # of the P parameters
-    unit: str
-    values: torch.Tensor  # (P, R, C)
+    model: PsfModel
+    microscope: Microscope  # with the pixel in which the places are counted
+    values: torch.Tensor  # (P, R, C) labels
     standard_deviations: torch.Tensor  # (P, R, C), half widths of the 68 % intervals
-    half_widths_95: torch.Tensor  # (P, R, C)
-    content: torch.Tensor  # (R, C) probability that a patch holds anything to estimate from
-    brightness: torch.Tensor  # (R, C) mean of the patch, unit of the image
-    rows: torch.Tensor  # (R,) centres of the patches, pixels from the top
+    content: torch.Tensor  # (R, C) probability that there was anything to estimate from
+    rows: torch.Tensor  # (R,) places, rising, pixels from the top
     columns: torch.Tensor  # (C,) pixels from the left
+    half_widths_95: torch.Tensor | None = None  # (P, R, C), of single patches only
+    brightness: torch.Tensor | None = None  # (R, C) means of single patches, unit of the image
 
     @property
-    def channel_names(self) -> tuple[str, ...]:
-        """Names of the channels of `channels`."""
-        deviations = tuple(f"{name} standard deviation" for name in self.names)
-        return (*self.names, *deviations, "content probability")
+    def names(self) -> tuple[str, ...]:
+        """Names of the P parameters."""
+        return self.model.label_names
 
     @property
-    def channels(self) -> torch.Tensor:
-        """Values, standard deviations, content: (2 P + 1, R, C)."""
-        return torch.cat([self.values, self.standard_deviations, self.content[None]])
+    def unit(self) -> str:
+        """Unit of the values."""
+        return self.model.unit
 
     @property
     def has_content(self) -> torch.Tensor:
@@ -97,8 +97,9 @@ def predict_map(
     ----------
     image : (H, W) tensor, any linear intensity unit, or an `Image` to read from
     stride : pixels between neighbouring patches
-    partial : file that keeps the rows done so far; a map with the same `key` goes on from it
-    key : plain values that say which map this is
+    partial : file that keeps the finished rows; a map of the same network, optics, stride and
+        `key` goes on from it
+    key : plain values that say which image this is
 
     Raises
     ------
@@ -113,13 +114,16 @@ def predict_map(
     if stride < 1:
         raise InputError(f"--stride is {stride}; give at least 1 pixel.")
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
-    done = DoneRows(partial, dict(key or {}), columns)
+    whole_key = dict(key or {}, stride=stride, microscope=asdict(microscope))
+    if partial is not None:
+        whole_key["network"] = estimator.fingerprint
+    done = DoneRows(partial, whole_key, 3 * len(estimator.psf_model.label_names) + 2, columns)
     with tqdm(
         total=rows * columns,
         initial=done.count * columns,
         unit="patch",
         desc="map",
-        disable=rows * columns < 2000,
+        disable=rows * columns < FEWEST_SHOWN,
         mininterval=1,
     ) as bar:
         while done.count < rows:
@@ -129,58 +133,96 @@ def predict_map(
                 raise InputError(
                     "the image contains NaN or infinite pixels; repair or crop it first."
                 )
-            done.low = min(done.low, float(pixels.min()))
-            done.high = max(done.high, float(pixels.max()))
-            done.append(*predict_band(estimator, pixels, microscope, stride))
+            done.append(predict_band(estimator, pixels, microscope, stride), pixels)
             bar.update(done.count * columns - bar.n)
-    found = done.table()  # (3 P + 2, R, C)
-    count, centre = len(done.names), (size - 1) / 2
     if done.low == done.high:
         done.forget()
         raise InputError(f"all pixels of the image are {done.low:g}; there is nothing to see.")
-    return PsfMap(
-        names=done.names,
-        unit=done.unit,
-        values=found[:count],
-        standard_deviations=found[count : 2 * count],
-        half_widths_95=found[2 * count : 3 * count],
-        content=found[-2],
-        brightness=found[-1],
-        rows=torch.arange(rows) * stride + centre,
-        columns=torch.arange(columns) * stride + centre,
-    )
+    return as_map(estimator.psf_model, microscope, done.table(), stride, (size - 1) / 2)
+
+
+def predict_stack(
+    estimator: Estimator, planes: Sequence[Image], microscope: Microscope, stride: int
+) -> list[PsfMap]:
+    """Maps of all planes of a focal stack on one grid, `stride` pixels between patches.
+
+    Raises
+    ------
+    InputError
+        If a plane is constant, holds NaN or is smaller than a patch; it says which one.
+    """
+    maps = []
+    for k, plane in enumerate(tqdm(planes, desc="stack", unit="plane")):
+        try:
+            maps.append(predict_map(estimator, plane, microscope, stride))
+        except InputError as error:
+            raise InputError(f"plane {k}: {error}") from error
+    return maps
+
+
+def reliable_estimates(
+    maps: Sequence[PsfMap], parameter: str, largest_deviation: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and standard deviations of one parameter in K planes, (K, R, C) each.
+
+    NaN for patches without content and for those whose standard deviation is above the largest.
+    """
+    p = maps[0].names.index(parameter)
+    values = np.stack([one.values[p].numpy() for one in maps])
+    deviations = np.stack([one.standard_deviations[p].numpy() for one in maps])
+    content = np.stack([one.has_content.numpy() for one in maps])
+    good = content & (deviations <= largest_deviation)
+    return np.where(good, values, np.nan), np.where(good, deviations, np.nan)
 
 
 def predict_band(
     estimator: Estimator, pixels: torch.Tensor, microscope: Microscope, stride: int
-) -> tuple[tuple[str, ...], str, torch.Tensor]:
-    """Names, unit and columns (3 P + 2, R, C) of the patches of some rows of an image."""
+) -> torch.Tensor:
+    """Columns (3 P + 2, R, C) of the patches of some rows of an image; see `as_map`."""
     size = estimator.patch_size
     # (R, C, size, size): a view, so that memory holds one batch of patches at a time
     patches = pixels.unfold(0, size, stride).unfold(1, size, stride)
     grid = patches.shape[:2]
-    parts, means = [], []
+    parts = []
     for chunk in torch.arange(grid.numel()).split(BATCH):
         batch = patches[chunk // grid[1], chunk % grid[1]]
-        parts.append(estimator.predict(batch, microscope, BATCH))
-        means.append(batch.mean((1, 2)))
-    columns = [torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS]
-    columns.append(torch.cat(means))
-    table = torch.cat([column.reshape(grid.numel(), -1) for column in columns], 1)
-    return parts[0].names, parts[0].unit, table.T.reshape(-1, *grid)
+        found = estimator.predict(batch, microscope, BATCH)
+        wide = (found.values, found.standard_deviations, found.half_widths_95)
+        narrow = (found.content_probability, batch.mean((1, 2)))
+        parts.append(torch.cat([*wide, torch.stack(narrow, 1)], 1))
+    return torch.cat(parts).T.reshape(-1, *grid)
+
+
+def as_map(
+    model: PsfModel, microscope: Microscope, table: torch.Tensor, stride: int, first: float
+) -> PsfMap:
+    """Map of columns (3 P + 2, R, C): values, deviations, half widths, content, brightness."""
+    count = len(model.label_names)
+    values, deviations, half_widths = table[: 3 * count].split(count)
+    rows, columns = (torch.arange(n) * stride + first for n in table.shape[1:])
+    return PsfMap(
+        model,
+        microscope,
+        values,
+        deviations,
+        table[-2],
+        rows,
+        columns,
+        half_widths_95=half_widths,
+        brightness=table[-1],
+    )
 
 
 class DoneRows:
-    """Finished rows of a map: in memory, and in a file if there is one, to go on after a kill.
+    """Finished rows of a map: in memory, and on request in a file to go on from after a kill.
 
     The file holds (R, 3 P + 2, C) float32, row after row, so that a kill spoils the last row at
-    most; the JSON file beside it says whose map it is.
+    most; the JSON file beside it says which map it is.
     """
 
-    def __init__(self, path: Path | None, key: dict[str, Any], columns: int) -> None:
-        self.path, self.key, self.columns = path, key, columns
-        self.names: tuple[str, ...] = ()
-        self.unit = ""
+    def __init__(self, path: Path | None, key: dict[str, Any], width: int, columns: int) -> None:
+        self.path, self.key = path, key
+        self.width, self.columns = width, columns
         self.low, self.high = math.inf, -math.inf  # darkest and brightest pixel seen
         self._rows: list[torch.Tensor] = []  # (3 P + 2, r, C) each
         if path is not None and path.is_file() and self._header.is_file():
@@ -191,20 +233,24 @@ class DoneRows:
         return self.path.with_suffix(".json")
 
     @property
+    def _facts(self) -> dict[str, Any]:
+        return {"key": self.key, "width": self.width, "columns": self.columns}
+
+    @property
     def count(self) -> int:
         """Rows done so far."""
         return sum(rows.shape[1] for rows in self._rows)
 
-    def append(self, names: tuple[str, ...], unit: str, rows: torch.Tensor) -> None:
-        """Keep (3 P + 2, r, C) more."""
-        self.names, self.unit = names, unit
+    def append(self, rows: torch.Tensor, pixels: torch.Tensor) -> None:
+        """Keep (3 P + 2, r, C) more, estimated from these pixels."""
         self._rows.append(rows)
+        self.low = min(self.low, float(pixels.min()))
+        self.high = max(self.high, float(pixels.max()))
         if self.path is None:
             return
         if not self._header.is_file():
             self.path.unlink(missing_ok=True)
-            facts = {"key": self.key, "names": names, "unit": unit, "columns": self.columns}
-            write_json(self._header, facts)
+            write_json(self._header, self._facts)
         with self.path.open("ab") as file:
             file.write(rows.movedim(1, 0).contiguous().numpy().tobytes())
 
@@ -219,64 +265,18 @@ class DoneRows:
             self._header.unlink(missing_ok=True)
 
     def _take_up(self) -> None:
-        facts = json.loads(self._header.read_text(encoding="utf-8"))
-        if facts["key"] != json.loads(json.dumps(self.key)) or facts["columns"] != self.columns:
+        held = json.loads(self._header.read_text(encoding="utf-8"))
+        if held != json.loads(json.dumps(self._facts)):
             self.forget()
             return
-        self.names, self.unit = tuple(facts["names"]), facts["unit"]
-        width = (3 * len(self.names) + 2) * self.columns
         flat = np.fromfile(self.path, np.float32)
-        whole = len(flat) // width
+        length = self.width * self.columns
+        whole = len(flat) // length
         with self.path.open("r+b") as file:
-            file.truncate(whole * width * flat.itemsize)
-        rows = torch.from_numpy(flat[: whole * width].reshape(whole, -1, self.columns))
-        self._rows = [rows.movedim(1, 0)] if whole else []
-        # what was seen of the brightness is not kept; the mean of a patch is as good
-        if whole:
-            self.low, self.high = float(rows[:, -1].min()), float(rows[:, -1].max())
-
-
-@dataclass(frozen=True)
-class StackMaps:
-    """PSF parameters on a grid of R x C patch centres in K planes."""
-
-    names: tuple[str, ...]  # of the P parameters
-    unit: str
-    values: np.ndarray  # (K, P, R, C)
-    standard_deviations: np.ndarray  # (K, P, R, C)
-    content: np.ndarray  # (K, R, C) probability
-    rows: np.ndarray  # (R,) centres of the patches, px from the top
-
-    def of(self, parameter: str, largest_deviation: float) -> tuple[np.ndarray, np.ndarray]:
-        """Values and standard deviations of one parameter, (K, R, C) each.
-
-        NaN for patches without content, and with a standard deviation above the largest.
-        """
-        p = self.names.index(parameter)
-        values, deviations = self.values[:, p], self.standard_deviations[:, p]
-        good = (self.content >= 0.5) & (deviations <= largest_deviation)
-        return np.where(good, values, np.nan), np.where(good, deviations, np.nan)
-
-
-def predict_stack(
-    estimator: Estimator, planes: Sequence[Image], microscope: Microscope, stride: int
-) -> StackMaps:
-    """Predict a map of each plane, `stride` pixels between neighbouring patches.
-
-    Raises
-    ------
-    InputError
-        If a plane is constant, holds NaN or is smaller than a patch; it says which one.
-    """
-    maps = []
-    for k, plane in enumerate(tqdm(planes, desc="stack", unit="plane")):
-        try:
-            maps.append(predict_map(estimator, plane, microscope, stride))
-        except InputError as error:
-            raise InputError(f"plane {k}: {error}") from error
-    first = maps[0]
-    values, deviations, content = (
-        np.stack([getattr(one, name).numpy() for one in maps])
-        for name in ("values", "standard_deviations", "content")
-    )
-    return StackMaps(first.names, first.unit, values, deviations, content, first.rows.numpy())
+            file.truncate(whole * length * flat.itemsize)
+        if not whole:
+            return
+        rows = torch.from_numpy(flat[: whole * length].reshape(whole, self.width, self.columns))
+        self._rows = [rows.movedim(1, 0)]
+        # the darkest and brightest pixel are not kept; the means of the patches are as good
+        self.low, self.high = float(rows[:, -1].min()), float(rows[:, -1].max())

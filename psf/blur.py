@@ -76,6 +76,40 @@ def interpolation_weights(values: torch.Tensor, levels: torch.Tensor) -> torch.T
     return weights.scatter_(0, upper[None], share[None])
 
 
+def interpolate_grid(
+    values: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    y: torch.Tensor,
+    x: torch.Tensor,
+) -> torch.Tensor:
+    """Values (..., R, C) of a grid, bilinearly interpolated to (..., H, W); constant outside it.
+
+    A NaN reaches only the points between its grid point and the next ones.
+
+    Parameters
+    ----------
+    rows, columns : (R,) and (C,) rising places of the grid
+    y, x : (H,) and (W,) places that are asked for, in the same unit
+    """
+    return _interpolate_axis(_interpolate_axis(values, rows, y, -2), columns, x, -1)
+
+
+def _interpolate_axis(
+    values: torch.Tensor, places: torch.Tensor, targets: torch.Tensor, axis: int
+) -> torch.Tensor:
+    if len(places) == 1:
+        return values.index_select(axis, torch.zeros_like(targets, dtype=torch.long))
+    targets = targets.to(places).clamp(places[0], places[-1])
+    upper = torch.searchsorted(places, targets).clamp(1, len(places) - 1)
+    share = (targets - places[upper - 1]) / (places[upper] - places[upper - 1])
+    share = share.to(values).reshape(-1, *[1] * (-1 - axis))
+    first, second = values.index_select(axis, upper - 1), values.index_select(axis, upper)
+    blend = first * (1 - share) + second * share
+    # a grid point that has no share in a place must not hand it its NaN
+    return torch.where(share == 0, first, torch.where(share == 1, second, blend))
+
+
 def tilted_depth_um(columns: int, degrees: float, pixel_size_um: float) -> torch.Tensor:
     """Depth (columns,) of a plane tilted about the y axis, in focus at its middle.
 

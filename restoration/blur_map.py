@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,12 @@ import torch
 from common.files import read_json
 from models.mapping import PsfMap
 from models.smoothing import smooth_map
+from psf.blur import interpolate_grid
 from psf.errors import InputError
 from psf.microscope import Microscope
-from psf.model import PsfModel, from_config
+from psf.model import from_config
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
-from restoration.variant_blur import (
-    VariantBlur,
-    interpolation_matrix,
-    psf_grid_from_map,
-    refine_map,
-)
+from restoration.variant_blur import VariantBlur, finer_grid, psf_grid_from_map
 
 TOLERANCE = 0.01  # of the eigen-PSFs: far below what any map is certain of
 STEP_WAVES = 0.2  # largest change between neighbouring PSFs of the grid, which are mixed linearly
@@ -37,83 +33,49 @@ NEEDED = {
 }
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """Parameters of a PSF model on a grid of places in an image."""
-
-    model: PsfModel
-    microscope: Microscope  # with the pixel of the image
-    values: torch.Tensor  # (P, R, C) labels
-    standard_deviations: torch.Tensor  # (P, R, C)
-    content: torch.Tensor  # (R, C) probability that there was anything to estimate from
-    rows: torch.Tensor  # (R,) places, rising, pixels from the top
-    columns: torch.Tensor  # (C,) pixels from the left
-
-
-def support_px(label_map: LabelMap, largest: int) -> int:
+def support_px(psf_map: PsfMap, largest: int) -> int:
     """Smallest odd support, at most `largest` px, that keeps 99 % of the energy of each PSF."""
-    model = label_map.model
-    low, high = label_map.values.new_tensor(model.label_ranges).T
-    labels = label_map.values.flatten(1).T.clamp(low, high)
+    model = psf_map.model
+    low, high = psf_map.values.new_tensor(model.label_ranges).T
+    labels = psf_map.values.flatten(1).T.clamp(low, high)
     # the widest PSFs have the largest labels, of either sign
     largest_labels = labels.abs().sum(1).topk(min(WIDEST, len(labels))).indices
     extremes = labels[torch.cat([largest_labels, labels.argmax(0), labels.argmin(0)])]
     largest = min(largest, LARGEST_PSF)
     largest -= 1 - largest % 2
     for size in (*range(SUPPORT_STEP - 1, largest, SUPPORT_STEP), largest):
-        _, lost = synthesize_with_loss(model, extremes, label_map.microscope, size)
+        _, lost = synthesize_with_loss(model, extremes, psf_map.microscope, size)
         if float(lost.max()) <= ENERGY_TOLERANCE:
             break
     return size
 
 
-def blur_of_map(
-    label_map: LabelMap, shape: tuple[int, int], size: int | None = None
-) -> VariantBlur:
+def blur_of_map(psf_map: PsfMap, shape: tuple[int, int], size: int | None = None) -> VariantBlur:
     """Make the blur of an image (H, W) from the map of its PSF, on a support of `size` px.
 
     The grid is refined until neighbouring PSFs differ little, see
-    `restoration.variant_blur.refine_map`.
+    `restoration.variant_blur.finer_grid`.
     """
-    values = label_map.values
+    values = psf_map.values
     steps = [values.diff(dim=axis).abs().max() for axis in (1, 2) if values.shape[axis] > 1]
     step = float(max(steps)) if steps else 0.0
     most = math.isqrt(max(1, MOST_PSFS // values[0].numel()))
     factor = min(LARGEST_REFINEMENT, most, max(1, -int(-step // STEP_WAVES)))
-    fine, rows, columns = refine_map(values, label_map.rows, label_map.columns, factor)
-    size = size or support_px(label_map, min(shape))
-    psfs = psf_grid_from_map(label_map.model, fine, label_map.microscope, size)
+    fine, rows, columns = finer_grid(values, psf_map.rows, psf_map.columns, factor)
+    size = size or support_px(psf_map, min(shape))
+    psfs = psf_grid_from_map(psf_map.model, fine, psf_map.microscope, size)
     return VariantBlur.from_psfs(psfs, rows, columns, shape, TOLERANCE)
 
 
-def interpolate(
-    values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]
-) -> torch.Tensor:
-    """Bilinear interpolation of values (R, C) to every pixel (H, W); constant beyond the grid."""
-    along_y = interpolation_matrix(rows.to(values), shape[0], 0)
-    along_x = interpolation_matrix(columns.to(values), shape[1], 0)
-    return along_y @ values @ along_x.T
-
-
-def label_map_of(psf_map: PsfMap, model: PsfModel, microscope: Microscope) -> LabelMap:
-    """Turn the map of a network into labels for the restoration.
-
-    `microscope` has the pixels in which the map's centres are counted.
-    """
-    return LabelMap(
-        model,
-        microscope,
-        psf_map.values.float(),
-        psf_map.standard_deviations.float(),
-        psf_map.content.float(),
-        psf_map.rows.float(),
-        psf_map.columns.float(),
-    )
+def at_pixels(values: torch.Tensor, psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
+    """Values (R, C) on the grid of a map, interpolated to every pixel (H, W) of its image."""
+    y, x = (torch.arange(length, device=values.device) for length in shape)
+    return interpolate_grid(values, psf_map.rows.to(values), psf_map.columns.to(values), y, x)
 
 
 def continue_to_borders(
-    raw: LabelMap, strengths: Sequence[float], patch_px: float, shape: tuple[int, int]
-) -> LabelMap:
+    raw: PsfMap, strengths: Sequence[float], patch_px: float, shape: tuple[int, int]
+) -> PsfMap:
     """Smooth a map (P, R, C) of single patches and continue it to the borders of the image (H, W).
 
     Patches end half their size inside the borders, where the PSF goes on changing. The smoothing,
@@ -146,7 +108,7 @@ def continue_to_borders(
         for name in ("values", "standard_deviations")
     )
     content = torch.from_numpy(padded(raw.content, mode="edge"))
-    return LabelMap(raw.model, raw.microscope, values, deviations, content, rows, columns)
+    return PsfMap(raw.model, raw.microscope, values, deviations, content, rows, columns)
 
 
 def _continued(places: torch.Tensor, length: int) -> tuple[torch.Tensor, int, int]:
@@ -162,7 +124,7 @@ def _continued(places: torch.Tensor, length: int) -> tuple[torch.Tensor, int, in
     return torch.cat([first, places, last]).clamp(0, length - 1), before, after
 
 
-def read_map(folder: Path) -> tuple[LabelMap, dict[str, Any]]:
+def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
     """Map and config.json that estimate_psf_map.py wrote.
 
     Where it smoothed, the map is smooth and reaches the borders, see `continue_to_borders`.
@@ -194,7 +156,7 @@ def read_map(folder: Path) -> tuple[LabelMap, dict[str, Any]]:
         return torch.from_numpy(np.stack(chosen)).float().reshape(-1, len(rows), len(columns))
 
     content = torch.from_numpy(table["content_probability"].to_numpy(np.float32, copy=True))
-    found = LabelMap(
+    found = PsfMap(
         model,
         Microscope(**config["optics"]),
         grid(""),

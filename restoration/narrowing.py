@@ -17,10 +17,11 @@ import torch
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from restoration.blur_map import LabelMap, blur_of_map
+from models.mapping import PsfMap
+from psf.blur import interpolate_grid
+from restoration.blur_map import blur_of_map
 from restoration.iteration import Settings, steps
 from restoration.stopping import likelihood, split
-from restoration.variant_blur import interpolation_to
 
 NARROWER = (0.8, 0.64, 0.5, 0.36)  # factors on all labels; wider PSFs would do more harm than good
 PRIOR_OF_FACTOR = 0.35  # standard deviation of its logarithm, before the image is seen
@@ -31,9 +32,7 @@ CELL = 32  # px, edge of the cells whose likelihood is summed
 WIDTH_CELLS = 1.25  # of the Gaussian over neighbouring cells, which share their likelihood
 
 
-def refine(
-    photons: torch.Tensor, label_map: LabelMap, settings: Settings, iterations: int
-) -> LabelMap:
+def refine(photons: torch.Tensor, psf_map: PsfMap, settings: Settings, iterations: int) -> PsfMap:
     """Scale the labels of a map, place by place, to what photons (H, W) say.
 
     Parameters
@@ -48,7 +47,7 @@ def refine(
     """
     shape = (photons.shape[0], photons.shape[1])
     if min(shape) < CELL:
-        return label_map
+        return psf_map
     training, held_out = split(photons)
     count = min(iterations, MOST_ITERATIONS)
     found: dict[float, np.ndarray] = {}
@@ -59,7 +58,7 @@ def refine(
         disable=photons.numel() < FEWEST_SHOWN_PX,
     ) as bar:
         for factor in (1.0, *NARROWER):
-            blur = blur_of_map(scaled(label_map, factor), shape)
+            blur = blur_of_map(scaled(psf_map, factor), shape)
             _, expected = next(islice(steps(training[None], blur, settings), count, None))
             prior = -((math.log(factor) / PRIOR_OF_FACTOR) ** 2) / 2
             found[factor] = evidence(held_out, expected[0], training) + prior
@@ -71,18 +70,16 @@ def refine(
                     break  # nothing still narrower will do
     logarithm = best_logarithm(found)
     if not logarithm.any():
-        return label_map
+        return psf_map
     smooth = torch.from_numpy(gaussian_filter(logarithm, WIDTH_CELLS, mode="nearest")).float()
-    along_y, along_x = (
-        interpolation_to((torch.arange(cells) + 0.5) * CELL, places)
-        for cells, places in zip(smooth.shape, (label_map.rows, label_map.columns), strict=True)
-    )
-    return scaled(label_map, (along_y @ smooth @ along_x.T).exp())
+    middles = [(torch.arange(cells) + 0.5) * CELL for cells in smooth.shape]
+    factors = interpolate_grid(smooth, *middles, psf_map.rows, psf_map.columns).exp()
+    return scaled(psf_map, factors)
 
 
-def scaled(label_map: LabelMap, factor: float | torch.Tensor) -> LabelMap:
+def scaled(psf_map: PsfMap, factor: float | torch.Tensor) -> PsfMap:
     """The map with all labels times a number, or times (R, C)."""
-    return replace(label_map, values=label_map.values * factor)
+    return replace(psf_map, values=psf_map.values * factor)
 
 
 def evidence(held_out: torch.Tensor, expected: torch.Tensor, training: torch.Tensor) -> np.ndarray:

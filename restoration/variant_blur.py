@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from scipy.fft import next_fast_len
 
+from psf.blur import interpolate_grid
 from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import PsfModel
@@ -136,10 +137,12 @@ class VariantBlur:
     def _padded_weights(self) -> torch.Tensor:
         """Weights, zero beyond the field, on the grid of the transforms."""
         before, (height, width) = self.psf_size - 1 - self.psf_size // 2, self.field_shape
-        along_y = interpolation_matrix(self.rows, height, before)
-        along_x = interpolation_matrix(self.columns, width, before)
+        device = self.coefficients.device
+        y, x = (torch.arange(edge, device=device) - before for edge in (height, width))
         padded = self.coefficients.new_zeros(self.rank, *self._transform_shape)
-        padded[:, :height, :width] = along_y @ self.coefficients @ along_x.T
+        padded[:, :height, :width] = interpolate_grid(
+            self.coefficients, self.rows, self.columns, y, x
+        )
         return padded
 
     @cached_property
@@ -193,9 +196,8 @@ class VariantBlur:
 
     def psf_at(self, row: float, column: float) -> torch.Tensor:
         """PSF (K, K) of the object point at a place of the image, pixels."""
-        along_y = interpolation_matrix(self.rows - row, 1, 0)
-        along_x = interpolation_matrix(self.columns - column, 1, 0)
-        own = (along_y @ self.coefficients @ along_x.T).reshape(-1, 1, 1)
+        y, x = self.rows.new_tensor([row]), self.columns.new_tensor([column])
+        own = interpolate_grid(self.coefficients, self.rows, self.columns, y, x)  # (M, 1, 1)
         return (own * self.eigen_psfs).sum(0)
 
 
@@ -249,7 +251,7 @@ def psf_grid_from_map(
     return psfs.reshape(*values.shape[1:], psf_size, psf_size)
 
 
-def refine_map(
+def finer_grid(
     values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, factor: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Labels (P, R', C') and their places on a grid `factor` times as fine, interpolated linearly.
@@ -260,11 +262,8 @@ def refine_map(
     if factor < 1:
         raise InputError(f"the factor is {factor}; give at least 1.")
     fine_y, fine_x = (_between(places, factor) for places in (rows, columns))
-    along_y, along_x = (
-        interpolation_to(places.to(values), fine.to(values))
-        for places, fine in ((rows, fine_y), (columns, fine_x))
-    )
-    return along_y @ values @ along_x.T, fine_y, fine_x
+    grid = (rows.to(values), columns.to(values))
+    return interpolate_grid(values, *grid, fine_y.to(values), fine_x.to(values)), fine_y, fine_x
 
 
 def _between(places: torch.Tensor, factor: int) -> torch.Tensor:
@@ -273,26 +272,6 @@ def _between(places: torch.Tensor, factor: int) -> torch.Tensor:
     steps = torch.arange(factor, device=places.device) / factor
     inner = places[:-1, None] + steps * places.diff()[:, None]
     return torch.cat([inner.flatten(), places[-1:]])
-
-
-def interpolation_matrix(places: torch.Tensor, length: int, before: int) -> torch.Tensor:
-    """Matrix (length, R) that interpolates from rising places (R,) to pixels -before onwards."""
-    return interpolation_to(places, torch.arange(length, device=places.device) - before)
-
-
-def interpolation_to(places: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Matrix (T, R) that interpolates linearly from rising places (R,) to targets (T,).
-
-    Beyond the first and the last place their value holds.
-    """
-    if len(places) == 1:
-        return places.new_ones(len(targets), 1)
-    targets = targets.to(places).clamp(places[0], places[-1])
-    upper = torch.searchsorted(places, targets).clamp(1, len(places) - 1)
-    share = (targets - places[upper - 1]) / (places[upper] - places[upper - 1])
-    matrix = places.new_zeros(len(targets), len(places))
-    matrix.scatter_(1, upper[:, None] - 1, 1 - share[:, None])
-    return matrix.scatter_(1, upper[:, None], share[:, None])
 
 
 def _check_psfs(

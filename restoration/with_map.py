@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from scipy.ndimage import gaussian_filter
 
+from models.mapping import PsfMap
 from psf.errors import InputError
-from restoration.blur_map import LabelMap, blur_of_map, interpolate, support_px
+from restoration.blur_map import at_pixels, blur_of_map, support_px
 from restoration.iteration import Restored
 from restoration.narrowing import refine, scaled
 from restoration.richardson_lucy import (
@@ -33,22 +34,22 @@ RETREAT_TILE = 512  # px, edge of what is restored again
 NARROWED = 0.2
 
 
-def doubt_of_map(label_map: LabelMap, shape: tuple[int, int]) -> torch.Tensor:
+def doubt_of_map(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
     """How unsure the PSF is at each place of the map, (R, C), from 0 to 1.
 
     |h(v + s) - h(v - s)| / (2 |h(v)|) in the parameter whose standard deviation s matters most, to
     the fourth power, since moderate errors of the PSF do little harm.
     """
-    model, microscope, values = label_map.model, label_map.microscope, label_map.values
-    deviations = label_map.standard_deviations
-    widest = replace(label_map, values=torch.cat([values + deviations, values - deviations], 1))
+    model, microscope, values = psf_map.model, psf_map.microscope, psf_map.values
+    deviations = psf_map.standard_deviations
+    widest = replace(psf_map, values=torch.cat([values + deviations, values - deviations], 1))
     size = support_px(widest, min(shape))
     plain = psf_grid_from_map(model, values, microscope, size)
     norm = plain.flatten(2).norm(dim=2)
     doubts = []
     for p in range(len(values)):
         shift = torch.zeros_like(values)
-        shift[p] = label_map.standard_deviations[p]
+        shift[p] = psf_map.standard_deviations[p]
         above, below = (
             psf_grid_from_map(model, values + sign * shift, microscope, size) for sign in (1, -1)
         )
@@ -70,24 +71,24 @@ def misfit_of(image: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return local / local.median().clamp(min=torch.finfo(local.dtype).tiny)
 
 
-def sharpened(label_map: LabelMap, misfit: torch.Tensor) -> LabelMap | None:
+def sharpened(psf_map: PsfMap, misfit: torch.Tensor) -> PsfMap | None:
     """The map with narrower PSFs where they misfit (H, W); None where none does."""
     places = (
         x.round().long().clamp(0, n - 1)
-        for x, n in zip((label_map.rows, label_map.columns), misfit.shape, strict=True)
+        for x, n in zip((psf_map.rows, psf_map.columns), misfit.shape, strict=True)
     )
     rows, columns = places
     too_wide = misfit[rows[:, None], columns] > MISFIT_ALLOWED
-    too_wide &= label_map.values.abs().amax(0) > 0
+    too_wide &= psf_map.values.abs().amax(0) > 0
     if not too_wide.any():
         return None
-    values = torch.where(too_wide, RETREAT * label_map.values, label_map.values)
-    return replace(label_map, values=values)
+    values = torch.where(too_wide, RETREAT * psf_map.values, psf_map.values)
+    return replace(psf_map, values=values)
 
 
 def restore_with_map(
     image: torch.Tensor,
-    label_map: LabelMap,
+    psf_map: PsfMap,
     iterations: int | str = "auto",
     background: float = 0.0,
     tv: float | str = "auto",
@@ -117,26 +118,26 @@ def restore_with_map(
         As `richardson_lucy`.
     """
     shape = (image.shape[0], image.shape[1])
-    if label_map.rows[-1] >= shape[0] or label_map.columns[-1] >= shape[1]:
+    if psf_map.rows[-1] >= shape[0] or psf_map.columns[-1] >= shape[1]:
         raise InputError(
-            f"the map reaches to pixel {float(label_map.rows[-1]):.0f}, "
-            f"{float(label_map.columns[-1]):.0f}, the image has {shape[0]} x {shape[1]} px; give "
+            f"the map reaches to pixel {float(psf_map.rows[-1]):.0f}, "
+            f"{float(psf_map.columns[-1]):.0f}, the image has {shape[0]} x {shape[1]} px; give "
             "the map of this image."
         )
     settings = {"background": background, "gain": gain}
     if refined or (refined is None and cautious and image.numel() <= REFINED_PX):
-        blur = blur_of_map(label_map, shape)
+        blur = blur_of_map(psf_map, shape)
         photons, behind = check(image, blur, background, gain)
         check_settings(iterations, tv, "momentum")
         with torch.no_grad():
             chosen, count = settle(photons, blur, behind, iterations, tv, "momentum")
-            better = refine(photons, label_map, chosen, count)
-        if better is label_map:  # what was chosen for it still holds
+            better = refine(photons, psf_map, chosen, count)
+        if better is psf_map:  # what was chosen for it still holds
             iterations, tv = count, chosen.tv
-        label_map = better
+        psf_map = better
     if cautious:
-        label_map = scaled(label_map, 1 - NARROWED * doubt_of_map(label_map, shape))
-    blur = blur_of_map(label_map, shape)
+        psf_map = scaled(psf_map, 1 - NARROWED * doubt_of_map(psf_map, shape))
+    blur = blur_of_map(psf_map, shape)
     if image.numel() > WHOLE_PX:
         restored = richardson_lucy_tiled(image, blur, iterations, tv=tv, tile=TILE, **settings)
     else:
@@ -145,19 +146,19 @@ def restore_with_map(
         return restored, blur
     settings |= {"iterations": restored.iterations, "tv": restored.tv}
     for _ in range(RETREATS):
-        narrower = sharpened(label_map, misfit_of(image, restored.expected))
+        narrower = sharpened(psf_map, misfit_of(image, restored.expected))
         if narrower is None:
             break
-        changed = (narrower.values != label_map.values).any(0).to(image)
-        touched = interpolate(changed, label_map.rows, label_map.columns, shape) > 0
+        changed = (narrower.values != psf_map.values).any(0).to(image)
+        touched = at_pixels(changed, psf_map, shape) > 0
         parts = [part for part in tiles(shape, RETREAT_TILE) if touched[part].any()]
-        label_map, blur = narrower, blur_of_map(narrower, shape)
+        psf_map, blur = narrower, blur_of_map(narrower, shape)
         restored = richardson_lucy_tiled(
             image, blur, tile=RETREAT_TILE, only=parts, before=restored, **settings
         )
-    blank = (label_map.content < 0.5).float()
+    blank = (psf_map.content < 0.5).float()
     if blank.any():
-        share = interpolate(blank, label_map.rows, label_map.columns, shape).clamp(0, 1)
+        share = at_pixels(blank, psf_map, shape).clamp(0, 1)
         point = VariantBlur.from_psf(restored.image.new_ones(1, 1), shape)
         denoised = richardson_lucy(image, point, **settings).image
         restored = replace(restored, image=blend(restored.image, denoised, share))

@@ -5,9 +5,11 @@ import pytest
 import tifffile
 import torch
 
+from common.files import write_imagej
 from models import map_files
-from models.map_files import map_table, write_channels, write_full_resolution
+from models.map_files import map_table, write_full_resolution
 from models.mapping import PsfMap
+from psf import Microscope, PsfModel, psf_model
 
 ROWS, COLUMNS = torch.arange(3) * 16.0 + 31.5, torch.arange(4) * 16.0 + 31.5
 
@@ -17,15 +19,15 @@ def psf_map():
     rng = torch.Generator().manual_seed(0)
     values = torch.rand(2, 3, 4, generator=rng)
     return PsfMap(
-        ("focus", "ast"),
-        "waves",
+        PsfModel("zernike", {"focus": (0.0, 4.0), "ast": (0.0, 2.0)}, "waves"),
+        Microscope(),
         values,
         values / 10,
-        values / 5,
         torch.ones(3, 4),
-        100 * torch.ones(3, 4),
         ROWS,
         COLUMNS,
+        half_widths_95=values / 5,
+        brightness=100 * torch.ones(3, 4),
     )
 
 
@@ -37,7 +39,7 @@ def opened(path):
 
 def test_channels_come_back_with_names_and_um(psf_map, tmp_path):
     names = ["focus (waves)", "ast (waves)"]
-    write_channels(tmp_path / "a.tif", psf_map.values.numpy(), names, 4.448)
+    write_imagej(tmp_path / "a.tif", psf_map.values.numpy(), "CYX", 4.448, names)
     pixels, metadata, per_um = opened(tmp_path / "a.tif")
     assert np.array_equal(pixels, psf_map.values.numpy())
     assert (metadata["Labels"], metadata["unit"]) == (names, "um")
@@ -79,10 +81,11 @@ def test_large_maps_are_ome_tiff(psf_map, tmp_path, monkeypatch):
 
 def test_one_patch_fills_the_image(psf_map, tmp_path):
     one = PsfMap(
-        ("focus",),
-        "waves",
-        *[torch.ones(1, 1, 1)] * 3,
-        *[torch.ones(1, 1)] * 2,
+        psf_model("zernike1d"),
+        Microscope(),
+        torch.ones(1, 1, 1),
+        torch.ones(1, 1, 1),
+        torch.ones(1, 1),
         ROWS[:1],
         COLUMNS[:1],
     )

@@ -1,20 +1,23 @@
 """Maps: every prediction lands at the place of its patch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from models import mapping
 from models.checkpoint import Prediction
-from models.mapping import PsfMap, TensorImage, predict_map
-from psf import InputError, Microscope
+from models.mapping import TensorImage, predict_map
+from psf import InputError, Microscope, PsfModel
 
 
 class PlaceReader:
     """Stands in for an estimator: reads the place of a patch off an image of coordinates."""
 
     patch_size = 16
+    fingerprint = "place reader"
+    psf_model = PsfModel("gaussian2d", {"row": (0.0, 90.0), "column": (0.0, 230.0)}, "px")
 
     def predict(self, patches, microscope, batch_size):
         coded = patches[:, 0, 0]  # first pixel: 1000 y + x of the corner
@@ -54,17 +57,10 @@ def test_last_patch_ends_inside_of_the_image(place_map):
         assert end <= length - 1 < end + 7
 
 
-def test_channels_are_values_then_deviations_then_content(place_map):
-    assert place_map.channel_names == (
-        "row",
-        "column",
-        "row standard deviation",
-        "column standard deviation",
-        "content probability",
-    )
-    expected = [*place_map.values, *place_map.standard_deviations, place_map.content]
-    assert torch.equal(place_map.channels, torch.stack(expected))
-    assert isinstance(place_map, PsfMap)
+def test_map_names_its_parameters_and_carries_its_error_bars(place_map):
+    assert (place_map.names, place_map.unit) == (("row", "column"), "px")
+    assert torch.equal(place_map.half_widths_95, -2 * place_map.values)
+    assert place_map.has_content.sum() == (place_map.content >= 0.5).sum()
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 40), (31, 16)])
@@ -140,3 +136,30 @@ def test_killed_map_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert CountingImage.reads == 0
     predict_map(PlaceReader(), image, Microscope(), 7, partial, {"image": "b"})
     assert CountingImage.reads == reads
+
+
+class OtherReader(PlaceReader):
+    """Another network in a folder of the same name."""
+
+    fingerprint = "other reader"
+
+    def predict(self, patches, microscope, batch_size):
+        found = super().predict(patches, microscope, batch_size)
+        return replace(found, values=found.values + 1)
+
+
+@pytest.mark.parametrize("change", ["network", "optics", "stride"])
+def test_killed_map_of_another_network_or_optics_is_made_anew(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(mapping, "BAND", 60)
+    image, partial = CountingImage(coordinates(90, 230)), tmp_path / "partial.f32"
+    CountingImage.reads, CountingImage.mortal = 0, True
+    with pytest.raises(Killed):
+        predict_map(PlaceReader(), image, Microscope(), 7, partial, {"image": "a"})
+    CountingImage.reads, CountingImage.mortal = 0, False
+    reader = OtherReader() if change == "network" else PlaceReader()
+    optics = Microscope(na=0.4) if change == "optics" else Microscope()
+    stride = 9 if change == "stride" else 7
+    expected = predict_map(reader, image, optics, stride)
+    found = predict_map(reader, image, optics, stride, partial, {"image": "a"})
+    assert torch.equal(found.values, expected.values)
+    assert torch.equal(found.rows, expected.rows)

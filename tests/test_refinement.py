@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.mapping import PsfMap
 from psf import Microscope, psf_model
-from restoration.blur_map import LabelMap, blur_of_map
+from restoration.blur_map import blur_of_map
 from restoration.narrowing import CELL, EVIDENCE_NEEDED, best_logarithm, evidence, refine, scaled
 from restoration.richardson_lucy import check, settle
 from restoration.with_map import restore_with_map
@@ -16,11 +17,11 @@ from restoration.with_map import restore_with_map
 SHAPE = (128, 160)
 
 
-def label_map(values):
+def psf_map(values):
     places = [torch.linspace(16, edge - 17, 4) for edge in SHAPE]
     one = torch.ones(1, 4, 4)
     model = psf_model("gaussian1d")
-    return LabelMap(model, Microscope(), values * one, 0.1 * one, one[0], *places)
+    return PsfMap(model, Microscope(), values * one, 0.1 * one, one[0], *places)
 
 
 def photograph_through(true_map, photons=1000.0):
@@ -48,7 +49,7 @@ def refined(image, found):
 
 @pytest.mark.parametrize("factor", [1.3, 1.6])
 def test_wrong_maps_come_nearer_to_the_truth(factor):
-    truth = label_map(5.0)
+    truth = psf_map(5.0)
     _, image = photograph_through(truth)
     better = refined(image, scaled(truth, factor))
     error = float((better.values - 5.0).abs().mean())
@@ -56,13 +57,13 @@ def test_wrong_maps_come_nearer_to_the_truth(factor):
 
 
 def test_the_right_map_stays_as_it_is():
-    truth = label_map(5.0)
+    truth = psf_map(5.0)
     _, image = photograph_through(truth)
     assert float((refined(image, truth).values / truth.values - 1).abs().max()) < 0.03
 
 
 def test_only_the_wrong_part_changes():
-    truth = label_map(4.0)
+    truth = psf_map(4.0)
     _, image = photograph_through(truth)
     wrong = replace(truth, values=truth.values.clone())
     wrong.values[..., 2:] *= 1.6
@@ -72,7 +73,7 @@ def test_only_the_wrong_part_changes():
 
 
 def test_refined_maps_restore_better():
-    truth = label_map(5.0)
+    truth = psf_map(5.0)
     sharp, image = photograph_through(truth)
     wrong = scaled(truth, 1.6)
     errors = [
@@ -106,6 +107,6 @@ def test_evidence_counts_the_cells_around():
 
 
 def test_images_smaller_than_a_cell_keep_their_map():
-    found = label_map(2.0)
+    found = psf_map(2.0)
     small = torch.rand(20, 20) + 1
     assert refine(small, found, None, 3) is found

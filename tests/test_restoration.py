@@ -10,13 +10,13 @@ import tifffile
 import torch
 
 import deconvolve
+from models.mapping import PsfMap
 from psf import InputError, Microscope, psf_model, synthesize
+from psf.blur import interpolate_grid
 from restoration.blur_map import (
-    LabelMap,
     blur_of_map,
     check_belongs,
     continue_to_borders,
-    interpolate,
     read_map,
     support_px,
 )
@@ -35,10 +35,10 @@ SHAPE = (96, 112)
 MODEL = psf_model("gaussian1d")
 
 
-def label_map(low=2.0, high=6.0, deviation=0.1, content=1.0):
+def psf_map(low=2.0, high=6.0, deviation=0.1, content=1.0):
     rows, columns = torch.tensor([16.0, 48.0, 80.0]), torch.tensor([16.0, 56.0, 96.0])
     values = torch.linspace(low, high, 3).expand(1, 3, 3).clone()
-    return LabelMap(
+    return PsfMap(
         MODEL,
         Microscope(),
         values,
@@ -64,7 +64,7 @@ def error(found, truth):
 
 
 def test_blur_has_the_psf_of_the_map_at_its_points():
-    found = label_map()
+    found = psf_map()
     blur = blur_of_map(found, SHAPE)
     for column, fwhm in ((16.0, 2.0), (56.0, 4.0), (96.0, 6.0)):
         expected = synthesize(MODEL, torch.tensor([[fwhm]]), Microscope(), blur.psf_size)[0]
@@ -72,18 +72,18 @@ def test_blur_has_the_psf_of_the_map_at_its_points():
 
 
 def test_support_keeps_the_energy_of_the_widest_psf():
-    size = support_px(label_map(2.0, 10.0), 95)
+    size = support_px(psf_map(2.0, 10.0), 95)
     assert size % 2 == 1
     # 99 % along both axes: 2.8 standard deviations on either side
     assert 2 * 2.8 * 10 / 2.355 < size < 2 * 2.8 * 10 / 2.355 + 17
 
 
 def test_restoration_with_the_map_gains_and_beats_one_psf():
-    found = label_map()
+    found = psf_map()
     truth, image = scene(found)
     restored, blur = restore_with_map(image, found, iterations=30)
     middle = synthesize(MODEL, torch.tensor([[4.0]]), Microscope(), blur.psf_size)
-    one = LabelMap(**{**vars(found), "values": torch.full((1, 3, 3), 4.0)})
+    one = PsfMap(**{**vars(found), "values": torch.full((1, 3, 3), 4.0)})
     single, _ = restore_with_map(image, one, iterations=30)
     assert len(middle) == 1
     assert error(restored.image, truth) < 0.7 * error(image, truth)
@@ -91,7 +91,7 @@ def test_restoration_with_the_map_gains_and_beats_one_psf():
 
 
 def test_places_without_content_lose_noise_and_keep_their_blur():
-    found = label_map(6.0, 6.001, content=0.0)
+    found = psf_map(6.0, 6.001, content=0.0)
     _, image = scene(found)
     smooth = scene(found, photons=1e7)[1] * 1e-4
     restored, _ = restore_with_map(image, found, iterations=20)
@@ -101,23 +101,22 @@ def test_places_without_content_lose_noise_and_keep_their_blur():
 
 
 def test_doubt_grows_with_the_uncertainty_of_the_psf():
-    shares = [float(doubt_of_map(label_map(deviation=d), SHAPE).mean()) for d in (0.0, 0.5, 2.0)]
+    shares = [float(doubt_of_map(psf_map(deviation=d), SHAPE).mean()) for d in (0.0, 0.5, 2.0)]
     assert shares[0] == 0 < shares[1] < shares[2] <= 1
 
 
 def test_where_nothing_is_known_of_the_psf_a_narrower_one_is_taken():
-    _, image = scene(label_map())
-    sure, plain = restore_with_map(image, label_map(), iterations=3, refined=False)
-    unsure, narrower = restore_with_map(
-        image, label_map(deviation=20.0), iterations=3, refined=False
-    )
+    _, image = scene(psf_map())
+    sure, plain = restore_with_map(image, psf_map(), iterations=3, refined=False)
+    unsure, narrower = restore_with_map(image, psf_map(deviation=20.0), iterations=3, refined=False)
     assert float(narrower.psf_at(48, 56).max()) > 1.2 * float(plain.psf_at(48, 56).max())
     assert not torch.equal(sure.image, unsure.image)
 
 
 def test_interpolation_is_linear_inside_and_constant_outside():
     values = torch.tensor([[0.0, 2.0], [4.0, 6.0]])
-    full = interpolate(values, torch.tensor([2.0, 6.0]), torch.tensor([1.0, 5.0]), (9, 8))
+    grid = torch.tensor([2.0, 6.0]), torch.tensor([1.0, 5.0])
+    full = interpolate_grid(values, *grid, torch.arange(9), torch.arange(8))
     assert full.shape == (9, 8)
     assert full[0, 0] == 0 and full[8, 7] == 6
     assert float(full[4, 3]) == pytest.approx(3.0)
@@ -125,11 +124,11 @@ def test_interpolation_is_linear_inside_and_constant_outside():
 
 def test_map_beyond_the_image_is_refused():
     with pytest.raises(InputError, match="give the map of this image"):
-        restore_with_map(torch.rand(90, 90), label_map())
+        restore_with_map(torch.rand(90, 90), psf_map())
 
 
 def test_large_images_are_restored_in_tiles_with_the_same_result(monkeypatch):
-    found = label_map()
+    found = psf_map()
     _, image = scene(found)
     whole, _ = restore_with_map(image, found, iterations=8)
     monkeypatch.setattr("restoration.with_map.WHOLE_PX", 100)
@@ -143,7 +142,7 @@ def test_large_images_are_restored_in_tiles_with_the_same_result(monkeypatch):
 def test_blind_methods_find_a_wider_psf_in_a_wider_blur(method):
     widths = []
     for fwhm in (2.0, 9.0):
-        _, image = scene(label_map(fwhm, fwhm + 1e-3), photons=1000.0)
+        _, image = scene(psf_map(fwhm, fwhm + 1e-3), photons=1000.0)
         restored, psf = method(image)
         line = torch.arange(len(psf)) - len(psf) // 2
         assert psf.min() >= 0 and float(psf.sum()) == pytest.approx(1, abs=1e-4)
@@ -155,7 +154,7 @@ def test_blind_methods_find_a_wider_psf_in_a_wider_blur(method):
 def test_2018_scheme_with_one_psf_is_plain_richardson_lucy():
     psf = synthesize(MODEL, torch.tensor([[4.0]]), Microscope(), 21)[0]
     blur = VariantBlur.from_psf(psf, SHAPE)
-    truth, image = scene(label_map(4.0, 4.001))
+    truth, image = scene(psf_map(4.0, 4.001))
     found = weights_after_blur(image, blur, iterations=10, weight=0.0)
     assert error(found, truth) < 0.9 * error(image, truth)
     inner = slice(20, -20)
@@ -167,7 +166,7 @@ def test_2018_scheme_with_one_psf_is_plain_richardson_lucy():
 @pytest.fixture
 def map_folder(tmp_path):
     """A map as estimate_psf_map.py writes it, and its image."""
-    found = label_map()
+    found = psf_map()
     _, image = scene(found)
     folder = tmp_path / "map"
     folder.mkdir()
@@ -218,7 +217,7 @@ def test_smooth_map_files_come_back_continued_to_the_borders(map_folder):
 def test_plane_of_labels_goes_on_as_a_plane_to_the_borders():
     places = torch.arange(64.0, 449.0, 32.0)
     plane = 0.01 * places.expand(1, len(places), -1)
-    raw = LabelMap(
+    raw = PsfMap(
         MODEL,
         Microscope(),
         plane,
@@ -240,15 +239,15 @@ def test_plane_of_labels_goes_on_as_a_plane_to_the_borders():
 def test_maps_of_one_patch_stay_one_patch():
     place = torch.tensor([40.0])
     one = torch.ones(1, 1, 1)
-    raw = LabelMap(MODEL, Microscope(), 3 * one, 0.1 * one, one[0], place, place)
+    raw = PsfMap(MODEL, Microscope(), 3 * one, 0.1 * one, one[0], place, place)
     found = continue_to_borders(raw, [1.0], 64, (80, 80))
     assert found.values.shape == (1, 1, 1) and float(found.values) == pytest.approx(3.0, abs=1e-3)
 
 
 def test_misfit_is_where_the_psf_is_too_wide():
-    found = label_map(2.0, 2.001)
+    found = psf_map(2.0, 2.001)
     _, image = scene(found)
-    wide = label_map(2.0, 2.001)
+    wide = psf_map(2.0, 2.001)
     wide.values[..., 2] = 10.0
     right, _ = restore_with_map(image, found, iterations=20, cautious=False)
     wrong, _ = restore_with_map(image, wide, iterations=20, cautious=False)
@@ -262,8 +261,8 @@ def test_misfit_is_where_the_psf_is_too_wide():
 
 
 def test_sharp_regions_survive_a_map_that_takes_them_for_blurred():
-    truth, image = scene(label_map(1.0, 1.001))
-    wide = label_map(1.0, 1.001)
+    truth, image = scene(psf_map(1.0, 1.001))
+    wide = psf_map(1.0, 1.001)
     wide.values[..., 2] = 10.0
     trusting, _ = restore_with_map(image, wide, cautious=False)
     careful, _ = restore_with_map(image, wide)
@@ -272,7 +271,7 @@ def test_sharp_regions_survive_a_map_that_takes_them_for_blurred():
 
 
 def test_expected_image_is_the_blurred_result_in_the_unit_of_the_input():
-    found = label_map()
+    found = psf_map()
     _, image = scene(found)
     restored, _ = restore_with_map(5 * image, found, iterations=8, gain=5.0, cautious=False)
     assert float(restored.expected.mean()) == pytest.approx(5 * float(image.mean()), rel=0.02)

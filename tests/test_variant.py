@@ -7,7 +7,7 @@ from scipy.signal import convolve2d
 
 from psf import InputError, Microscope, psf_model, synthesize, synthesize_with_loss
 from psf.blur import blur_valid, blur_varying
-from restoration.variant_blur import VariantBlur, psf_grid_from_map, refine_map
+from restoration.variant_blur import VariantBlur, finer_grid, psf_grid_from_map
 
 EXACT = 1e-10  # float64, of values of order one
 MICROSCOPE = Microscope()
@@ -174,7 +174,7 @@ def test_maps_become_psfs_of_clamped_labels():
 
 def test_a_refined_map_interpolates_labels():
     values, rows, columns = torch.tensor([[[0.0, 4.0], [2.0, 6.0]]]), places(10, 30), places(0, 8)
-    fine, fine_rows, fine_columns = refine_map(values, rows, columns, 2)
+    fine, fine_rows, fine_columns = finer_grid(values, rows, columns, 2)
     assert fine_rows.tolist() == [10, 20, 30]
     assert fine_columns.tolist() == [0, 4, 8]
     assert fine[0].tolist() == [[0, 2, 4], [1, 3, 5], [2, 4, 6]]
@@ -210,7 +210,7 @@ def test_refuses_maps_that_do_not_fit():
     with pytest.raises(InputError, match="PSF size is 30; give an odd number"):
         psf_grid_from_map(model, torch.zeros(3, 2, 2), MICROSCOPE, 30)
     with pytest.raises(InputError, match="the factor is 0"):
-        refine_map(torch.zeros(1, 2, 2), ROWS, ROWS, 0)
+        finer_grid(torch.zeros(1, 2, 2), ROWS, ROWS, 0)
 
 
 @pytest.mark.filterwarnings("ignore::psf.synthesis.EnergyWarning")
