@@ -13,28 +13,27 @@ error. Depth without its sign (all PSF models but those with a cylindrical lens)
 from the focal plane, which is found in the stack.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import tyro
 
-from common.command import keep_freed_memory, pick_device, run
-from common.files import run_record, whole_file
+from common.command import keep_freed_memory, pick_device, print_notes, run, settings_of
+from common.files import check_out_folder, run_record, whole_file
 from common.overviews import draw_depth_calibration
-from micrographs.metadata import OpticsFacts
-from micrographs.micrograph import Micrograph, open_micrograph
-from models.checkpoint import Estimator, load_estimator, outside_limits
+from micrographs.micrograph import Micrograph
+from models.checkpoint import Estimator, load_estimator
 from models.depth import DepthCalibration, is_signed
 from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plane_means
-from models.mapping import predict_stack, reliable_estimates
+from models.map_image import Recording, RecordingOptions, map_stack, open_recording
+from models.mapping import reliable_estimates
 from psf.errors import InputError
-from psf.microscope import Microscope
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(RecordingOptions):
     """Settings of a calibration."""
 
     stack: tyro.conf.Positional[Path]  # TIFF z-stack
@@ -42,32 +41,10 @@ class Config:
     out: Path  # folder to write
     z_step_um: float | None = None  # um between planes; negative: towards the objective
     z_csv: Path | None = None  # instead: a table with the columns plane (from 0) and z_um
-    na: float | None = None  # numerical aperture of the objective; default: the file's
-    wavelength_um: float | None = None  # emission wavelength in vacuum, um; default: the file's
-    pixel_size_um: float | None = None  # camera pixel / magnification, um; default: the file's
-    refractive_index: float | None = None  # of the medium around the object; default: the file's
-    channel: int | None = None  # of the file, from 0
-    t: int | None = None  # time point of the file, from 0
     stride: int = 64  # pixels between neighbouring patches
     parameter: str | None = None  # of the PSF model; default: its first
     largest_deviation: float = 0.15  # of patches that are used, part of the label's range
     limit_um: float | None = None  # error up to which depth is usable; default: depth of field
-    allow_other_optics: bool = False  # go on with optics that the checkpoint was not trained for
-    device: str = "auto"  # auto, cpu, cuda, mps
-
-
-def find_microscope(config: Config, facts: OpticsFacts) -> Microscope:
-    """Optics of the command line, and of the file where nothing is given."""
-    found = {}
-    for name in ("na", "wavelength_um", "pixel_size_um", "refractive_index"):
-        given, in_file = getattr(config, name), getattr(facts, name)
-        if given is None and in_file is None:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{config.stack} does not say its {name}; give it as {flag}.")
-        found[name] = in_file if given is None else given
-        if given is None:
-            print(f"{name} {in_file:.4g} from the file ({facts.sources.get(name, 'metadata')})")
-    return Microscope(**found)
 
 
 def find_z_um(config: Config, count: int, in_file: float | None) -> np.ndarray:
@@ -104,8 +81,9 @@ def read_z_csv(path: Path, count: int) -> np.ndarray:
     return z_um
 
 
-def pick_parameter(config: Config, names: tuple[str, ...]) -> str:
+def pick_parameter(config: Config, estimator: Estimator) -> str:
     """The parameter to calibrate."""
+    names = estimator.psf_model.label_names
     if config.parameter is None:
         return names[0]
     if config.parameter not in names:
@@ -115,55 +93,31 @@ def pick_parameter(config: Config, names: tuple[str, ...]) -> str:
     return config.parameter
 
 
-def check(config: Config, estimator: Estimator, micrograph: Micrograph) -> None:
-    """Refuse stacks that are none and numbers that make no sense, before the work starts."""
-    standing = next(p for p in (config.out, *config.out.absolute().parents) if p.exists())
-    if not standing.is_dir():
-        raise InputError(f"--out {config.out}: {standing} is a file; give a folder.")
-    count = micrograph.sizes["Z"]
-    if count < FEWEST_PLANES:
-        times = micrograph.sizes["T"]
-        other = f" and {times} time points; save it as a z-stack" if times > 1 else ""
-        planes = "one plane" if count == 1 else f"{count} planes"
-        raise InputError(
-            f"{config.stack} has {planes} in z{other}: a calibration takes {FEWEST_PLANES} or more."
-        )
+def check_config(config: Config) -> None:
+    """Refuse numbers that make no sense, before the work starts."""
+    check_out_folder(config.out)
     for name in ("largest_deviation", "limit_um"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')} is {value:g}; it must be above 0.")
-    pick_parameter(config, tuple(estimator.config["label_names"]))
-
-
-def check_optics(config: Config, estimator: Estimator, microscope: Microscope) -> None:
-    """Refuse optics that the network was not trained for, unless they are asked for."""
-    if config.allow_other_optics or estimator.psf_model.is_gaussian:
-        return
-    outside = outside_limits(microscope, estimator.config["optics_limits"])
-    if outside:
-        raise InputError(
-            f"{config.checkpoint} was trained for other optics: {'; '.join(outside)}. Train one "
-            "for yours, or add --allow-other-optics."
-        )
 
 
 def estimates(
-    config: Config, estimator: Estimator, micrograph: Micrograph, microscope: Microscope
+    config: Config, recording: Recording, planes: list[Micrograph], parameter: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and standard deviations (K, N) of the patches; NaN where they do not count."""
-    planes = [micrograph.select(z=z) for z in range(micrograph.sizes["Z"])]
-    maps = predict_stack(estimator, planes, microscope, config.stride)
-    name = pick_parameter(config, maps[0].names)
-    low, high = estimator.config["label_ranges"][maps[0].names.index(name)]
+    estimator = recording.estimator
+    maps = map_stack(recording, planes)
+    low, high = estimator.psf_model.label_ranges[maps[0].names.index(parameter)]
     largest = config.largest_deviation * (high - low)
-    values, deviations = reliable_estimates(maps, name, largest)
+    values, deviations = reliable_estimates(maps, parameter, largest)
     count = int(np.isfinite(values).sum())
     print(f"{count} of {values.size} patches have content and a small standard deviation")
     if not count:
         raise InputError(
             f"no plane of {config.stack} holds patches with content and a standard deviation of "
-            f"{name} up to {largest:.3g} {maps[0].unit}; take another object, more light, or a "
-            "larger --largest-deviation."
+            f"{parameter} up to {largest:.3g} {maps[0].unit}; take another object, more light, or "
+            "a larger --largest-deviation."
         )
     return values.reshape(len(planes), -1), deviations.reshape(len(planes), -1)
 
@@ -212,26 +166,28 @@ def report(calibration: DepthCalibration, z_um: np.ndarray) -> None:
 def main(config: Config) -> None:
     """Read, predict, fit, write."""
     keep_freed_memory()
+    check_config(config)
     estimator = load_estimator(config.checkpoint, pick_device(config.device))
-    with open_micrograph(config.stack, channel=config.channel, z=0, t=config.t) as micrograph:
-        for note in micrograph.notes:
-            print(note)
-        check(config, estimator, micrograph)
-        facts = micrograph.facts
-        z_um = find_z_um(config, micrograph.sizes["Z"], facts.z_step_um)
-        microscope = find_microscope(config, facts)
-        check_optics(config, estimator, microscope)
-        values, deviations = estimates(config, estimator, micrograph, microscope)
-    parameter = pick_parameter(config, tuple(estimator.config["label_names"]))
+    parameter = pick_parameter(config, estimator)
+    with open_recording(config.stack, config, estimator, z=0) as recording:
+        planes, notes = recording.micrograph.focal_planes()
+        print_notes((*recording.notes, *notes))
+        if len(planes) < FEWEST_PLANES:
+            raise InputError(
+                f"{config.stack} has {len(planes)} plane{'s' if len(planes) > 1 else ''} in z; a "
+                f"calibration takes {FEWEST_PLANES} or more."
+            )
+        z_um = find_z_um(config, len(planes), recording.micrograph.facts.z_step_um)
+        values, deviations = estimates(config, recording, planes, parameter)
     calibration = fit_depth(
         values,
         deviations,
         z_um,
         signed=is_signed(estimator.psf_model, parameter),
-        microscope=microscope,
+        microscope=recording.microscope,
         parameter=parameter,
-        unit=estimator.config["label_unit"],
-        checkpoint=config.checkpoint.resolve().name,
+        unit=estimator.psf_model.unit,
+        checkpoint=estimator.name,
         limit_um=config.limit_um,
     )
     table = as_table(values, deviations, z_um, calibration)
@@ -240,9 +196,8 @@ def main(config: Config) -> None:
     draw_depth_calibration(
         config.out / "calibration.png", table, calibration, f"{config.stack.name}: {parameter}"
     )
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     target = config.out / "depth_calibration.json"
-    calibration.to_json(target, settings=settings, run=run_record())
+    calibration.to_json(target, settings=settings_of(config), run=run_record())
     report(calibration, z_um)
     print(f"wrote {config.out} (look at {config.out / 'calibration.png'})")
     print(

@@ -22,38 +22,37 @@ import numpy as np
 import tifffile
 import torch
 
-from common.command import keep_freed_memory, pick_device, run
+from common.command import keep_freed_memory, pick_device, print_notes, run, settings_of
 from common.files import run_record, whole_file, write_imagej, write_json
 from common.overviews import draw_map
-from micrographs.micrograph import open_micrograph
+from micrographs.camera import Camera
+from micrographs.micrograph import Micrograph
 from models.checkpoint import Estimator, load_estimator
 from models.depth import DepthCalibration, depth_from_optics, is_signed
 from models.map_files import map_table, write_full_resolution
 from models.map_image import (
-    MapSettings,
-    check_settings,
-    choose_sampling,
-    describe_light,
+    BAND_ROWS,
+    ImageMap,
+    MapOptions,
+    Recording,
+    check_map_options,
+    describe_map,
     forget_unfinished,
-    known_optics,
-    look_at_camera,
-    photons_of,
-    predict,
-    report,
-    settings_of,
-    shrink,
-    smooth_parameters,
+    map_image,
+    open_recording,
 )
 from models.mapping import PsfMap
 from psf.errors import InputError
 from psf.microscope import Microscope
 
+SHOWN_PX = 1200  # longest side of the image in the overview, which is 400 px wide there
+
 
 @dataclass(frozen=True, kw_only=True)
-class Config(MapSettings):
+class Config(MapOptions):
     """Settings of a map."""
 
-    checkpoint: Path  # name of shipped weights, e.g. zernike1d, or a folder of train.py
+    checkpoint: Path  # name of shipped weights, e.g. zernike1d_tilted, or a folder of train.py
     depth_calibration: Path | None = None  # depth_calibration.json of calibrate_depth.py
     full_resolution: bool = True  # write psf_map_full.tif and depth.tif
     truth: Path | None = None  # TIFF with the true first parameter at each pixel, to compare
@@ -101,121 +100,139 @@ def at_centres(truth: np.ndarray, psf_map: PsfMap) -> torch.Tensor:
     return torch.from_numpy(truth)[rows[:, None], columns]
 
 
+def shrink(micrograph: Micrograph) -> torch.Tensor:
+    """The whole field on at most SHOWN_PX pixels a side, each the mean of a square."""
+    step = -(-max(micrograph.shape) // SHOWN_PX)
+    height, rows = micrograph.shape[0], step * max(1, BAND_ROWS // step)
+    bands = (micrograph.rows(y, min(y + rows, height)) for y in range(0, height - step + 1, rows))
+    return torch.cat([torch.nn.functional.avg_pool2d(band[None], step)[0] for band in bands])
+
+
+def photons_of(psf_map: PsfMap, camera: Camera) -> np.ndarray:
+    """Mean photons per pixel of each patch (R, C); NaN where the gain is unknown."""
+    if camera.gain_counts_per_e is None:
+        return np.full(psf_map.brightness.shape, np.nan, np.float32)
+    signal = (psf_map.brightness.numpy() - camera.offset_counts).clip(0)
+    return (signal / camera.gain_counts_per_e).astype(np.float32)
+
+
+def describe_light(photons: np.ndarray) -> str:
+    """The light of the patches with content, in words."""
+    median = float(np.median(photons))
+    if np.isnan(median):
+        return "photons per pixel unknown"
+    number = f"{median:,.0f}" if median >= 100 else f"{median:.2g}"
+    return f"{number} photons per pixel"
+
+
 def write_maps(
-    config: Config,
-    raw: PsfMap,
-    final: PsfMap,
-    photons: np.ndarray,
-    depth: Depth | None,
-    shape: tuple[int, int],
-    pixel_um: float,
+    config: Config, found: ImageMap, photons: np.ndarray, depth: Depth | None, shape: tuple
 ) -> None:
     """All TIFFs and the table."""
-    blank = ~raw.has_content.numpy()
-    channels = [channel.numpy() for channel in (*final.values, *final.standard_deviations)]
-    names = [f"{name} ({final.unit})" for name in final.names]
-    names += [f"{name} standard deviation ({final.unit})" for name in final.names]
+    patches, smooth, pixel_um = found.patches, found.smooth, found.patches.microscope.pixel_size_um
+    blank = ~patches.has_content.numpy()
+    channels = [channel.numpy() for channel in (*smooth.values, *smooth.standard_deviations)]
+    names = [f"{name} ({smooth.unit})" for name in smooth.names]
+    names += [f"{name} standard deviation ({smooth.unit})" for name in smooth.names]
     masked = [np.where(blank, np.nan, channel) for channel in channels]
-    step_px = float(raw.rows[1] - raw.rows[0]) if len(raw.rows) > 1 else config.stride
+    step_px = float(patches.rows[1] - patches.rows[0]) if len(patches.rows) > 1 else config.stride
     write_imagej(
         config.out / "psf_map.tif",
-        np.stack([*masked, raw.content.numpy(), photons]).astype(np.float32),
+        np.stack([*masked, patches.content.numpy(), photons]).astype(np.float32),
         "CYX",
         step_px * pixel_um,
         [*names, "content probability", "photons per pixel"],
     )
     more = [("photons_per_pixel", photons)]
-    if config.smooth != "off":
-        values = zip(final.names, final.values.numpy(), strict=True)
-        more += [(f"{name}_smooth_{final.unit}", channel) for name, channel in values]
+    if found.smoothing:
+        values = zip(smooth.names, smooth.values.numpy(), strict=True)
+        more += [(f"{name}_smooth_{smooth.unit}", channel) for name, channel in values]
     if depth is not None:
         more += [("depth_um", depth.values)]
         more += [("depth_standard_deviation_um", depth.standard_deviations)]
     with whole_file(config.out / "map.csv") as partial:
-        map_table(raw, pixel_um, more).to_csv(partial, index=False, float_format="%.5g")
+        map_table(patches, pixel_um, more).to_csv(partial, index=False, float_format="%.5g")
     if not config.full_resolution:
         return
-    # a smooth map knows about its blank patches from their neighbours
-    is_filled = config.smooth != "off"
-    full = channels if is_filled else masked
-    write_full_resolution(config.out / "psf_map_full.tif", full, names, raw, shape, pixel_um)
+    # A smooth map knows its blank patches from their neighbours.
+    full = channels if found.smoothing else masked
+    write_full_resolution(config.out / "psf_map_full.tif", full, names, patches, shape, pixel_um)
     if depth is not None:
-        maps = [d if is_filled else np.where(blank, np.nan, d) for d in depth[:2]]
+        maps = [d if found.smoothing else np.where(blank, np.nan, d) for d in depth[:2]]
         named = [depth.name, f"standard deviation of {depth.name}"]
-        write_full_resolution(config.out / "depth.tif", maps, named, raw, shape, pixel_um)
+        write_full_resolution(config.out / "depth.tif", maps, named, patches, shape, pixel_um)
+
+
+def describe_optics(psf_map: PsfMap) -> str:
+    """The optics on which the map depends, in words."""
+    microscope = psf_map.microscope
+    pixel = f"{microscope.pixel_size_um:.4g} µm per pixel"
+    if psf_map.model.is_gaussian:
+        return pixel
+    return (
+        f"NA {microscope.na:g}, {microscope.wavelength_um:g} µm, {pixel}, "
+        f"n {microscope.refractive_index:g}"
+    )
+
+
+def record(config: Config, recording: Recording, found: ImageMap, seconds: float) -> dict:
+    """Content of config.json, which deconvolve.py reads."""
+    patches = found.patches
+    return {
+        **settings_of(config),
+        "optics": asdict(recording.microscope),
+        "optics_from": dict(recording.optics.sources),
+        "sampling": asdict(recording.resampling),
+        "camera": asdict(recording.camera),
+        "smoothing_strength": [one.strength for one in found.smoothing],
+        "psf_model": recording.estimator.config["psf_model"],
+        "label_names": list(patches.names),
+        "label_unit": patches.unit,
+        "image_shape": list(recording.micrograph.shape),
+        "map_shape": list(patches.content.shape),
+        "patch_size_px": recording.patch_px,
+        **run_record(seconds=round(seconds, 2)),
+    }
 
 
 def main(config: Config) -> None:
     """Read, predict, smooth, write."""
     keep_freed_memory()
-    check_settings(config)
+    check_map_options(config)
     estimator = load_estimator(config.checkpoint, pick_device(config.device))
     calibration = None
     if config.depth_calibration is not None:
         calibration = DepthCalibration.from_json(config.depth_calibration)
-    with open_micrograph(config.image, config.channel, config.z, config.t) as micrograph:
-        for note in micrograph.notes:
-            print(f"note: {note}")
-        known = known_optics(config, micrograph, estimator.psf_model)
-        microscope = known.microscope
+    with open_recording(config.image, config, estimator, config.z) as recording:
+        print_notes(recording.notes)
         if calibration is not None:
-            calibration.check(
-                microscope, estimator.config["label_names"][0], config.checkpoint.resolve().name
-            )
-        sampling = choose_sampling(config, config.checkpoint, estimator, microscope)
-        shape = micrograph.shape
+            parameter = estimator.psf_model.label_names[0]
+            calibration.check(recording.microscope, parameter, estimator.name)
+        shape = recording.micrograph.shape
         truth = read_truth(config.truth, shape) if config.truth else None
-        camera = look_at_camera(config, micrograph)
         started = time.perf_counter()
-        raw, stride = predict(config, estimator, micrograph, sampling, microscope)
+        found = map_image(recording, config.smooth, config.out)
         seconds = time.perf_counter() - started
-        shown = shrink(micrograph)
-    if not raw.has_content.any():
-        forget_unfinished(config.out)
-        raise InputError(
-            "no patch of the image holds anything to estimate from; it is blank, far too dark, or "
-            "blurred beyond the range of the network."
-        )
-    final, smooth = smooth_parameters(raw, max(1.0, estimator.patch_size / stride), config.smooth)
-    photons = photons_of(raw, camera)
-    light = describe_light(camera, photons[raw.has_content.numpy()])
-    depth = find_depth(calibration, estimator, final, microscope)
-    write_maps(config, raw, final, photons, depth, shape, microscope.pixel_size_um)
-    optics = (
-        f"NA {microscope.na:g}, {microscope.wavelength_um:g} µm, "
-        f"{microscope.pixel_size_um:.4g} µm per pixel, n {microscope.refractive_index:g}"
-    )
-    if estimator.psf_model.is_gaussian:
-        optics = f"{microscope.pixel_size_um:.4g} µm per pixel"
+        shown = shrink(recording.micrograph)
+    photons = photons_of(found.patches, recording.camera)
+    light = describe_light(photons[found.patches.has_content.numpy()])
+    depth = find_depth(calibration, estimator, found.smooth, recording.microscope)
+    write_maps(config, found, photons, depth, shape)
     draw_map(
         config.out / "overview.png",
         shown,
-        final,
-        microscope.pixel_size_um,
-        f"{config.image.name}: {optics}; {light}",
-        None if truth is None else at_centres(truth, raw),
+        found.smooth,
+        recording.microscope.pixel_size_um,
+        f"{config.image.name}: {describe_optics(found.patches)}; {light}",
+        None if truth is None else at_centres(truth, found.patches),
         depth and (depth.values, depth.name),
         shape[1] / shown.shape[1],
     )
-    facts = {
-        "optics": asdict(microscope),
-        "optics_from": dict(known.sources),
-        "sampling": asdict(sampling),
-        "camera": asdict(camera),
-        "smoothing_strength": [one.strength for one in smooth],
-        "psf_model": estimator.config["psf_model"],
-        "label_names": list(final.names),
-        "label_unit": final.unit,
-        "image_shape": list(shape),
-        "map_shape": list(raw.content.shape),
-        "patch_size_px": estimator.patch_size * sampling.factor,
-    }
-    run_facts = run_record(seconds=round(seconds, 2))
-    write_json(config.out / "config.json", {**settings_of(config), **facts, **run_facts})
+    write_json(config.out / "config.json", record(config, recording, found, seconds))
     forget_unfinished(config.out)
-    rows, columns = raw.content.shape
+    rows, columns = found.patches.content.shape
     print(f"{rows} x {columns} patches in {seconds:.1f} s; {light}")
-    report(final, smooth)
+    print("\n".join(describe_map(found)))
     print(f"wrote {config.out} (look at {config.out / 'overview.png'})")
     restored = f"restored/{config.out.name}"
     print(f"next: python deconvolve.py {config.image} --map {config.out} --out {restored}")

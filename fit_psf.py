@@ -19,25 +19,25 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tifffile
 import torch
 import tyro
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from common.command import keep_freed_memory, run
-from common.files import run_record, whole_file, write_json
+from common.files import check_out_folder, run_record, write_imagej, write_json
 from common.overviews import draw_bead_fit
-from micrographs.stacks import LARGEST_STEP_UM, Stack, read_stack
+from micrographs.metadata import OpticsFacts, flag_or_file, resolve_optics
+from micrographs.micrograph import open_micrograph
 from psf.bead import BeadFit, Scene, fit_bead
 from psf.errors import InputError
 from psf.gibson_lanni import Layers, layered_wavefront
 from psf.light import warn_if_scalar_is_off
-from psf.microscope import Microscope, Optics
+from psf.microscope import OPTICS_NAMES, Optics
 from psf.model import psf_model
 from psf.zernike import noll_to_nm
 
-SCALE_TOLERANCE = 0.01  # by which a length on the command line may differ from the file's
+LARGEST_STEP_UM = 50.0  # um between planes; a larger number was given in nm
 MUCH_MORE_THAN_NOISE = 1.5  # dispersion
 SAID_BY_OTHERS = {1: "piston", 2: "the centre", 3: "the centre", 4: "the focus"}
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # of 8 to 16 bit cameras
@@ -65,19 +65,39 @@ class Config:
     electrons_per_count: float = 1.0  # camera gain; sets the standard errors
     read_noise_e: float = 0.0  # electrons rms
     size: int = 0  # px, edge of the square that is fitted; 0: as large as the planes
+    channel: int | None = None  # of the file, from 0; default: the first
+    t: int | None = None  # time point of the file, from 0; default: the first
 
 
-def calibrated(given: float | None, in_file: float | None, what: str, flag: str) -> float:
-    """A length from the command line or the file; they must not contradict each other."""
-    if given is None and in_file is None:
-        raise InputError(f"the file does not say its {what}; give it as {flag}.")
-    if given is None:
-        return in_file
-    if in_file is not None and abs(abs(given) / in_file - 1) > SCALE_TOLERANCE:
-        raise InputError(
-            f"{flag} is {given:g}, but the file says {in_file:g} um; correct one of them."
-        )
-    return given
+@dataclass(frozen=True)
+class Stack:
+    """A focal stack as recorded, and what its file says of its scale."""
+
+    counts: np.ndarray  # (Z, H, W) camera counts
+    facts: OpticsFacts
+
+
+def read_stack(config: Config) -> Stack:
+    """Read the stack of one channel.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is no stack, is a colour image or holds NaN.
+    """
+    with open_micrograph(config.stack, config.channel, 0, config.t) as micrograph:
+        if micrograph.channel is None:
+            raise InputError(
+                f"{config.stack} is a colour image; choose one of its colours with --channel."
+            )
+        planes, notes = micrograph.focal_planes()
+        for note in (*micrograph.notes, *notes):
+            print(f"note: {note}")
+        counts = np.stack([plane.plane().numpy() for plane in planes])
+        facts = micrograph.facts
+    if not np.isfinite(counts).all():
+        raise InputError(f"{config.stack} contains NaN or infinite values.")
+    return Stack(counts, facts)
 
 
 def build_scene(config: Config, stack: Stack) -> Scene:
@@ -87,15 +107,21 @@ def build_scene(config: Config, stack: Stack) -> Scene:
             raise InputError(f"Noll mode {number} is {SAID_BY_OTHERS[number]}, always fitted.")
     if len(set(config.modes_noll)) < len(config.modes_noll):
         raise InputError(f"--modes-noll {config.modes_noll}: one of them is given twice.")
-    z_step_um = calibrated(config.z_step_um, stack.z_step_um, "z step", "--z-step-um")
+    optics = {name: getattr(config, name) for name in OPTICS_NAMES}
+    known = resolve_optics(optics, stack.facts)
+    notes = list(known.notes)
+    step = flag_or_file("z_step_um", config.z_step_um, stack.facts, notes)
+    if step is None:
+        raise InputError("the file does not tell its z step; give --z-step-um.")
+    for note in notes:
+        print(f"note: {note}")
+    z_step_um, microscope = step[0], known.microscope
     if not 0 < abs(z_step_um) < LARGEST_STEP_UM:
         raise InputError(f"--z-step-um is {z_step_um:g}; it is in um between two planes.")
     if not 0 <= config.bead_um < LARGEST_STEP_UM:
         raise InputError(f"--bead-um is {config.bead_um:g}; give the bead's diameter in um.")
     if not (config.electrons_per_count > 0 and config.read_noise_e >= 0):
         raise InputError("--electrons-per-count must be above 0 and --read-noise-e at least 0.")
-    pixel = calibrated(config.pixel_size_um, stack.pixel_size_um, "pixel size", "--pixel-size-um")
-    microscope = Microscope(config.na, config.wavelength_um, pixel, config.refractive_index)
     psf_model("gibson_lanni", layers=config.layers, depth_um=config.depth_um)
     edge, depth = torch.ones(1), torch.tensor([config.depth_um])
     layered_wavefront(config.layers, Optics.of(microscope), 0 * edge, depth, edge)  # may refuse
@@ -143,20 +169,6 @@ def describe(config: Config, scene: Scene, fit: BeadFit, top: int, left: int) ->
         "wavefront_rms_waves": fit.wavefront_rms_waves,
         "dispersion": fit.dispersion,
     }
-
-
-def write_stack(path: Path, values: np.ndarray, scene: Scene) -> None:
-    """Write a float32 stack that Fiji and napari open calibrated."""
-    per_px = 1 / scene.microscope.pixel_size_um
-    metadata = {"axes": "ZYX", "unit": "um", "spacing": abs(scene.z_step_um)}
-    with whole_file(path) as partial:
-        tifffile.imwrite(
-            partial,
-            values.astype(np.float32),
-            imagej=True,
-            resolution=(per_px, per_px),
-            metadata=metadata,
-        )
 
 
 def report(description: dict, residual_of_peak: float) -> None:
@@ -209,10 +221,8 @@ def cut_out(counts: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
 def main(config: Config) -> None:
     """Read, fit, write."""
     keep_freed_memory()
-    standing = next(p for p in (config.out, *config.out.absolute().parents) if p.exists())
-    if not standing.is_dir():
-        raise InputError(f"--out {config.out}: {standing} is a file; give a folder.")
-    stack = read_stack(config.stack)
+    check_out_folder(config.out)
+    stack = read_stack(config)
     scene = build_scene(config, stack)
     check_saturation(stack.counts)
     counts, top, left = cut_out(stack.counts, config.size or min(stack.counts.shape[1:]))
@@ -231,8 +241,9 @@ def main(config: Config) -> None:
     deviations = residual / np.sqrt(np.maximum(fit.model + config.read_noise_e**2, 1e-9))
     residual_of_peak = float(residual.std() / (fit.model.max() - fit["background"]))
     description = describe(config, scene, fit, top, left)
-    write_stack(config.out / "model.tif", fit.model, scene)
-    write_stack(config.out / "residual.tif", deviations, scene)
+    scale = (scene.microscope.pixel_size_um, (), abs(scene.z_step_um))
+    for name, values in (("model", fit.model), ("residual", deviations)):
+        write_imagej(config.out / f"{name}.tif", values.astype(np.float32), "ZYX", *scale)
     draw_bead_fit(config.out / "fit.png", electrons, fit, scene, config.stack.name)
     extra = {"residual_rms_of_peak": residual_of_peak, "seconds": round(seconds, 2)}
     write_json(config.out / "fit.json", {**description, **extra, "run": run_record()})

@@ -12,7 +12,9 @@ alone, and the step between the bands against the true one. Nothing here is fitt
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.command import pick_device, run
 from common.files import read_json, run_record, whole_file
 from micrographs.micrograph import open_micrograph
-from models.checkpoint import load_estimator, outside_limits
+from models.checkpoint import Estimator, load_estimator, outside_limits
 from models.depth import depth_from_optics, is_signed
 from models.depth_fit import fit_depth, follows, leave_one_plane_out, plane_means
-from models.mapping import predict_stack, reliable_estimates
-from models.resampling import ResampledImage, fit_sampling
+from models.map_image import Recording, RecordingOptions, map_stack, open_recording
+from models.mapping import reliable_estimates
 from psf.errors import InputError
-from psf.microscope import Microscope
 
 NEEDED = ("z_um", "bands_y", "band_focus_z_um_measured", "pixel_um")
 
@@ -138,58 +139,75 @@ def markdown(table: pd.DataFrame, config: Config, notes: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(config: Config) -> None:
-    """Predict, score each band, write."""
-    estimator = load_estimator(config.checkpoint, pick_device(config.device))
-    with open_micrograph(config.stack, z=0) as micrograph:
-        count = micrograph.sizes["Z"]
-        truth = read_truth(config, count)
-        microscope = Microscope(
-            config.na, config.wavelength_um, truth.pixel_size_um, config.refractive_index
-        )
-        limits = estimator.config["optics_limits"]
-        sampling = fit_sampling(microscope, limits["cutoff_cycles_per_pixel"])
-        planes = [micrograph.select(z=z) for z in range(count)]
-        if sampling.factor > 1:
-            planes = [ResampledImage(plane, sampling) for plane in planes]
-        seen_by = sampling.microscope(microscope)
-        stride = max(1, round(config.stride / sampling.factor))
-        maps = predict_stack(estimator, planes, seen_by, stride)
-    name = maps[0].names[0]
-    low, high = estimator.config["label_ranges"][0]
-    values, deviations = reliable_estimates(maps, name, config.largest_deviation * (high - low))
-    context = {
-        "signed": is_signed(estimator.psf_model, name),
-        "microscope": microscope,
-        "um_per_unit": estimator.um_per_unit(microscope),
-    }
-    rows, half = [], estimator.patch_size / 2 * sampling.factor
-    centres = (maps[0].rows.numpy() + 0.5) * sampling.factor - 0.5  # in pixels of the camera
-    for b, focus_z_um in enumerate(truth.focus_z_um):
-        top, bottom = truth.edges_px[b : b + 2]
-        # patches that lie in the band as a whole
+def map_bands(
+    config: Config, estimator: Estimator, truth: Truth, recording: Recording
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, values and standard deviations (K, N) of the patches of each band.
+
+    Only patches that lie in the band as a whole count.
+    """
+    planes, _ = recording.micrograph.focal_planes()
+    maps = map_stack(recording, planes)
+    low, high = estimator.psf_model.label_ranges[0]
+    largest = config.largest_deviation * (high - low)
+    estimates = reliable_estimates(maps, maps[0].names[0], largest)  # (K, R, C) each
+    centres, half = maps[0].rows.numpy(), recording.patch_px / 2
+    for top, bottom in pairwise(truth.edges_px):
         inside = (centres - half >= top - 0.5) & (centres + half <= bottom - 0.5)
         if not inside.any():
             raise InputError(
                 f"band {top} to {bottom} px holds no whole patch of {2 * half:g} px; take a "
                 "smaller --stride."
             )
-        band = (array[:, inside].reshape(count, -1) for array in (values, deviations))
-        found = score(*band, truth.z_um, focus_z_um, context)
-        rows.append({"band": f"{top} to {bottom}", **found})
+        values, deviations = (array[:, inside].reshape(len(planes), -1) for array in estimates)
+        yield f"{top} to {bottom}", values, deviations
+
+
+def as_table(rows: list[dict], config: Config) -> pd.DataFrame:
+    """One row per band, with the step from the first band to it."""
     names = ("spearman_planes", "spearman_patches", "optics_rms_um", "focus_found_um")
     names += ("left_out_rms_um", "left_out_usable_rms_um", "usable_from_um", "usable_to_um")
     table = pd.DataFrame(rows)
     table = table.reindex(columns=[*table.columns, *(n for n in names if n not in table)])
-    table["step_found_um"] = table["focus_found_um"] - table["focus_found_um"].iloc[0]
-    table["step_true_um"] = table["focus_true_um"] - table["focus_true_um"].iloc[0]
-    settings = {k: v for k, v in asdict(config).items() if k in ("na", "wavelength_um")}
+    for kind in ("found", "true"):
+        focus = table[f"focus_{kind}_um"]
+        table[f"step_{kind}_um"] = focus - focus.iloc[0]
+    optics = ("na", "wavelength_um", "refractive_index")
+    return table.assign(**{name: getattr(config, name) for name in optics})
+
+
+def main(config: Config) -> None:
+    """Predict, score each band, write."""
+    estimator = load_estimator(config.checkpoint, pick_device(config.device))
+    with open_micrograph(config.stack, z=0) as micrograph:
+        truth = read_truth(config, len(micrograph.focal_planes()[0]))
+    options = RecordingOptions(
+        na=config.na,
+        wavelength_um=config.wavelength_um,
+        pixel_size_um=truth.pixel_size_um,
+        refractive_index=config.refractive_index,
+        stride=config.stride,
+        allow_other_optics=True,
+    )
+    with open_recording(config.stack, options, estimator, z=0) as recording:
+        name = estimator.psf_model.label_names[0]
+        context = {
+            "signed": is_signed(estimator.psf_model, name),
+            "microscope": recording.microscope,
+            "um_per_unit": estimator.um_per_unit(recording.microscope),
+        }
+        bands = map_bands(config, estimator, truth, recording)
+        rows = [
+            {"band": band, **score(values, deviations, truth.z_um, focus_z_um, context)}
+            for (band, values, deviations), focus_z_um in zip(bands, truth.focus_z_um, strict=True)
+        ]
+    table = as_table(rows, config)
     with whole_file(config.out / "real_stack.csv") as partial:
-        table.assign(**settings, refractive_index=config.refractive_index).to_csv(
-            partial, index=False, float_format="%.4g"
-        )
-    outside = outside_limits(seen_by, limits)
-    notes = [f"The images are {sampling.describe()}."] if sampling.factor > 1 else []
+        table.to_csv(partial, index=False, float_format="%.4g")
+    resampling = recording.resampling
+    seen_by = resampling.microscope(recording.microscope)
+    outside = outside_limits(seen_by, estimator.config["optics_limits"])
+    notes = [f"The images are {resampling.describe()}."] if resampling.factor > 1 else []
     if outside:
         notes.append(f"Outside of what the network was trained for: {'; '.join(outside)}.")
     notes.append(f"Commit {run_record()['commit']}.")

@@ -3,8 +3,10 @@
 import ctypes
 import sys
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -32,6 +34,17 @@ def run(config_type: type[Config], main: Callable[[Config], None], description: 
         advice = "finished work is kept. The same command goes on (train.py: add --resume)."
         print(f"interrupted; {advice}", file=sys.stderr)
         sys.exit(130)
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Options of a script as plain values, for its record."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print what was found or chosen without being asked, a line each."""
+    for note in notes:
+        print(f"note: {note}")
 
 
 def pick_device(name: str) -> torch.device:

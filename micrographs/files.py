@@ -68,7 +68,7 @@ class FlatSource:
             self.sizes["C"] = len(LUMINANCE)
         self.full_scale = _full_scale(self._pixels.dtype, 8 * self._pixels.dtype.itemsize)
 
-    def check(self, index: Index) -> None:
+    def check_plane(self, index: Index) -> None:
         """Nothing: all pixels were read."""
 
     def rows(self, index: Index, start: int, stop: int) -> np.ndarray:
@@ -186,9 +186,9 @@ class TiffSource:
         if self._tiff.is_ome and ome_root(self._tiff) is None:
             yield "the OME-XML is damaged; it is ignored"
 
-    def check(self, index: Index) -> None:
+    def check_plane(self, index: Index) -> None:
         """Raise one of DECODE_ERRORS if a plane is not there in full."""
-        self._planes.check(self._plane_number(index))
+        self._planes.check_plane(self._plane_number(index))
 
     def rows(self, index: Index, start: int, stop: int) -> np.ndarray:
         """Rows of one plane, (stop - start, W)."""

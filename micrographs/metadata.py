@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import tifffile
 
 from psf.errors import InputError
-from psf.microscope import Microscope
+from psf.microscope import OPTICS_NAMES, Microscope
 
 UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0}
 UM_PER_UNIT |= {"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "pm": 1e-6}
@@ -23,7 +23,6 @@ DOUBTFUL_UNITS = ("inch", "in", "cm")
 INDEX_OF_IMMERSION = {"air": 1.0, "water": 1.33, "waterdipping": 1.33, "glycerol": 1.47}
 INDEX_OF_IMMERSION |= {"oil": 1.518}
 SQUARE = 1.01  # largest ratio of the sides of a pixel that counts as square
-NAMES = ("na", "wavelength_um", "pixel_size_um", "refractive_index")
 SAME = 0.01  # relative; a larger difference between flag and metadata is told
 
 
@@ -208,46 +207,60 @@ class KnownOptics:
 
     microscope: Microscope
     sources: Mapping[str, str]  # by name: "--na", or the field of the metadata
-    notes: tuple[str, ...]  # of flags that overrule metadata
+    notes: tuple[str, ...]  # on numbers of the file, and on flags that overrule it
 
 
 def resolve_optics(
     flags: Mapping[str, float | None],
-    metadata: Mapping[str, float | None],
-    metadata_sources: Mapping[str, str],
+    facts: OpticsFacts,
     not_needed: Mapping[str, float] | None = None,
 ) -> KnownOptics:
-    """Take each number from its flag, else from the metadata.
+    """Optics whose numbers come from their flags, or else from the file.
 
     Parameters
     ----------
-    flags, metadata : values by name, None where not given
-    metadata_sources : by name, the field that a value of the metadata was read from
-    not_needed : values for numbers that the result does not depend on, used if nothing is known
+    flags : values by name, None where not given
+    not_needed : values of numbers on which the result does not depend, taken if nothing is known
 
     Raises
     ------
     InputError
-        If a number is known from neither, naming its flag.
+        If neither a flag nor the file tells a number; it names the flags.
     """
     values: dict[str, float] = {}
     sources: dict[str, str] = {}
-    notes = []
-    for name in NAMES:
-        flag = f"--{name.replace('_', '-')}"
-        given, read = flags.get(name), metadata.get(name)
-        if given is not None:
-            values[name], sources[name] = given, flag
-            if read is not None and abs(given - read) > SAME * abs(read):
-                notes.append(
-                    f"{flag} {given:g} overrules {read:g} of the file "
-                    f"({metadata_sources.get(name, 'metadata')})"
-                )
-        elif read is not None:
-            values[name], sources[name] = read, metadata_sources.get(name, "metadata")
+    notes: list[str] = []
+    for name in OPTICS_NAMES:
+        found = flag_or_file(name, flags.get(name), facts, notes)
+        if found is not None:
+            values[name], sources[name] = found
         elif not_needed is not None and name in not_needed:
             values[name], sources[name] = not_needed[name], "not needed"
-    missing = [f"--{name.replace('_', '-')}" for name in NAMES if name not in values]
+    missing = [flag_of(name) for name in OPTICS_NAMES if name not in values]
     if missing:
-        raise InputError(f"the image does not tell its optics; give {', '.join(missing)}.")
+        raise InputError(f"the file does not tell its optics; give {', '.join(missing)}.")
     return KnownOptics(Microscope(**values), sources, tuple(notes))
+
+
+def flag_or_file(
+    name: str, given: float | None, facts: OpticsFacts, notes: list[str]
+) -> tuple[float, str] | None:
+    """A number and its source: the flag, or else the file; None where neither tells it.
+
+    A note is added on a number of the file, and on a flag that contradicts the file. The sign of
+    a flag says a direction, which no file tells.
+    """
+    read, source = getattr(facts, name), facts.sources.get(name, "metadata")
+    if given is not None:
+        if read is not None and abs(abs(given) - read) > SAME * read:
+            notes.append(f"{flag_of(name)} {given:g} overrules {read:g} of the file ({source})")
+        return given, flag_of(name)
+    if read is None:
+        return None
+    notes.append(f"{name} is {read:.4g}, from the file ({source})")
+    return read, source
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of a number."""
+    return f"--{name.replace('_', '-')}"

@@ -82,6 +82,18 @@ class Micrograph:
         """All rows, (H, W) float32 counts."""
         return self.rows(0, self.shape[0])
 
+    def focal_planes(self) -> tuple[list["Micrograph"], tuple[str, ...]]:
+        """The planes of the focal stack that this plane belongs to, and notes for the user.
+
+        They are the planes in z; of a file with one plane in z they are its time points, since
+        some programs store a stack so.
+        """
+        sizes = self.sizes
+        if sizes["Z"] > 1 or sizes["T"] == 1:
+            return [self.select(z=z) for z in range(sizes["Z"])], ()
+        note = f"one plane in z; its {sizes['T']} time points are taken for the planes of the stack"
+        return [self.select(t=t) for t in range(sizes["T"])], (note,)
+
     def select(
         self, channel: int | None = None, z: int | None = None, t: int | None = None
     ) -> "Micrograph":
@@ -92,7 +104,7 @@ class Micrograph:
         given = {"channel": channel, "z": z, "t": t}
         other = replace(self, **{k: v for k, v in given.items() if v is not None})
         try:
-            other.source.check((other.channel, other.z, other.t))
+            other.source.check_plane((other.channel, other.z, other.t))
         except DECODE_ERRORS as error:
             raise InputError(
                 f"{self.path} is damaged or was not copied whole: {_one_line(error)}."

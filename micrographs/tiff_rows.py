@@ -32,7 +32,7 @@ class TiffPlanes:
         self._opened: list[tifffile.FileHandle] = []  # of other files of a set
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
-    def check(self, number: int) -> None:
+    def check_plane(self, number: int) -> None:
         """Raise ValueError if a plane is missing, reaches beyond the file or has no decoder."""
         if not self._is_packed:
             handle, start = self._place(number)
@@ -51,7 +51,7 @@ class TiffPlanes:
     def check_last(self) -> None:
         """Raise ValueError if the last plane that the file has reaches beyond its end."""
         if self._start is not None or self.series[-1] is not None:
-            self.check(self.count - 1)
+            self.check_plane(self.count - 1)
 
     def rows(self, number: int, start: int, stop: int, samples: range) -> np.ndarray:
         """Rows of one plane, (stop - start, W, samples), native byte order."""

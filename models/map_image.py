@@ -1,123 +1,199 @@
-"""From a file to the map of its PSF: optics, sampling and camera, prediction, smoothing.
+"""The one way from a file to the map of its PSF, for every script that takes an image or a stack.
 
-What the scripts that take an image share; `MapSettings` are their common options.
+    with open_recording(path, options, estimator) as recording:
+        found = map_image(recording, options.smooth)
+
+`open_recording` opens the file, chooses the plane, and finds the optics with their sources, the
+camera and the resampling. `map_image` predicts and smooths the map of the chosen plane, `map_stack`
+predicts the maps of all planes.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import tyro
 
+from common.files import check_out_folder
 from micrographs.camera import Camera, estimate_camera, saturated_share
-from micrographs.metadata import NAMES, KnownOptics, resolve_optics
-from micrographs.micrograph import Micrograph
+from micrographs.metadata import KnownOptics, OpticsFacts, resolve_optics
+from micrographs.micrograph import Micrograph, open_micrograph
 from models.checkpoint import Estimator, outside_limits
-from models.mapping import PsfMap, predict_map
-from models.resampling import ResampledImage, Sampling, fit_sampling
+from models.mapping import Image, PsfMap, predict_map, predict_stack
+from models.resampling import ResampledImage, Resampling, fit_resampling
 from models.smoothing import SmoothMap, smooth_map
 from psf.errors import InputError
-from psf.microscope import Microscope
+from psf.microscope import OPTICS_NAMES, Microscope
 from psf.model import PsfModel
 
-SAMPLE_PX = 2**22  # pixels of an image, about, that the camera is read off
-BAND_ROWS = 256  # read at a time
-RESUMED = 5000  # patches; a smaller map is made again faster than it is resumed
-SHOWN_PX = 1200  # longest side of the image in the overview
+SAMPLE_PX = 2**22  # pixels, about, from which the camera is estimated: 0.3 s on one core
+BAND_ROWS = 256  # read at a time: 16 MB of an image of 16,000 pixels a line
+RESUMED = 5000  # patches; it takes longer to resume a smaller map than to make it again
 UNFINISHED = ("unfinished_map.f32", "unfinished_map.json")
-SATURATED_WARN, SATURATED_REFUSE = 0.001, 0.25  # shares of the pixels
+# Shares of the pixels. Below the first they are hot pixels or a few bright spots; above the second
+# most patches hold some, and their PSF cannot be estimated.
+SATURATED_WARN, SATURATED_REFUSE = 0.001, 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapSettings:
-    """What decides the map of an image."""
+class RecordingOptions:
+    """Options of every script that estimates the PSF of an image or a stack."""
 
-    image: tyro.conf.Positional[Path]  # TIFF (also OME, ImageJ), PNG or JPEG
-    out: Path  # folder to write
     na: float | None = None  # numerical aperture of the objective; default: the file's
     wavelength_um: float | None = None  # emission wavelength in vacuum, um; default: the file's
     pixel_size_um: float | None = None  # camera pixel / magnification, um; default: the file's
     refractive_index: float | None = None  # of the medium around the object; default: the file's
     channel: int | None = None  # of the file, from 0; default: the first
-    z: int | None = None  # plane of a stack, from 0; default: the middle one
     t: int | None = None  # time point, from 0; default: the first
     stride: int = 32  # pixels between neighbouring patches
-    smooth: Literal["auto", "off"] | float = "auto"  # strength; auto: by cross-validation
-    offset_counts: float | None = None  # counts of the camera without light; default: estimated
-    gain_counts_per_e: float | None = None  # counts per detected photon; default: estimated
     allow_other_optics: bool = False  # go on with optics that the checkpoint was not trained for
     device: str = "auto"  # auto, cpu, cuda, mps
 
 
-def check_settings(config: MapSettings) -> None:
-    """Refuse what makes no sense before the work starts."""
-    if isinstance(config.smooth, float) and not 0 < config.smooth < float("inf"):
-        raise InputError(f"--smooth is {config.smooth:g}; give auto, off or a number above 0.")
-    gain, offset = config.gain_counts_per_e, config.offset_counts
+@dataclass(frozen=True, kw_only=True)
+class MapOptions(RecordingOptions):
+    """Options of the scripts that map one plane of an image."""
+
+    image: tyro.conf.Positional[Path]  # TIFF (also OME, ImageJ), PNG or JPEG
+    out: Path  # folder to write
+    z: int | None = None  # plane of a stack, from 0; default: the middle one
+    smooth: Literal["auto", "off"] | float = "auto"  # strength; auto: by cross-validation
+    offset_counts: float | None = None  # counts of the camera without light; default: estimated
+    gain_counts_per_e: float | None = None  # counts per detected photon; default: estimated
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An open image or stack, and all that a network has to know of it."""
+
+    micrograph: Micrograph
+    estimator: Estimator
+    optics: KnownOptics
+    resampling: Resampling
+    camera: Camera
+    stride_px: int  # between neighbouring patches, pixels of the network
+    notes: tuple[str, ...] = field(repr=False)  # what was found or chosen, for the user
+
+    @property
+    def microscope(self) -> Microscope:
+        """The optics, with the pixel of the file."""
+        return self.optics.microscope
+
+    @property
+    def patch_px(self) -> float:
+        """Edge of a patch in pixels of the file."""
+        return self.estimator.patch_size * self.resampling.factor
+
+
+@dataclass(frozen=True)
+class ImageMap:
+    """The map of one plane, with its places in pixels of the file."""
+
+    patches: PsfMap  # every patch by itself
+    smooth: PsfMap  # smoothed, blank patches filled; `patches` where smoothing is off
+    smoothing: tuple[SmoothMap, ...]  # one for each parameter; empty where smoothing is off
+
+
+def check_map_options(options: MapOptions) -> None:
+    """Refuse options that make no sense, before the work starts."""
+    if isinstance(options.smooth, float) and not 0 < options.smooth < float("inf"):
+        raise InputError(f"--smooth is {options.smooth:g}; give auto, off or a number above 0.")
+    gain, offset = options.gain_counts_per_e, options.offset_counts
     if gain is not None and not 0 < gain < float("inf"):
         raise InputError(f"--gain-counts-per-e is {gain:g}; it must be above 0.")
     if offset is not None and not np.isfinite(offset):
         raise InputError(f"--offset-counts is {offset:g}; give a number of counts.")
-    standing = next(p for p in (config.out, *config.out.absolute().parents) if p.exists())
-    if not standing.is_dir():
-        raise InputError(f"--out {config.out} cannot be written: {standing} is a file.")
+    check_out_folder(options.out)
 
 
-def known_optics(config: MapSettings, micrograph: Micrograph, model: PsfModel) -> KnownOptics:
-    """Flags, else the file's metadata; a blur in pixels needs the pixel size alone."""
-    facts = asdict(micrograph.facts)
-    reference = asdict(Microscope())
-    reference.pop("pixel_size_um")
-    known = resolve_optics(
-        {name: getattr(config, name) for name in NAMES},
-        {name: facts[name] for name in NAMES},
-        micrograph.facts.sources,
-        reference if model.is_gaussian else None,
+@contextmanager
+def open_recording(
+    path: Path, options: RecordingOptions, estimator: Estimator, z: int | None = None
+) -> Iterator[Recording]:
+    """Open plane `z` of a file (default: the middle one) for a network; closed at the end.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, its optics are unknown or not those of the network, or most of
+        it is saturated.
+    """
+    with open_micrograph(path, options.channel, z, options.t) as micrograph:
+        optics = known_optics(options, micrograph.facts, estimator.psf_model)
+        resampling = choose_resampling(estimator, optics.microscope, options.allow_other_optics)
+        offset = getattr(options, "offset_counts", None)
+        gain = getattr(options, "gain_counts_per_e", None)
+        camera, saturation = look_at_camera(micrograph, offset, gain)
+        notes = [*micrograph.notes, *optics.notes, *saturation]
+        if resampling.factor > 1:
+            notes.append(
+                f"the pixels are finer than the network's: the image is {resampling.describe()}"
+            )
+        stride = options.stride
+        if stride > 0:
+            stride = max(1, round(stride / resampling.factor))
+        yield Recording(micrograph, estimator, optics, resampling, camera, stride, tuple(notes))
+
+
+def known_optics(options: RecordingOptions, facts: OpticsFacts, model: PsfModel) -> KnownOptics:
+    """Optics by flags, or else by the file's metadata; a blur in pixels needs the pixel size alone.
+
+    Raises
+    ------
+    InputError
+        If neither flags nor the file tell a number that is needed.
+    """
+    not_needed = asdict(Microscope())
+    not_needed.pop("pixel_size_um")
+    return resolve_optics(
+        {name: getattr(options, name) for name in OPTICS_NAMES},
+        facts,
+        not_needed if model.is_gaussian else None,
     )
-    for name in NAMES:
-        source = known.sources[name]
-        if not source.startswith("--") and source != "not needed":
-            print(f"{name} {getattr(known.microscope, name):.4g} from the file ({source})")
-    for note in known.notes:
-        print(f"note: {note}")
-    return known
 
 
-def choose_sampling(
-    config: MapSettings, checkpoint: str | Path, estimator: Estimator, microscope: Microscope
-) -> Sampling:
-    """Bring fine pixels to the network's; refuse other optics, unless they are asked for."""
+def choose_resampling(
+    estimator: Estimator, microscope: Microscope, allow_other_optics: bool
+) -> Resampling:
+    """How fine pixels become the network's.
+
+    Raises
+    ------
+    InputError
+        If the network was trained for other optics, unless they are allowed.
+    """
     if estimator.psf_model.is_gaussian:
-        return Sampling()
+        return Resampling()
     limits = estimator.config["optics_limits"]
-    sampling = fit_sampling(microscope, limits["cutoff_cycles_per_pixel"])
-    if sampling.factor > 1:
-        print(f"pixels are finer than the network's: the image is {sampling.describe()}")
-        # the pixel is fitted to the cut-off frequency; its own limits are those of the others
-        limits = {
-            quantity: limit for quantity, limit in limits.items() if quantity != "pixel_size_um"
-        }
-    outside = outside_limits(sampling.microscope(microscope), limits)
-    if outside and not config.allow_other_optics:
+    resampling = fit_resampling(microscope, limits["cutoff_cycles_per_pixel"])
+    if resampling.factor > 1:
+        # The pixel is fitted to the cut-off frequency; limits of the pixel follow from the others.
+        limits = {name: limit for name, limit in limits.items() if name != "pixel_size_um"}
+    outside = outside_limits(resampling.microscope(microscope), limits)
+    if outside and not allow_other_optics:
         raise InputError(
-            f"{checkpoint} was trained for other optics: {'; '.join(outside)}. Train one "
+            f"{estimator.name} was trained for other optics: {'; '.join(outside)}. Train one "
             "for yours (train.py --start-from), or add --allow-other-optics."
         )
-    return sampling
+    return resampling
 
 
-def bands(micrograph: Micrograph, rows: int) -> Iterator[torch.Tensor]:
-    """The image from top to bottom, `rows` rows at a time."""
-    height = micrograph.shape[0]
-    for start in range(0, height, rows):
-        yield micrograph.rows(start, min(start + rows, height))
+def look_at_camera(
+    micrograph: Micrograph,
+    offset_counts: float | None = None,
+    gain_counts_per_e: float | None = None,
+) -> tuple[Camera, list[str]]:
+    """Offset and gain, as given or else as the image shows them, and a note on saturated pixels.
 
-
-def look_at_camera(config: MapSettings, micrograph: Micrograph) -> Camera:
-    """Offset and gain, from flags or the image; says what share of the pixels is saturated."""
+    Raises
+    ------
+    InputError
+        If more than a quarter of the pixels are saturated.
+    """
     height, width = micrograph.shape
     count = -(-height // BAND_ROWS)
     taken = min(count, max(1, SAMPLE_PX // (BAND_ROWS * width)))
@@ -129,59 +205,94 @@ def look_at_camera(config: MapSettings, micrograph: Micrograph) -> Camera:
         raise InputError(
             f"{saturated:.0%} of the pixels are saturated; record the image again with less light."
         )
+    notes = []
     if saturated > SATURATED_WARN:
-        print(f"note: {saturated:.1%} of the pixels are saturated; expect wrong values there")
+        notes.append(f"{saturated:.1%} of the pixels are saturated; expect wrong values there")
     camera = estimate_camera(sample)
-    for name in ("offset_counts", "gain_counts_per_e"):
-        given = getattr(config, name)
-        if given is not None:
-            camera = replace(camera, **{name: given})
-    return camera
+    if offset_counts is not None:
+        camera = replace(camera, offset_counts=offset_counts)
+    if gain_counts_per_e is not None:
+        camera = replace(camera, gain_counts_per_e=gain_counts_per_e)
+    return camera, notes
 
 
-def shrink(micrograph: Micrograph) -> torch.Tensor:
-    """The whole field on at most SHOWN_PX pixels a side, each the mean of a square."""
-    step = -(-max(micrograph.shape) // SHOWN_PX)
-    rows = step * max(1, BAND_ROWS // step)
-    parts = [
-        torch.nn.functional.avg_pool2d(band[None], step)[0]
-        for band in bands(micrograph, rows)
-        if len(band) >= step
-    ]
-    return torch.cat(parts)
+def map_image(
+    recording: Recording, smooth: str | float = "auto", keep_in: Path | None = None
+) -> ImageMap:
+    """Predict and smooth the map of the opened plane.
 
+    Parameters
+    ----------
+    smooth : "auto", "off" or a strength, see `models.smoothing`
+    keep_in : folder for the finished rows of a large map; the same call goes on from them
 
-def predict(
-    config: MapSettings,
-    estimator: Estimator,
-    micrograph: Micrograph,
-    sampling: Sampling,
-    microscope: Microscope,
-) -> tuple[PsfMap, int]:
-    """The map with its centres in camera pixels, and the stride in pixels of the network."""
-    image = ResampledImage(micrograph, sampling) if sampling.factor > 1 else micrograph
-    stride = max(1, round(config.stride / sampling.factor)) if config.stride > 0 else config.stride
-    stat = config.image.stat()
-    key = {**settings_of(config), "bytes": stat.st_size, "changed": stat.st_mtime}
+    Raises
+    ------
+    InputError
+        If the image is smaller than a patch, constant, not finite, or blank all over.
+    """
+    micrograph = recording.micrograph
+    image = network_image(recording, micrograph)
+    stride = recording.stride_px
+    stat = micrograph.path.stat()
+    key = {"image": str(micrograph.path.resolve()), "bytes": stat.st_size, "t": micrograph.t}
+    key |= {"changed": stat.st_mtime, "channel": micrograph.channel, "z": micrograph.z}
+    key |= asdict(recording.resampling)
     is_large = stride > 0 and image.shape[0] * image.shape[1] > RESUMED * stride**2
-    partial = config.out / UNFINISHED[0] if is_large else None
-    found = predict_map(estimator, image, sampling.microscope(microscope), stride, partial, key)
-    rows, columns = ((at + 0.5) * sampling.factor - 0.5 for at in (found.rows, found.columns))
-    return replace(found, microscope=microscope, rows=rows, columns=columns), stride
+    partial = keep_in / UNFINISHED[0] if keep_in is not None and is_large else None
+    seen_by = recording.resampling.microscope(recording.microscope)
+    found = predict_map(recording.estimator, image, seen_by, stride, partial, key)
+    if not found.has_content.any():
+        if keep_in is not None:
+            forget_unfinished(keep_in)
+        raise InputError(
+            "no patch of the image holds anything to estimate from: it is blank, far too dark, or "
+            "blurred beyond the range of the network."
+        )
+    patches = in_file_pixels(recording, found)
+    overlap = max(1.0, recording.estimator.patch_size / stride)
+    return ImageMap(patches, *smooth_parameters(patches, overlap, smooth))
+
+
+def map_stack(recording: Recording, planes: list[Micrograph]) -> list[PsfMap]:
+    """Maps of planes of the opened file, every patch by itself.
+
+    Raises
+    ------
+    InputError
+        If a plane is constant, holds NaN or is smaller than a patch; it says which one.
+    """
+    images = [network_image(recording, plane) for plane in planes]
+    seen_by = recording.resampling.microscope(recording.microscope)
+    maps = predict_stack(recording.estimator, images, seen_by, recording.stride_px)
+    return [in_file_pixels(recording, one) for one in maps]
+
+
+def network_image(recording: Recording, plane: Micrograph) -> Image:
+    """A plane of the file on the pixels that the network sees."""
+    resampling = recording.resampling
+    return ResampledImage(plane, resampling) if resampling.factor > 1 else plane
+
+
+def in_file_pixels(recording: Recording, psf_map: PsfMap) -> PsfMap:
+    """A map that was predicted on the network's pixels, its places in pixels of the file."""
+    factor = recording.resampling.factor
+    rows, columns = ((at + 0.5) * factor - 0.5 for at in (psf_map.rows, psf_map.columns))
+    return replace(psf_map, microscope=recording.microscope, rows=rows, columns=columns)
 
 
 def smooth_parameters(
     psf_map: PsfMap, overlap: float, smooth: str | float
-) -> tuple[PsfMap, list[SmoothMap]]:
+) -> tuple[PsfMap, tuple[SmoothMap, ...]]:
     """The map with smoothed values and their standard deviations; blank patches are filled."""
     if smooth == "off":
-        return psf_map, []
+        return psf_map, ()
     strength = None if smooth == "auto" else float(smooth)
     content = psf_map.has_content.numpy()
-    found = [
+    found = tuple(
         smooth_map(values.numpy(), deviations.numpy(), content, overlap, strength)
         for values, deviations in zip(psf_map.values, psf_map.standard_deviations, strict=True)
-    ]
+    )
     values, deviations = (
         torch.from_numpy(np.stack([getattr(one, name) for one in found])).float()
         for name in ("values", "standard_deviations")
@@ -189,54 +300,32 @@ def smooth_parameters(
     return replace(psf_map, values=values, standard_deviations=deviations), found
 
 
-def report(psf_map: PsfMap, smooth: list[SmoothMap]) -> None:
-    """Print what was found, and how sure the network is of it."""
-    content = psf_map.has_content
+def describe_map(found: ImageMap) -> list[str]:
+    """What was found, and how sure the network is of it, in lines for the user."""
+    psf_map, content = found.smooth, found.smooth.has_content
+    lines = []
     without = int((~content).sum())
     if without:
-        print(
+        lines.append(
             f"{without} of {content.numel()} patches hold nothing to estimate from "
             "(content probability below 0.5; grey in the overview)"
         )
     parameters = zip(psf_map.names, psf_map.values, psf_map.standard_deviations, strict=True)
     for name, values, deviations in parameters:
         low, middle, high = np.percentile(values[content], (5, 50, 95))
-        spread = float(deviations[content].median())
-        print(
+        lines.append(
             f"{name}: median {middle:.2f} {psf_map.unit}, 5 to 95 % {low:.2f} to {high:.2f}; "
-            f"standard deviation at one place {spread:.2f} {psf_map.unit}"
+            f"median standard deviation {float(deviations[content].median()):.2f} {psf_map.unit}"
         )
-    for name, one in zip(psf_map.names, smooth, strict=False):
-        print(
+    for name, one in zip(psf_map.names, found.smoothing, strict=False):
+        lines.append(
             f"{name}: smoothed with strength {one.strength:.3g}; {one.outliers:.1%} of the patches "
-            "lie beyond three of their standard deviations (map.csv holds the single patches)"
+            "lie more than three standard deviations from the smooth map"
         )
-
-
-def describe_light(camera: Camera, photons: np.ndarray) -> str:
-    """The light of the patches with content, in photons where the gain is known."""
-    if camera.gain_counts_per_e is None:
-        return "photons per pixel unknown"
-    median = float(np.median(photons))
-    return (
-        f"{median:,.0f} photons per pixel" if median >= 100 else f"{median:.2g} photons per pixel"
-    )
-
-
-def photons_of(psf_map: PsfMap, camera: Camera) -> np.ndarray:
-    """Mean photons per pixel of each patch (R, C); NaN where the gain is unknown."""
-    if camera.gain_counts_per_e is None:
-        return np.full(psf_map.brightness.shape, np.nan, np.float32)
-    signal = (psf_map.brightness.numpy() - camera.offset_counts).clip(0)
-    return (signal / camera.gain_counts_per_e).astype(np.float32)
-
-
-def settings_of(config: MapSettings) -> dict[str, Any]:
-    """Plain values of the configuration."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    return lines
 
 
 def forget_unfinished(folder: Path) -> None:
-    """Delete what an interrupted map would have gone on from."""
+    """Delete the rows from which an interrupted map would have gone on."""
     for name in UNFINISHED:
         (folder / name).unlink(missing_ok=True)

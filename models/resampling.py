@@ -22,7 +22,7 @@ INNER = 0.06  # share of the trained range that a resampled image stays away fro
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Resampling:
     """How an image is brought to the sampling of a network."""
 
     binning: int = 1  # camera pixels per side that are summed up as one
@@ -47,7 +47,7 @@ class Sampling:
         return " and ".join(parts) or "as it is"
 
 
-def fit_sampling(microscope: Microscope, cutoff_limits: tuple[float, float]) -> Sampling:
+def fit_resampling(microscope: Microscope, cutoff_limits: tuple[float, float]) -> Resampling:
     """Choose the binning, and the interpolation if need be, for a network.
 
     Parameters
@@ -56,28 +56,28 @@ def fit_sampling(microscope: Microscope, cutoff_limits: tuple[float, float]) -> 
 
     Returns
     -------
-    Sampling
+    Resampling
         That changes nothing where the image fits, or is too coarse: no detail can be added.
     """
     low, high = cutoff_limits
     cutoff = microscope.cutoff_cycles_per_pixel
     if cutoff >= low:
-        return Sampling()
+        return Resampling()
     binning = math.ceil(low / cutoff)
     if binning * cutoff <= min(high, NYQUIST):
-        return Sampling(binning)
+        return Resampling(binning)
     binning -= 1
     target = low + INNER * (high - low)
-    return Sampling(binning, binning * cutoff / target)
+    return Resampling(binning, binning * cutoff / target)
 
 
 class ResampledImage:
     """An image brought to another sampling, band by band."""
 
-    def __init__(self, image: Image, sampling: Sampling) -> None:
-        self.image, self.sampling = image, sampling
+    def __init__(self, image: Image, resampling: Resampling) -> None:
+        self.image, self.resampling = image, resampling
         self._along_y, self._along_x = (
-            interpolation(n // sampling.binning, sampling.scale) for n in image.shape
+            interpolation(n // resampling.binning, resampling.scale) for n in image.shape
         )
 
     @property
@@ -87,7 +87,7 @@ class ResampledImage:
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows start to stop of the resampled image."""
-        binning = self.sampling.binning
+        binning = self.resampling.binning
         needed = self._along_y[start:stop]
         first, last = needed.indices.min(), needed.indices.max() + 1
         pixels = self.image.rows(int(first) * binning, int(last) * binning).numpy()

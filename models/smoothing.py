@@ -10,10 +10,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import sparse
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import uniform_filter1d
 from scipy.sparse.linalg import splu
 
+from psf.blur import interpolate_grid
 from psf.errors import InputError
 
 STRENGTHS = tuple(10.0**k for k in range(-3, 5))  # tried by cross-validation, then halfway
@@ -188,13 +190,9 @@ def _box_filtered(noise: np.ndarray, overlap: float) -> np.ndarray:
     """White noise (D, R, C) with the correlation of patches that overlap, of unit variance."""
     side = max(1, round(overlap))
     for axis in (1, 2):
-        padded = np.concatenate([noise, noise.take(range(side - 1), axis, mode="wrap")], axis)
-        sums = np.cumsum(padded, axis)
-        count = noise.shape[axis]
-        before = np.concatenate([np.zeros_like(sums.take([0], axis)), sums], axis)
-        upper, lower = (before.take(range(k, k + count), axis) for k in (side, 0))
-        noise = (upper - lower) / math.sqrt(side)
-    return noise
+        # the origin makes each window begin at its point
+        noise = uniform_filter1d(noise, side, axis, mode="wrap", origin=-(side // 2))
+    return noise * side
 
 
 def _smooth_averaged(
@@ -221,16 +219,17 @@ def _smooth_averaged(
     count = np.maximum((weights > 0).sum(2), 1)
     spread = np.sqrt(count / np.maximum(total, 1e-30) * np.maximum(shared, 1 / count))
     small = smooth_map(mean, spread, total > 0, max(1.0, overlap / side), strength, seed)
-    places = [
-        np.clip((np.arange(n) + 0.5) / side - 0.5, 0, m - 1)
-        for n, m in zip(values.shape, (rows, columns), strict=True)
-    ]
-    grid = np.meshgrid(*places, indexing="ij")
-    smooth = map_coordinates(small.values, grid, order=1)
+    targets = [(torch.arange(n, dtype=torch.double) + 0.5) / side - 0.5 for n in values.shape]
+    grid = [torch.arange(n, dtype=torch.double) for n in (rows, columns)]
+
+    def spread_out(array: np.ndarray) -> np.ndarray:
+        return interpolate_grid(torch.from_numpy(array), *grid, *targets).numpy()
+
+    smooth = spread_out(small.values)
     far = np.abs(smooth - values)[content] > 3 * deviations[content]
     return SmoothMap(
         smooth,
-        map_coordinates(small.standard_deviations, grid, order=1),
+        spread_out(small.standard_deviations),
         small.strength,
         float(far.mean()),
     )

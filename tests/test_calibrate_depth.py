@@ -25,6 +25,7 @@ class PixelReader:
     """Stands in for an estimator: the first pixel of a patch is its focus, 99 means no content."""
 
     patch_size = 16
+    name = "first"
 
     def __init__(self, name="zernike1d", outside=False):
         self.psf_model = psf_model(name)
@@ -32,8 +33,10 @@ class PixelReader:
             "label_names": self.psf_model.label_names,
             "label_unit": self.psf_model.unit,
             "label_ranges": self.psf_model.label_ranges,
-            "optics_limits": {"na": [0.6, 0.8]} if outside else {},
+            "optics_limits": {"cutoff_cycles_per_pixel": [0.4, 0.55]},
         }
+        if outside:
+            self.config["optics_limits"]["na"] = [0.6, 0.8]
 
     def predict(self, patches, microscope, batch_size):
         values = patches[:, 0, :1].repeat(1, len(self.psf_model.label_names))
@@ -97,7 +100,7 @@ def test_pixel_size_is_read_from_the_file(config, tmp_path, capsys):
     main(config(pixel_size_um=None))
     found = DepthCalibration.from_json(tmp_path / "depth" / "depth_calibration.json")
     assert found.microscope.pixel_size_um == pytest.approx(0.27, rel=1e-4)
-    assert "pixel_size_um 0.27 from the file" in capsys.readouterr().out
+    assert "pixel_size_um is 0.27, from the file" in capsys.readouterr().out
 
 
 def test_signed_focus_and_a_stage_that_runs_the_other_way(config, reader, tmp_path, capsys):
@@ -158,17 +161,36 @@ def test_stacks_that_are_none(config, tmp_path):
     one = tmp_path / "one.tif"
     tifffile.imwrite(one, np.random.default_rng(0).random((40, 40), np.float32))
     few = write_stack(tmp_path / "few.tif", z_um=Z_UM[:3])
-    movie = tmp_path / "movie.tif"
-    tifffile.imwrite(movie, tifffile.imread(config().stack), imagej=True, metadata={"axes": "TYX"})
     for stack, message in (
-        (one, "has one plane in z: a calibration takes 5"),
+        (one, "has 1 plane in z; a calibration takes 5"),
         (few, "has 3 planes in z"),
-        (movie, "one plane in z and 15 time points; save it as a z-stack"),
         (tmp_path / "none.tif", "there is no image"),
     ):
         with pytest.raises(InputError, match=message):
             main(config(stack=stack))
     assert not (tmp_path / "depth").exists()
+
+
+def test_planes_that_were_saved_as_time_points(config, tmp_path, capsys):
+    movie = tmp_path / "movie.tif"
+    tifffile.imwrite(movie, tifffile.imread(config().stack), imagej=True, metadata={"axes": "TYX"})
+    main(config(stack=movie))
+    assert "15 time points are taken for the planes" in capsys.readouterr().out
+    found = DepthCalibration.from_json(tmp_path / "depth" / "depth_calibration.json")
+    assert found.focus_z_um == pytest.approx(FOCUS_UM, abs=0.3)
+
+
+def test_finer_pixels_are_binned_and_give_the_same_curve(config, tmp_path, capsys):
+    main(config())
+    coarse = DepthCalibration.from_json(tmp_path / "depth" / "depth_calibration.json")
+    pixels = tifffile.imread(config().stack).repeat(3, 1).repeat(3, 2)
+    tifffile.imwrite(tmp_path / "fine.tif", pixels, imagej=True, metadata={"axes": "ZYX"})
+    main(config(stack=tmp_path / "fine.tif", pixel_size_um=0.09, stride=24, out=tmp_path / "fine"))
+    assert "binned 3 x 3" in capsys.readouterr().out
+    fine = DepthCalibration.from_json(tmp_path / "fine" / "depth_calibration.json")
+    assert fine.microscope.pixel_size_um == 0.09
+    assert fine.z_um == pytest.approx(coarse.z_um, abs=1e-3)
+    assert fine.values == pytest.approx(coarse.values, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -178,9 +200,9 @@ def test_stacks_that_are_none(config, tmp_path):
         ({"z_csv": "z.csv"}, "give either"),
         ({"z_step_um": 0.0}, "--z-step-um is 0"),
         ({"z_step_um": float("nan")}, "--z-step-um is nan"),
-        ({"na": None}, "does not say its na; give it as --na"),
-        ({"wavelength_um": None}, "give it as --wavelength-um"),
-        ({"refractive_index": None}, "give it as --refractive-index"),
+        ({"na": None}, "does not tell its optics; give --na"),
+        ({"wavelength_um": None}, "give --wavelength-um"),
+        ({"refractive_index": None}, "give --refractive-index"),
         ({"na": 1.5}, "not below the refractive index"),
         ({"parameter": "fwhm"}, "has no parameter 'fwhm'; it has focus"),
         ({"largest_deviation": 0.0}, "--largest-deviation is 0"),

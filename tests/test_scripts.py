@@ -630,10 +630,10 @@ def test_optics_come_from_the_file_and_flags_overrule_it(tmp_path, focus_run, pl
     assert "give --refractive-index" in error
     given = (*given, "--refractive-index", 1.33, "--out", tmp_path / "o")
     out = succeed("estimate_psf_map.py", tmp_path / "a.ome.tif", *given)
-    assert "pixel_size_um 0.278 from the file (OME" in out
+    assert "pixel_size_um is 0.278, from the file (OME" in out
     out = succeed("estimate_psf_map.py", tmp_path / "a.ome.tif", *given, "--pixel-size-um", 0.2)
     assert "note: --pixel-size-um 0.2 overrules 0.278 of the file" in out
-    assert "pixels are finer than the network's: the image is resampled to 1.3" in out
+    assert "the pixels are finer than the network's: the image is resampled to 1.3" in out
     factor = json.loads((tmp_path / "o" / "config.json").read_text())["patch_size_px"] / 64
     assert factor == pytest.approx(0.278 / 0.2, rel=0.01)
     _, _, um = opened(tmp_path / "o" / "psf_map.tif")

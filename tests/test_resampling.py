@@ -1,11 +1,11 @@
-"""Sampling: what a coarser camera would have seen is found from finer pixels."""
+"""Resampling: what a coarser camera would have seen is found from finer pixels."""
 
 import numpy as np
 import pytest
 import torch
 
 from models.mapping import TensorImage
-from models.resampling import ResampledImage, Sampling, fit_sampling
+from models.resampling import ResampledImage, Resampling, fit_resampling
 from psf import synthesize
 from psf.microscope import simulated_microscopes
 
@@ -32,7 +32,7 @@ def microscope(cutoff):
     ],
 )
 def test_binning_comes_first_and_the_result_is_within_the_limits(cutoff, binning, resampled):
-    found = fit_sampling(microscope(cutoff), LIMITS)
+    found = fit_resampling(microscope(cutoff), LIMITS)
     assert found.binning == binning
     assert (found.scale < 1) == resampled
     if cutoff <= LIMITS[1]:
@@ -42,7 +42,7 @@ def test_binning_comes_first_and_the_result_is_within_the_limits(cutoff, binning
 
 def test_binned_pixels_are_means_of_their_groups():
     pixels = torch.arange(35.0).reshape(5, 7)
-    found = ResampledImage(TensorImage(pixels), Sampling(2))
+    found = ResampledImage(TensorImage(pixels), Resampling(2))
     assert found.shape == (2, 3)
     expected = torch.tensor([[4.0, 6, 8], [18, 20, 22]])
     assert torch.equal(found.rows(0, 2), expected)
@@ -52,7 +52,7 @@ def test_binned_pixels_are_means_of_their_groups():
 def test_resampled_waves_are_the_waves_at_the_new_pixels():
     y, x = np.mgrid[:200, :180].astype(float)
     wave = 5 + np.sin(2 * np.pi * (0.17 * x + 0.11 * y))
-    image = ResampledImage(TensorImage(torch.from_numpy(wave).float()), Sampling(1, 0.8))
+    image = ResampledImage(TensorImage(torch.from_numpy(wave).float()), Resampling(1, 0.8))
     assert image.shape == (160, 144)
     v, u = ((np.arange(n) + 0.5) / 0.8 - 0.5 for n in image.shape)
     expected = 5 + np.sin(2 * np.pi * (0.17 * u + 0.11 * v[:, None]))
@@ -62,13 +62,13 @@ def test_resampled_waves_are_the_waves_at_the_new_pixels():
 
 def test_bands_are_those_of_the_whole():
     pixels = torch.rand(120, 90, generator=torch.Generator().manual_seed(0))
-    image = ResampledImage(TensorImage(pixels), Sampling(2, 0.7))
+    image = ResampledImage(TensorImage(pixels), Resampling(2, 0.7))
     assert torch.allclose(image.rows(11, 30), image.rows(0, image.shape[0])[11:30])
 
 
 def test_noise_keeps_white_and_the_mean_is_kept():
     noise = 100 + torch.randn(400, 400, generator=torch.Generator().manual_seed(0))
-    image = ResampledImage(TensorImage(noise), Sampling(1, 0.75))
+    image = ResampledImage(TensorImage(noise), Resampling(1, 0.75))
     found = image.rows(0, image.shape[0])[20:-20, 20:-20]
     assert float(found.mean()) == pytest.approx(100, abs=0.01)
     power = torch.fft.rfft2(found - found.mean()).abs().square()
@@ -82,7 +82,7 @@ def test_psf_on_fine_pixels_becomes_the_psf_on_coarse_ones():
     psf = synthesize("zernike1d", label, fine, 254)[0]
     # an even grid has its centre on pixel 127, in the middle of no group: shift it onto one
     psf = torch.nn.functional.pad(psf, (0, 1, 0, 1))
-    found = ResampledImage(TensorImage(psf), Sampling(2)).rows(0, 127) * 4
+    found = ResampledImage(TensorImage(psf), Resampling(2)).rows(0, 127) * 4
     expected = synthesize("zernike1d", label, coarse, 127)[0]
     # half a fine pixel apart: compare what does not see a shift
     spectra = [torch.fft.rfft2(image).abs() for image in (found, expected)]
