@@ -3,14 +3,13 @@ r"""Calibrate depth with a focal stack of a thin, flat object: STACK + checkpoin
     python calibrate_depth.py stack.tif --checkpoint zernike1d --z-step-um 0.5 --na 0.45 \
         --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33 --out depth/stack
 
-Writes depth_calibration.json (the curve from the estimated parameter to z, for --depth-calibration
-of estimate_psf_map.py), calibration.csv (each plane) and calibration.png.
+Writes calibration.png, calibration.csv (a row per plane) and depth_calibration.json, the curve from
+the estimated parameter to z for --depth-calibration of estimate_psf_map.py.
 
-Optics that are not given are read from the file. Planes count from the first of the file upwards
-in z, away from the objective; where the stage ran the other way give a negative step. Any stack
-will do whose object lies at one depth all over the image: what is tilted or thick ends up in the
-error. Depth without its sign (all PSF models but those with a cylindrical lens) is the distance
-from the focal plane, which is found in the stack.
+Optics that the file tells need no flag. The first plane of the file has the lowest z, nearest to
+the objective; give a negative step if the stage ran the other way. The object must lie at one
+depth all over the image; tilt and thickness add to the error. Without a cylindrical lens the depth
+has no sign: it is the distance from the focal plane, which is found in the stack.
 """
 
 from dataclasses import dataclass

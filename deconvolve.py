@@ -4,14 +4,18 @@
     python deconvolve.py image.tif --checkpoint zernike1d_tilted --na 0.45 --wavelength-um 0.5 \
         --pixel-size-um 0.278 --refractive-index 1.33 --out restored/image
 
-The map comes from estimate_psf_map.py, or is estimated on the way by a --checkpoint (default
-zernike1d_tilted). Writes restored.tif (float32, in the counts and with the calibration of the
-input, the camera's offset taken off), side_by_side.png (input and result, with insets) and
-restoration.json. The restoration is Richardson-Lucy with total variation under the spatially
-variant PSF, after the map was scaled, place by place, to what predicts held-out photons best
-(--refine), and narrowed where it is unsure; where it found no content, only noise is taken off.
-With --all-planes, channels and planes of a stack are restored one by one, each with the map of the
-chosen one.
+The map is that of estimate_psf_map.py, or the network --checkpoint (default zernike1d_tilted)
+estimates it first. The folder DIR then holds
+
+    side_by_side.png    the image and its restoration, with enlarged details
+    restored.tif        float32 counts above the camera's offset, with the pixel size of the image
+    restoration.json    optics, camera, settings and what was chosen
+
+The method is Richardson-Lucy with total variation under the PSF of every place. First the map is
+scaled, place by place, to predict held-out photons best (--refine). PSFs are shrunk where they are
+uncertain or do not fit the image, and places without content are only denoised (--no-cautious
+trusts the map). With --all-planes, all channels, planes and time points of a file are restored with
+the map of the chosen plane.
 """
 
 import time

@@ -1,16 +1,20 @@
 """Map the PSF parameters over one image: IMAGE + checkpoint -> DIR/.
 
-    python estimate_psf_map.py image.tif --checkpoint zernike1d --na 0.45 --wavelength-um 0.5 \
-        --pixel-size-um 0.278 --refractive-index 1.33 --out maps/image
+    python estimate_psf_map.py image.tif --checkpoint zernike1d_tilted --na 0.45 \
+        --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33 --out maps/image
 
-Optics that the file tells (OME-TIFF, ImageJ) need no flag. Writes psf_map.tif (float32, one pixel
-per patch: values, standard deviations, content, photons per pixel; NaN without content),
-psf_map_full.tif (values and standard deviations at every pixel), depth.tif (um, from a
---depth-calibration or from the optics), map.csv, config.json and, for people, overview.png. The
-maps are smoothed as much as cross-validation advises (--smooth off leaves them alone); map.csv
-keeps the single patches. With --truth, a TIFF of the image's size that holds the true first
-parameter, the overview shows the truth beside it. The same command takes up an interrupted map of
-a large image where it stopped.
+Optics that the file tells (OME-TIFF, ImageJ) need no flag. The folder DIR then holds
+
+    overview.png       the image, the maps with their standard deviations, depth, content
+    psf_map.tif        a pixel per patch: values, standard deviations, content, photons per pixel
+    psf_map_full.tif   values and standard deviations at every pixel of the image
+    depth.tif          depth in um, from a --depth-calibration or else from the optics
+    map.csv            every patch, before and after smoothing
+    config.json        optics, camera and settings, which deconvolve.py reads
+
+Cross-validation chooses how much the maps are smoothed; --smooth off leaves them as they are. With
+--truth, a TIFF that holds the true first parameter at every pixel, the overview shows the truth
+too. Given again, the same command goes on with the interrupted map of a large image.
 """
 
 import time

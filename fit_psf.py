@@ -3,14 +3,14 @@ r"""Fit the microscope's PSF to a z-stack of one bead: focus, brightness and abe
     python fit_psf.py bead.tif --na 0.85 --wavelength-um 0.52 --refractive-index 1.0 \
         --out fits/bead
 
-Pixel size and z step are read from the TIFF (ImageJ or OME) unless given. Writes fit.json (the
-fitted model with standard errors), model.tif and residual.tif (electrons; standard deviations)
-and fit.png (data, model and residual in xy and xz). Aberrations are orthonormal Zernike modes in
-waves rms by their Noll index: 5, 6 astigmatism, 7, 8 coma, 9, 10 trefoil, 11, 22 spherical.
+Writes fit.png (data, model and residual in xy and xz), fit.json (the parameters with standard
+errors), model.tif (electrons) and residual.tif (standard deviations of the noise). Pixel size and
+z step that the file tells (ImageJ, OME) need no flag. Aberrations are orthonormal Zernike modes in
+waves rms, by their Noll index: 5, 6 astigmatism, 7, 8 coma, 9, 10 trefoil, 11, 22 spherical.
 
-The planes count from the first of the file upwards in z; z > 0 is a bead farther from the
-objective. Where the stage ran the other way give a negative step: with the wrong sign the fit
-is as good, and focus, drift and the even aberrations come out with the wrong sign.
+The first plane of the file has the lowest z, nearest to the objective. Give a negative step if the
+stage ran the other way: with the wrong sign the fit is as good, but focus, drift and the even
+aberrations have the wrong sign.
 """
 
 import time
@@ -38,8 +38,9 @@ from psf.model import psf_model
 from psf.zernike import noll_to_nm
 
 LARGEST_STEP_UM = 50.0  # um between planes; a larger number was given in nm
-MUCH_MORE_THAN_NOISE = 1.5  # dispersion
-SAID_BY_OTHERS = {1: "piston", 2: "the centre", 3: "the centre", 4: "the focus"}
+MUCH_MORE_THAN_NOISE = 1.5  # dispersion, above which the standard errors are too small
+# Noll modes that are no aberrations to fit: other parameters stand for them.
+NOT_ABERRATIONS = {1: "piston", 2: "the centre", 3: "the centre", 4: "the focus"}
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # of 8 to 16 bit cameras
 SATURATED_PIXELS = 3  # at full scale: more than a lone hot pixel
 
@@ -57,8 +58,8 @@ class Config:
     z_step_um: float | None = None  # um between planes; negative: towards the objective
     modes_noll: tuple[int, ...] = (5, 6, 7, 8, 9, 10, 11, 22)  # aberrations to fit
     fit_na: bool = False  # fit the effective NA too
-    light: Literal["scalar", "aplanatic", "vectorial"] = "vectorial"
-    layers: Layers = field(default_factory=Layers)  # default: no mismatch
+    light: Literal["scalar", "aplanatic", "vectorial"] = "vectorial"  # model of the light
+    layers: Layers = field(default_factory=Layers)  # indices and thicknesses; default: all matched
     depth_um: float = 0.0  # of the bead below the coverslip
     bead_um: float = 0.0  # diameter of the bead; 0: a point
     offset_counts: float = 0.0  # camera counts without light
@@ -103,8 +104,11 @@ def read_stack(config: Config) -> Stack:
 def build_scene(config: Config, stack: Stack) -> Scene:
     """Check the numbers of the command line and put them together."""
     for number in config.modes_noll:
-        if number in SAID_BY_OTHERS:
-            raise InputError(f"Noll mode {number} is {SAID_BY_OTHERS[number]}, always fitted.")
+        if number in NOT_ABERRATIONS:
+            raise InputError(
+                f"Noll mode {number} is {NOT_ABERRATIONS[number]}, which is always fitted; "
+                "leave it out of --modes-noll."
+            )
     if len(set(config.modes_noll)) < len(config.modes_noll):
         raise InputError(f"--modes-noll {config.modes_noll}: one of them is given twice.")
     optics = {name: getattr(config, name) for name in OPTICS_NAMES}
@@ -183,9 +187,9 @@ def report(description: dict, residual_of_peak: float) -> None:
     )
     if dispersion > MUCH_MORE_THAN_NOISE:
         print(
-            "the model leaves more than photon noise: the standard errors are "
-            f"{dispersion**0.5:.2g} times as large if it is random, and unknown if it is not. "
-            "Check --electrons-per-count and --offset-counts, or fit more modes."
+            "The remaining error exceeds photon noise. If it is random, the standard errors are "
+            f"{dispersion**0.5:.2g} times as large as printed. Check --electrons-per-count and "
+            "--offset-counts, or fit more modes (--modes-noll)."
         )
 
 

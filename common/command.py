@@ -1,4 +1,4 @@
-"""What the command lines share: typed configuration in, one clear line out on a mistake."""
+"""Command lines: typed options in, and one clear line out on a mistake of the user."""
 
 import ctypes
 import sys
@@ -20,8 +20,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def run(config_type: type[Config], main: Callable[[Config], None], description: str) -> None:
     """Parse the command line into `config_type` and run `main` on it.
 
-    A mistake of the user (`InputError`) ends in one line on standard error and exit code 2,
-    warnings in one line each; anything else is a bug and keeps its traceback.
+    A mistake of the user (`InputError`) ends in one line on standard error and exit code 2. A
+    warning is one line. Any other error is a bug and keeps its traceback.
     """
     warnings.showwarning = _one_line_warning
     first_paragraph = description.strip().split("\n\n")[0]
@@ -48,7 +48,7 @@ def print_notes(notes: Iterable[str]) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `mps` into a device; `auto` takes the fastest there is."""
+    """Device by its name `auto`, `cpu`, `cuda` or `mps`; `auto` is the fastest one available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -64,8 +64,8 @@ def pick_device(name: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next batch; elsewhere do nothing.
 
-    It gives large blocks back to the system by default, and the page faults of new ones take a
-    third of the time of blurring and of drawing noise.
+    By default it gives large blocks back to the system. The page faults of new blocks take a third
+    of the time of blurring and of drawing noise.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

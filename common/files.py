@@ -1,4 +1,4 @@
-"""Files out: whole or not at all, and each folder with a record of where it came from."""
+"""Files are written whole or not at all, and each folder has a record of how it was made."""
 
 import contextlib
 import errno
@@ -19,8 +19,10 @@ import tifffile
 
 from psf.errors import InputError
 
+# Errors of a place that the user may not, or cannot, write to.
 UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
-NEARLY_FULL_BYTES = 2**20
+NEARLY_FULL_BYTES = 2**20  # of free space; with less, a short write means a full disk
+# Packages whose versions can change a result.
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "h5py", "scikit-image")
 
 
@@ -50,7 +52,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def _is_full(error: OSError, folder: Path) -> bool:
-    if error.errno is None:  # tifffile and Pillow only say that fewer bytes were written
+    if error.errno is None:  # tifffile and Pillow report fewer bytes written
         return folder.is_dir() and shutil.disk_usage(folder).free < NEARLY_FULL_BYTES
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
@@ -158,7 +160,7 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 
 
 def run_record(**facts: Any) -> dict[str, Any]:
-    """Where a result came from: command, commit, versions, processor, time (UTC)."""
+    """How a result was made: command, commit, versions, number of cores, time (UTC)."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),

@@ -1,14 +1,14 @@
-"""Camera numbers from one image: offset, gain and saturation, where the user knows none.
+"""Offset, gain and saturation of the camera, estimated from one image.
 
 On a camera without a gain error the variance of a pixel's counts follows from its mean (the
 photon transfer curve, Janesick 2007, Photon Transfer, ch. 5):
 
     variance = gain (mean - offset) + (gain read_noise_e)^2
 
-The mean is what the image shows; the variance is measured in what no lens can draw: fourth
-differences along both axes, which cancel any smooth content and keep the noise. Within a block
-it is the mean square, the one measure that goes with the block's mean where brightness varies;
-among blocks of equal brightness the quiet ones count.
+Mean and variance are measured in small blocks. The variance is that of fourth differences along
+both axes, which cancel smooth content and keep the noise. Within a block it is the mean square,
+since that corresponds to the block's mean where brightness varies. Among blocks of equal
+brightness those with the least variance count, since texture adds to it.
 """
 
 import math
@@ -17,41 +17,41 @@ from functools import lru_cache
 
 import torch
 
-BLOCK_PX = 8  # side of the squares in which mean and noise are measured
+BLOCK_PX = 8  # side of a block: small enough for even brightness, 64 samples of the noise
 DIFFERENCE = (1.0, -4.0, 6.0, -4.0, 1.0)  # cancels polynomials up to third order
-LEVELS = 24  # classes of equal brightness on the photon transfer curve
-FEWEST_LEVELS = 4
-FEWEST_BLOCKS = 6  # in a level
-QUIET_SHARE = 0.25  # quantile of a level's blocks: texture and hot pixels only add variance
+LEVELS = 24  # classes of equal brightness, the points of the photon transfer curve
+FEWEST_LEVELS = 4  # a line through fewer points has no meaningful standard error
+FEWEST_BLOCKS = 6  # in a level, for its lower quartile
+QUIET_SHARE = 0.25  # quantile of a level's variances; texture and hot pixels only add variance
 LARGEST_PX = 2**22  # larger images are measured in evenly spaced bands
-CLIPPED_SHARE = 0.01  # of a block's pixels at the darkest or brightest count
-DARKEST_SHARE = 0.001  # of the blocks, which the offset must not exceed
+CLIPPED_SHARE = 0.01  # of a block's pixels at an end of the range; with more it is left out
+DARKEST_SHARE = 0.001  # quantile of the blocks' means, which the offset must not exceed
 SIGNIFICANT = 3.0  # standard errors by which a slope must differ from zero
-FIT_ROUNDS = 10
-LEVEL_ROUNDS = 3  # of choosing the quiet blocks by the line found so far
+FIT_ROUNDS = 10  # of weights by the distance from the last line
+LEVEL_ROUNDS = 3  # of choosing the blocks of least variance by the line found so far
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera as one image shows it."""
+    """A camera, estimated from one image."""
 
     offset_counts: float  # counts without light
-    gain_counts_per_e: float | None  # counts per detected photon; None: cannot be told
-    gain_error: float | None  # relative standard error of the fit; not of its assumptions
+    gain_counts_per_e: float | None  # counts per detected photon; None: unknown
+    gain_error: float | None  # relative standard error of the fit alone
     noise_counts: float  # standard deviation of the noise at middle brightness
 
 
 def estimate_camera(plane: torch.Tensor) -> Camera:
     """Offset and gain of the camera that recorded a plane (H, W) of counts.
 
-    What one image cannot tell: read noise shifts the fitted line as a higher offset does, so the
-    offset found is too low by gain x read_noise_e^2 (2.6 counts for 1.6 e at gain 1). Nor is
-    out-of-focus background told from an offset unless the noise shows it as light. Gain is in
-    counts per detected photon, and it holds for raw counts only: averaging, resampling,
-    smoothing, JPEG and gamma make the noise smaller or unequal, an EM-CCD doubles its variance.
-    Detail beyond the fourth differences, as in images sampled far below Nyquist, passes for noise.
-    The gain is None, and the offset the darkest blocks, if the noise does not rise with
-    brightness or the image has too few blocks of 8 x 8 px or too little contrast.
+    One image has its limits. Read noise shifts the line as a lower offset does: the offset found is
+    too low by gain x read_noise_e^2 (2.6 counts for 1.6 e at gain 1). Out-of-focus background is
+    told from an offset only by its noise. The gain holds for raw counts: averaging, resampling,
+    smoothing, JPEG and gamma change the noise, and an EM-CCD doubles its variance. In images
+    sampled far below Nyquist, fine detail counts as noise.
+
+    If the noise does not rise with brightness, or the image has too few blocks or too little
+    contrast, the gain is None and the offset is that of the darkest blocks.
     """
     mean, variance = _blocks(plane)
     if len(mean) == 0:
@@ -143,10 +143,10 @@ def _cut(pixels: torch.Tensor) -> torch.Tensor:
 def _levels(
     mean: torch.Tensor, variance: torch.Tensor, line: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and noise of the quiet blocks of each class of brightness.
+    """Mean and noise variance of each class of brightness, from its blocks of least variance.
 
-    Quiet is what has little variance for its brightness, by a line (slope, intercept): in a wide
-    class the darkest blocks would be taken for quiet ones otherwise.
+    Variances are compared relative to a line (slope, intercept), or the darkest blocks of a class
+    would be taken for those of least variance.
     """
     count = min(LEVELS, len(mean) // FEWEST_BLOCKS)
     if count == 0:
@@ -166,7 +166,7 @@ def _levels(
 
 @lru_cache(maxsize=1)
 def _quiet_share_of_noise() -> float:
-    """What the quiet quantile of blocks finds of white noise of variance 1, by simulation."""
+    """Lower quantile of the blocks' variances of white noise of variance 1, by simulation."""
     side = 128 * BLOCK_PX + len(DIFFERENCE) - 1
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(side, side, generator=generator, dtype=torch.float64)

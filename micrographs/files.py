@@ -1,6 +1,6 @@
-"""Image files as channels x planes in z x time points, in the file's own counts.
+"""Image files as channels x planes in z x time points, in the counts of the file.
 
-A TIFF and a flat file (PNG, JPEG) answer to the same verbs: sizes, check, rows, facts, close.
+A TIFF and a flat file (PNG, JPEG) have the same methods: sizes, check_plane, rows, facts, close.
 """
 
 import logging
@@ -31,7 +31,7 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green, blue (Rec. ITU-R BT.709)
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_COLOUR_TYPE_BYTE, PNG_PALETTE = 25, 3  # PNG specification, IHDR
 OPACITIES = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
-# tifffile logs these as errors though the pixels are whole.
+# tifffile logs these as errors although all pixels can be read.
 HARMLESS_COMPLAINTS = ("TiffTag.fromfile", "OME series raised")
 DESCRIPTION_LOST = "TiffTag 270 "  # the OME-XML, written last: the file was cut off
 AXES = "CZT"

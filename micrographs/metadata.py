@@ -1,4 +1,7 @@
-"""What an image file says about the optics that recorded it, and where it says so."""
+"""The optics of an image: read from its metadata, and overruled by flags.
+
+Every number carries its source, the field of the metadata or the flag.
+"""
 
 import json
 import math
@@ -15,20 +18,20 @@ from psf.microscope import OPTICS_NAMES, Microscope
 UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0}
 UM_PER_UNIT |= {"nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4, "pm": 1e-6}
 UM_PER_UNIT |= {"inch": 25400.0, "in": 25400.0}
-# Fiji calls inch and cm what is the resolution of a screen or a printer (72, 96, 300 dpi); only
-# a pixel of this size, in um, can be one of a microscope.
+# With these units Fiji writes the resolution of a screen or a printer (72, 96, 300 dpi). A
+# microscope's pixel, in um, lies in this range.
 PLAUSIBLE_PIXEL_UM = (0.01, 20.0)
 DOUBTFUL_UNITS = ("inch", "in", "cm")
-# Indices at 589 nm of the immersions that OME-XML knows by name; "Multi" and "Other" say nothing.
+# Indices at 589 nm of the immersions that OME-XML names; "Multi" and "Other" have none.
 INDEX_OF_IMMERSION = {"air": 1.0, "water": 1.33, "waterdipping": 1.33, "glycerol": 1.47}
 INDEX_OF_IMMERSION |= {"oil": 1.518}
-SQUARE = 1.01  # largest ratio of the sides of a pixel that counts as square
-SAME = 0.01  # relative; a larger difference between flag and metadata is told
+SQUARE = 1.01  # largest ratio of the sides of a square pixel: metadata are rounded
+SAME = 0.01  # relative difference between a flag and the metadata that needs no note
 
 
 @dataclass(frozen=True)
 class OpticsFacts:
-    """Optics as the file states them; None where it says nothing."""
+    """Optics as the file states them; None where it states nothing."""
 
     pixel_size_um: float | None = None  # along x
     na: float | None = None  # numerical aperture of the objective
@@ -36,7 +39,7 @@ class OpticsFacts:
     refractive_index: float | None = None  # of the immersion
     z_step_um: float | None = None  # between the planes of a stack
     sources: dict[str, str] = field(default_factory=dict)  # field name -> where it was found
-    notes: tuple[str, ...] = ()  # what is odd about them
+    notes: tuple[str, ...] = ()  # what is unusual about them
 
 
 def optics_facts(tiff: tifffile.TiffFile, channel: int) -> OpticsFacts:
@@ -59,7 +62,7 @@ def optics_facts(tiff: tifffile.TiffFile, channel: int) -> OpticsFacts:
 
 
 def channel_names(tiff: tifffile.TiffFile) -> list[str]:
-    """Names of the channels in OME-XML, or their labels in ImageJ; may be shorter than they."""
+    """Names of the channels in OME-XML, or their labels in ImageJ; the list may be incomplete."""
     root = ome_root(tiff)
     if root is not None:
         pixels = next(_elements(root, "Pixels"), None)
@@ -207,7 +210,7 @@ class KnownOptics:
 
     microscope: Microscope
     sources: Mapping[str, str]  # by name: "--na", or the field of the metadata
-    notes: tuple[str, ...]  # on numbers of the file, and on flags that overrule it
+    notes: tuple[str, ...]  # on numbers of the file and on flags that overrule them
 
 
 def resolve_optics(

@@ -1,7 +1,7 @@
-"""Images of real microscopes: one plane of a file, row by row, in the file's own counts.
+"""One plane of an image file, row by row, in the counts of the file.
 
-TIFF in all its kinds (OME, ImageJ, BigTIFF, tiled, compressed, stacks), PNG and JPEG. Nothing is
-scaled: counts stay counts, since noise and saturation are read from them.
+TIFF in all its kinds (OME, ImageJ, BigTIFF, tiled, compressed, stacks), PNG and JPEG. Counts are
+never scaled, since the camera is estimated from them.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Micrograph:
     channel: int | None  # None: luminance of a colour image
     z: int
     t: int
-    notes: tuple[str, ...]  # what was chosen or ignored without being asked, for the user
+    notes: tuple[str, ...]  # what was chosen or ignored unasked, for the user
     source: TiffSource | FlatSource = field(repr=False)
 
     @property
@@ -97,7 +97,7 @@ class Micrograph:
     def select(
         self, channel: int | None = None, z: int | None = None, t: int | None = None
     ) -> "Micrograph":
-        """Another plane of the same open file; what is not given stays."""
+        """Another plane of the same open file; indices that are not given stay as they are."""
         asked = {"C": channel, "Z": z, "T": t}
         for axis, index in asked.items():
             self._check_index(axis, index)
@@ -134,8 +134,8 @@ def open_micrograph(
 ) -> Micrograph:
     """Open one plane of an image file, by zero-based indices.
 
-    By default the first channel (of a colour image the luminance), the middle plane in z and the
-    first time point; each of these choices leaves a note.
+    By default it is the first channel (of a colour image the luminance), the middle plane in z and
+    the first time point. Each of these choices leaves a note.
 
     Raises
     ------

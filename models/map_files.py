@@ -13,7 +13,7 @@ from models.mapping import PsfMap
 from psf.blur import interpolate_grid
 
 IMAGEJ_LIMIT = 2**32 - 2**20  # bytes; an ImageJ hyperstack is a classic TIFF
-BAND = 256  # rows written at a time
+BAND = 256  # rows written at a time: 16 MB of an image of 16,000 pixels a line
 
 
 def write_full_resolution(
@@ -26,8 +26,9 @@ def write_full_resolution(
 ) -> None:
     """Write channels (R, C) of a map interpolated to every pixel of the image, band by band.
 
-    Bilinear between the centres of the patches, constant beyond the outermost ones; NaN spreads to
-    the pixels next to it. An ImageJ hyperstack, or OME-TIFF above its limit of 4 GB.
+    Values are bilinear between the centres of the patches and constant outside the outermost ones;
+    a NaN reaches the pixels around its patch. The file is an ImageJ hyperstack, or an OME-TIFF
+    where that would pass its limit of 4 GB.
     """
     size = (len(channels), *shape)
     small = 4 * np.prod(size, dtype=float) < IMAGEJ_LIMIT
@@ -45,7 +46,7 @@ def write_full_resolution(
         empty = tifffile.memmap(partial, shape=size, dtype=np.float32, **kind)
         start_byte, kind_of_number = empty.offset, empty.dtype
         del empty
-        # written, not mapped: the pages of a mapped file count as memory of the process
+        # The pages of a mapped file would count as memory of the process, so it is written.
         with partial.open("r+b") as file:
             for start in range(0, shape[0], BAND):
                 y = torch.arange(start, min(start + BAND, shape[0]), dtype=torch.double)
@@ -59,7 +60,7 @@ def write_full_resolution(
 def map_table(
     psf_map: PsfMap, pixel_size_um: float, more: Sequence[tuple[str, np.ndarray]] = ()
 ) -> pd.DataFrame:
-    """One row per patch: where it is, values, error bars, content, and further columns (R, C)."""
+    """Table with a row per patch: place, values, error bars, content and further columns (R, C)."""
     y, x = torch.meshgrid(psf_map.rows, psf_map.columns, indexing="ij")
     table = {"y_px": y, "x_px": x, "y_um": y * pixel_size_um, "x_um": x * pixel_size_um}
     kinds = (

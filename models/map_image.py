@@ -30,7 +30,7 @@ from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES, Microscope
 from psf.model import PsfModel
 
-SAMPLE_PX = 2**22  # pixels, about, from which the camera is estimated: 0.3 s on one core
+SAMPLE_PX = 2**22  # pixels, about, from which the camera is estimated
 BAND_ROWS = 256  # read at a time: 16 MB of an image of 16,000 pixels a line
 RESUMED = 5000  # patches; it takes longer to resume a smaller map than to make it again
 UNFINISHED = ("unfinished_map.f32", "unfinished_map.json")

@@ -21,9 +21,9 @@ from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import PsfModel
 
-BATCH = 64  # patches that the network sees together; larger ones are no faster on a CPU
-BAND = 1024  # patches, at least, that are read together: a band of 16,000 pixels takes 20 MB
-FEWEST_SHOWN = 2000  # patches of the smallest map with a progress bar, about a second of work
+BATCH = 64  # patches that the network sees together
+BAND = 1024  # patches, at least, whose rows are read together
+FEWEST_SHOWN = 2000  # patches of the smallest map with a progress bar: one to two seconds
 
 
 class Image(Protocol):

@@ -1,8 +1,9 @@
-"""Images on finer pixels than a network was trained for: binned, or resampled.
+"""Images on finer pixels than a network was trained for, brought to its pixel size.
 
-A microscope image sampled finer than Nyquist holds nothing beyond the cut-off frequency, so that
-nothing is lost on coarser pixels. Binning is exact: a group of pixels is a larger pixel. In the
-gap where one binning is too fine and the next too coarse, a low-pass interpolation follows.
+A microscope image holds no detail above the cut-off frequency, so that coarser pixels lose none as
+long as they sample that frequency. Binning is exact: a group of pixels is a larger pixel. Where one
+binning leaves the pixels too fine and the next makes them too coarse, a low-pass interpolation
+follows.
 """
 
 import math
@@ -16,16 +17,16 @@ from models.mapping import Image
 from psf.errors import InputError
 from psf.microscope import Microscope
 
-LOBES = 6  # of the interpolation's sinc on either side
-NYQUIST = 0.5  # cycles per px: binning never goes beyond it
-INNER = 0.06  # share of the trained range that a resampled image stays away from its lower end
+LOBES = 6  # of the Lanczos kernel on either side: waves come out within 1 %, see the tests
+NYQUIST = 0.5  # cycles per px, the highest cut-off that binning may lead to
+INNER = 0.06  # share of the trained range by which a resampled image stays inside its low end
 
 
 @dataclass(frozen=True)
 class Resampling:
     """How an image is brought to the sampling of a network."""
 
-    binning: int = 1  # camera pixels per side that are summed up as one
+    binning: int = 1  # camera pixels per side that are averaged as one
     scale: float = 1.0  # pixels after the interpolation per pixel before it, at most 1
 
     @property
@@ -57,7 +58,7 @@ def fit_resampling(microscope: Microscope, cutoff_limits: tuple[float, float]) -
     Returns
     -------
     Resampling
-        That changes nothing where the image fits, or is too coarse: no detail can be added.
+        It changes nothing where the pixels fit, or are too coarse: detail cannot be added.
     """
     low, high = cutoff_limits
     cutoff = microscope.cutoff_cycles_per_pixel

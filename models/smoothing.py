@@ -1,9 +1,9 @@
-"""Smooth maps: what the neighbours of a patch say about it.
+"""Smooth maps: each patch is estimated together with its neighbours.
 
 The PSF of a microscope and the height of a cell change slowly across the field, so that a map may
-be smoothed: weighted by the predicted standard deviations, robust against outliers, blank patches
-filled from their surroundings. How much is decided by the map itself, by cross-validation over
-blocks of patches that share no pixels with the rest.
+be smoothed. Patches count by their predicted standard deviations, outliers count less, and blank
+patches are filled from their neighbours. Cross-validation over blocks of patches chooses the
+strength; the blocks are so large that they share few pixels with the rest.
 """
 
 import math
@@ -18,13 +18,15 @@ from scipy.sparse.linalg import splu
 from psf.blur import interpolate_grid
 from psf.errors import InputError
 
-STRENGTHS = tuple(10.0**k for k in range(-3, 5))  # tried by cross-validation, then halfway
-FOLDS = 5
-HUBER_WIDTH = 1.5  # standard deviations; farther off, a patch counts as an outlier
-REWEIGHTINGS = 4
-SMALLEST_WEIGHT = 1e-6  # of a blank patch: keeps the system solvable without a say in it
-LARGEST_GRID = 4000  # patches; larger maps are smoothed on averaged cells
-DRAWS = 24  # of the noise, for the standard deviation of a smooth map
+# Tried by cross-validation, then half a decade to either side. The first leaves a map as it is, the
+# last bends it to a plane.
+STRENGTHS = tuple(10.0**k for k in range(-3, 5))
+FOLDS = 5  # of the cross-validation: each map keeps four fifths of the patches
+HUBER_WIDTH = 1.5  # standard deviations; farther off, a patch counts as an outlier (Huber 1964)
+REWEIGHTINGS = 4  # of the patches, by their distance from the last solution
+SMALLEST_WEIGHT = 1e-6  # of a blank patch: it keeps the system solvable
+LARGEST_GRID = 4000  # patches; larger maps are averaged over cells first, which bounds the time
+DRAWS = 24  # of the noise: the standard deviation of a smooth map is good to 15 %
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def smooth_map(
     Parameters
     ----------
     values, deviations : (R, C)
-        What the network says of each patch.
+        Estimates of the patches and their standard deviations.
     content : (R, C) bool
         Patches that count.
     overlap : patch size / stride, at least 1
