@@ -20,7 +20,6 @@ too. Given again, the same command goes on with the interrupted map of a large i
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tifffile
@@ -31,8 +30,8 @@ from common.files import run_record, whole_file, write_imagej, write_json
 from common.overviews import draw_map
 from micrographs.camera import Camera
 from micrographs.micrograph import Micrograph
-from models.checkpoint import Estimator, load_estimator
-from models.depth import DepthCalibration, depth_from_optics, is_signed
+from models.checkpoint import load_estimator
+from models.depth import Depth, DepthCalibration, depth_of_map
 from models.map_files import map_table, write_full_resolution
 from models.map_image import (
     BAND_ROWS,
@@ -47,7 +46,6 @@ from models.map_image import (
 )
 from models.mapping import PsfMap
 from psf.errors import InputError
-from psf.microscope import Microscope
 
 SHOWN_PX = 1200  # longest side of the image in the overview, which is 400 px wide there
 
@@ -60,31 +58,6 @@ class Config(MapOptions):
     depth_calibration: Path | None = None  # depth_calibration.json of calibrate_depth.py
     full_resolution: bool = True  # write psf_map_full.tif and depth.tif
     truth: Path | None = None  # TIFF with the true first parameter at each pixel, to compare
-
-
-class Depth(NamedTuple):
-    """Depth on the map's grid, um."""
-
-    values: np.ndarray  # (R, C)
-    standard_deviations: np.ndarray  # (R, C)
-    name: str
-
-
-def find_depth(
-    calibration: DepthCalibration | None, estimator: Estimator, psf_map: PsfMap, optics: Microscope
-) -> Depth | None:
-    """Depth from the calibration, else from the optics; None where neither gives one."""
-    values, deviations = psf_map.values[0].numpy(), psf_map.standard_deviations[0].numpy()
-    if calibration is not None:
-        name = "depth (um)" if calibration.signed else "distance from focus (um)"
-        depth = calibration.depth_um(values)
-        return Depth(depth, calibration.deviation_um(values, deviations), name)
-    if psf_map.unit != "waves" or psf_map.names[0] != "focus":
-        return None
-    signed = is_signed(estimator.psf_model, "focus")
-    name = "depth (um)" if signed else "distance from focus (um)"
-    depth = depth_from_optics(values, optics.um_per_wave, signed)
-    return Depth(depth, deviations * optics.um_per_wave, name)
 
 
 def read_truth(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -211,7 +184,7 @@ def main(config: Config) -> None:
         print_notes(recording.notes)
         if calibration is not None:
             parameter = estimator.psf_model.label_names[0]
-            calibration.check(recording.microscope, parameter, estimator.name)
+            calibration.check_matches(recording.microscope, parameter, estimator.name)
         shape = recording.micrograph.shape
         truth = read_truth(config.truth, shape) if config.truth else None
         started = time.perf_counter()
@@ -220,7 +193,7 @@ def main(config: Config) -> None:
         shown = shrink(recording.micrograph)
     photons = photons_of(found.patches, recording.camera)
     light = describe_light(photons[found.patches.has_content.numpy()])
-    depth = find_depth(calibration, estimator, found.smooth, recording.microscope)
+    depth = depth_of_map(found.smooth, calibration)
     write_maps(config, found, photons, depth, shape)
     draw_map(
         config.out / "overview.png",

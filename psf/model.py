@@ -20,7 +20,7 @@ import torch
 
 from psf.errors import InputError
 from psf.gibson_lanni import Layers, layered_wavefront
-from psf.microscope import Optics
+from psf.microscope import Microscope, Optics
 from psf.zernike import Mode, nm_to_noll, zernike
 
 Range = tuple[float, float]
@@ -307,6 +307,21 @@ def turn_labels(
 def angle_radians(labels: torch.Tensor) -> torch.Tensor:
     """Angle of `zernike2d` labels (N, 3) in [0, pi), radians from +x to +y."""
     return (torch.atan2(labels[:, 2], labels[:, 1]) / 2) % math.pi
+
+
+def um_per_label(model: PsfModel, microscope: Microscope) -> dict[str, float]:
+    """Length in um of one unit of each label that is a length; the other labels are left out.
+
+    Gaussian widths are pixels. One wave of Seidel focus is 2 n lambda / NA^2 of defocus. Noll 4 is
+    defocus in waves rms, W = c sqrt(3) (2 rho^2 - 1), hence 2 sqrt(3) c waves of Seidel focus.
+    Astigmatism and the other Zernike modes are no lengths.
+    """
+    if model.is_gaussian:
+        return dict.fromkeys(model.label_names, microscope.pixel_size_um)
+    um_per_wave = microscope.um_per_wave
+    lengths = {"z_um": 1.0, "depth_um": 1.0}
+    lengths |= {"focus": um_per_wave, "noll4": 2 * math.sqrt(3) * um_per_wave}
+    return {name: lengths[name] for name in model.label_names if name in lengths}
 
 
 def _periodic_components(focus: np.ndarray, ast: np.ndarray, angle: np.ndarray) -> np.ndarray:

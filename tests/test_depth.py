@@ -1,240 +1,82 @@
-"""Depth: curves of known shape and noise give z back, and an honest error."""
+"""Depth: a calibration or the optics turn labels into um, with their sign only where it shows."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from models.depth import DepthCalibration, depth_from_optics, is_signed
-from models.depth_fit import fit_depth, leave_one_plane_out, plane_means
-from psf import InputError, Microscope
+from models.depth import DepthCalibration, depth_from_optics, depth_of_map, is_signed
+from models.mapping import PsfMap
+from psf import InputError, Microscope, synthesize
+from psf.gibson_lanni import Layers
 from psf.model import psf_model
+from psf.zernike import noll_to_nm
 
 MICROSCOPE = Microscope()
 UM_PER_WAVE = MICROSCOPE.um_per_wave  # 6.57
-Z_UM = np.linspace(-15, 15, 41)
-PATCHES = 50
+
+SIGNED = DepthCalibration(
+    parameter="focus",
+    unit="waves",
+    microscope=MICROSCOPE,
+    checkpoint="first",
+    signed=True,
+    focus_z_um=1.7,
+    values=(-2.0, 0.0, 1.0, 2.0),
+    z_um=(-14.0, 0.0, 7.0, 14.0),  # 7 um per wave
+    usable_um=(-10.0, 10.0),
+    limit_um=2.0,
+    rms_um=0.5,
+    patch_rms_um=1.0,
+)
+DISTANCE = replace(SIGNED, signed=False, values=(0.1, 1.1, 2.1), z_um=(0.0, 7.0, 14.0))
 
 
-def stack(curve, z_um=Z_UM, patch_noise=0.2, plane_noise=0.0, seed=0):
-    """Estimates (K, N) with noise of patches and of whole planes, and their deviations."""
-    rng = np.random.default_rng(seed)
-    values = curve(z_um)[:, None] + rng.normal(0, plane_noise, (len(z_um), 1))
-    values = values + rng.normal(0, patch_noise, (len(z_um), PATCHES))
-    return values, np.full_like(values, max(patch_noise, 1e-3))
+# --- calibrations
 
 
-def fitted(curve, signed, z_um=Z_UM, **noise):
-    values, deviations = stack(curve, z_um, **noise)
-    return fit_depth(values, deviations, z_um, signed, MICROSCOPE)
-
-
-def rising(z):
-    return (z - 1.7) / UM_PER_WAVE
-
-
-def saturating(z):
-    return 2.5 * np.tanh((z - 1.7) / 12)
-
-
-def vee(z):
-    return np.abs(z - 2.3) / UM_PER_WAVE
-
-
-def soft_vee(z):
-    """Does not reach zero in focus, and saturates at 1.8."""
-    return np.minimum(np.hypot(0.4, (z - 2.3) / UM_PER_WAVE), 1.8)
-
-
-# --- curves
-
-
-@pytest.mark.parametrize("direction", [1, -1])
-@pytest.mark.parametrize("curve", [rising, saturating])
-def test_signed_curves_give_z_back_in_either_direction(curve, direction):
-    found = fitted(lambda z: direction * curve(z), signed=True)
-    assert found.focus_z_um == pytest.approx(1.7, abs=0.3)
-    assert np.sign(found.z_um[-1] - found.z_um[0]) == direction
-    z = np.linspace(*found.usable_um, 50) + found.focus_z_um
-    depth = found.depth_um(direction * curve(z)) + found.focus_z_um
-    assert np.abs(depth - z).max() < 0.6
-    assert found.usable_um[1] - found.usable_um[0] > 25
-
-
-@pytest.mark.parametrize("curve", [vee, soft_vee])
-def test_unsigned_curves_give_the_distance_from_focus(curve):
-    found = fitted(curve, signed=False, patch_noise=0.05)
-    distance = np.linspace(max(1.5, found.usable_um[0]), found.usable_um[1] - 0.3, 40)
-    for side in (1, -1):
-        depth = found.depth_um(curve(2.3 + side * distance))
-        assert np.abs(depth - distance).max() < 0.5
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("curve", [vee, soft_vee])
-def test_focal_plane_is_found_to_a_tenth_of_a_um(curve, seed):
-    # a step of 0.75 um: the error is a small part of it
-    found = fitted(curve, signed=False, patch_noise=0.1, seed=seed)
-    assert found.focus_z_um == pytest.approx(2.3, abs=0.1)
-
-
-def test_a_stack_of_one_side_counts_from_its_end():
-    z = np.linspace(0, 12, 25)
-    found = fitted(lambda z: (z + 3) / UM_PER_WAVE, False, z, patch_noise=0.05)
-    assert found.focus_z_um == pytest.approx(0, abs=0.3)
-
-
-def test_saturated_ends_are_not_usable():
-    found = fitted(soft_vee, signed=False, patch_noise=0.05)
-    saturated = UM_PER_WAVE * np.sqrt(1.8**2 - 0.4**2)  # 11.5 um
-    assert 8 < found.usable_um[1] < saturated + 0.8
-    assert found.is_usable(np.array([5.0, 14.0])).tolist() == [True, False]
-
-
-def test_uneven_planes():
-    z = np.sort(np.random.default_rng(1).uniform(-15, 15, 40))
-    found = fitted(rising, True, z, patch_noise=0.05)
-    assert np.abs(found.depth_um(rising(z)) + found.focus_z_um - z).max() < 0.4
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize(("curve", "signed"), [(saturating, True), (soft_vee, False)])
-def test_curves_are_monotone_whatever_the_noise(curve, signed, seed):
-    found = fitted(curve, signed, patch_noise=0.8, plane_noise=0.2, seed=seed)
-    values = np.linspace(found.values[0], found.values[-1], 2000)
-    assert (np.diff(found.values) > 0).all()
-    assert (np.diff(found.depth_um(values)) >= 0).all()
-
-
-# --- errors
-
-
-@pytest.mark.parametrize("plane_noise", [0.03, 0.06])
-def test_error_of_planes_left_out_is_their_noise(plane_noise):
-    # the noise of a plane in um, and that of a curve through the other 40
-    rms = [
-        fitted(rising, True, patch_noise=0.1, plane_noise=plane_noise, seed=seed).rms_um
-        for seed in range(10)
-    ]
-    noise_um = np.hypot(plane_noise, 0.1 / np.sqrt(PATCHES)) * UM_PER_WAVE
-    assert noise_um < np.mean(rms) < 1.3 * noise_um
-
-
-def test_error_of_single_patches_is_their_noise():
-    found = fitted(rising, True, patch_noise=0.1)
-    assert found.patch_rms_um == pytest.approx(0.1 * UM_PER_WAVE, rel=0.1)
-
-
-def test_a_plane_left_out_has_no_part_in_its_own_error():
-    values, deviations = stack(rising, patch_noise=0.01)
-    values[20] += 1.0
-    errors = leave_one_plane_out(values, deviations, Z_UM, signed=True).means_um
-    assert errors[20] == pytest.approx(UM_PER_WAVE, rel=0.02)
-    falling = leave_one_plane_out(-values, deviations, Z_UM, signed=True).means_um
-    assert falling[20] == pytest.approx(UM_PER_WAVE, rel=0.02)
-
-
-def test_deviations_go_through_the_slope():
-    found = fitted(saturating, signed=True, patch_noise=0.02)
-    for z in (1.7, 8.0, -8.0):
-        slope = 2.5 / 12 / np.cosh((z - 1.7) / 12) ** 2
-        assert found.deviation_um(saturating(z), 0.1) == pytest.approx(0.1 / slope, rel=0.15)
-    assert np.isnan(found.deviation_um(9.0, 0.1))
-    everywhere = found.deviation_um(np.linspace(found.values[0], found.values[-1], 500), 0.05)
-    assert (everywhere > 0.1).all()
+def test_values_in_range_follow_the_curve():
+    assert SIGNED.depth_um([-1.5, 0.3, 2.0]) == pytest.approx([-10.5, 2.1, 14])
+    assert SIGNED.depth_um(np.zeros((3, 4))).shape == (3, 4)
 
 
 def test_depth_goes_on_for_five_percent_and_no_farther():
-    found = fitted(rising, signed=True, patch_noise=0.0)
-    low, high = found.values[0], found.values[-1]
-    span = high - low
-    inside = found.depth_um([high + 0.04 * span, low - 0.04 * span])
-    expected = [(high + 0.04 * span) * UM_PER_WAVE, (low - 0.04 * span) * UM_PER_WAVE]
-    assert inside == pytest.approx(expected, rel=1e-6)
-    assert np.isnan(found.depth_um([high + 0.06 * span, low - 0.06 * span, np.nan])).all()
+    # 5 % of a range of 4 waves is 0.2 waves
+    assert SIGNED.depth_um([2.19, -2.19]) == pytest.approx([15.33, -15.33])
+    assert np.isnan(SIGNED.depth_um([2.21, -2.21, np.nan])).all()
 
 
 def test_distances_are_never_negative():
-    found = fitted(vee, signed=False, patch_noise=0.05)
-    assert found.depth_um(found.values[0] - 0.04 * (found.values[-1] - found.values[0])) == 0
+    assert DISTANCE.depth_um([0.02, 0.6]) == pytest.approx([0, 3.5])
 
 
-def test_axes_are_kept():
-    found = fitted(rising, signed=True)
-    assert found.depth_um(np.zeros((3, 4))).shape == (3, 4)
-    assert found.deviation_um(np.zeros((3, 4)), np.ones((3, 4))).shape == (3, 4)
+def test_deviations_go_through_the_slope():
+    assert SIGNED.deviation_um([-1.0, 0.5], 0.1) == pytest.approx([0.7, 0.7])
+    assert SIGNED.deviation_um([1.99], 0.1) == pytest.approx([0.7])  # on both sides of the end
+    assert np.isnan(SIGNED.deviation_um(9.0, 0.1))
+    falling = replace(SIGNED, z_um=(14.0, 0.0, -7.0, -14.0))
+    assert falling.deviation_um([0.5], 0.1) == pytest.approx([0.7])
 
 
-# --- patches
-
-
-def test_patches_count_by_their_deviation_and_far_ones_hardly():
-    values = np.array([[1.0, 1.1, 0.9, 1.05, 0.95, 9.0, np.nan]])
-    deviations = np.array([[0.1] * 7])
-    mean = plane_means(values, deviations).means[0]
-    assert mean == pytest.approx(1.0, abs=0.08)
-    sure = np.array([[1e-3, *[0.1] * 6]])
-    assert plane_means(values, sure).means[0] == pytest.approx(1.0, abs=1e-3)
-
-
-def test_planes_without_patches_are_left_out():
-    values, deviations = stack(rising)
-    values[[3, 17]] = np.nan
-    found = fit_depth(values, deviations, Z_UM, True, MICROSCOPE)
-    assert found.focus_z_um == pytest.approx(1.7, abs=0.3)
-    assert np.isnan(leave_one_plane_out(values, deviations, Z_UM, True).means_um[3])
-
-
-# --- refusals
-
-
-def test_estimates_that_do_not_follow_z_are_refused():
-    noise = np.random.default_rng(0).normal(0, 1, (41, PATCHES))
-    for signed in (True, False):
-        with pytest.raises(InputError, match="does not follow z: its rank correlation"):
-            fit_depth(noise, np.ones_like(noise), Z_UM, signed, MICROSCOPE)
-    same = np.ones((41, PATCHES))
-    with pytest.raises(InputError, match="correlation with z is 0"):
-        fit_depth(same, same, Z_UM, True, MICROSCOPE)
-
-
-def test_an_unsigned_estimate_is_no_signed_one():
-    with pytest.raises(InputError, match="does not follow z"):
-        fitted(lambda z: np.abs(z), signed=True)
-
-
-def test_few_planes_and_repeated_z_are_refused():
-    with pytest.raises(InputError, match=r"4 planes have something .* takes 5"):
-        fitted(rising, True, Z_UM[:4])
-    with pytest.raises(InputError, match="two planes have the same z"):
-        fitted(rising, True, np.repeat(Z_UM, 2))
-
-
-def test_a_limit_that_nothing_keeps_is_refused():
-    values, deviations = stack(rising, plane_noise=0.1)
-    with pytest.raises(InputError, match=r"to 0\.01 um .* larger --limit-um"):
-        fit_depth(values, deviations, Z_UM, True, MICROSCOPE, limit_um=0.01)
+def test_usable_depths():
+    assert SIGNED.is_usable(np.array([-11.0, 9.0, np.nan])).tolist() == [False, True, False]
 
 
 # --- files
 
 
-@pytest.fixture(scope="module")
-def calibration():
-    return replace(fitted(vee, signed=False), checkpoint="first")
-
-
-def test_calibrations_come_back_from_json(calibration, tmp_path):
-    calibration.to_json(tmp_path / "depth.json", note="for people")
-    assert DepthCalibration.from_json(tmp_path / "depth.json") == calibration
+def test_calibrations_come_back_from_json(tmp_path):
+    SIGNED.to_json(tmp_path / "depth.json", note="for people")
+    assert DepthCalibration.from_json(tmp_path / "depth.json") == SIGNED
     assert json.loads((tmp_path / "depth.json").read_text())["note"] == "for people"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "checkpoint"}, "is no depth calibration"),
+        ({"kind": "checkpoint"}, "is not a depth calibration"),
         ({"values": [0, 2, 1]}, "not monotone"),
         ({"values": [0, 1]}, "not monotone"),
         ({"z_um": [0, "x"]}, "damaged"),
@@ -243,9 +85,9 @@ def test_calibrations_come_back_from_json(calibration, tmp_path):
         ({"rms_um": None}, "damaged"),
     ],
 )
-def test_foreign_files_are_refused(calibration, tmp_path, change, message):
+def test_foreign_files_are_refused(tmp_path, change, message):
     path = tmp_path / "depth.json"
-    calibration.to_json(path)
+    SIGNED.to_json(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(InputError, match=message):
         DepthCalibration.from_json(path)
@@ -259,15 +101,15 @@ def test_missing_and_broken_files_are_refused(tmp_path):
         DepthCalibration.from_json(tmp_path / "broken.json")
 
 
-def test_other_optics_and_parameters_are_refused(calibration):
-    calibration.check(replace(MICROSCOPE, na=0.453), "focus")  # within 1 %
-    calibration.check(MICROSCOPE, "focus", "first")
+def test_other_optics_and_parameters_are_refused():
+    SIGNED.check_matches(replace(MICROSCOPE, na=0.453), "focus")  # within 1 %
+    SIGNED.check_matches(MICROSCOPE, "focus", "first")
     with pytest.raises(InputError, match=r"na 0\.45, here 0\.44\. Make one"):
-        calibration.check(replace(MICROSCOPE, na=0.44), "focus")
+        SIGNED.check_matches(replace(MICROSCOPE, na=0.44), "focus")
     with pytest.raises(InputError, match="parameter focus, here z_um"):
-        calibration.check(MICROSCOPE, "z_um")
+        SIGNED.check_matches(MICROSCOPE, "z_um")
     with pytest.raises(InputError, match="checkpoint first, here second"):
-        calibration.check(MICROSCOPE, "focus", "second")
+        SIGNED.check_matches(MICROSCOPE, "focus", "second")
 
 
 # --- by the optics
@@ -280,15 +122,160 @@ def test_depth_by_the_optics():
     assert depth_from_optics([-0.1, 1.0], UM_PER_WAVE, signed=False)[0] == 0
 
 
+def one_row(model, *labels):
+    """Map of one row of patches with these labels; each standard deviation is 0.1."""
+    values = torch.tensor(labels).T[:, None]  # (P, 1, C)
+    places = torch.arange(float(len(labels)))
+    content = torch.ones(1, len(labels))
+    deviations = torch.full_like(values, 0.1)
+    return PsfMap(model, MICROSCOPE, values, deviations, content, torch.zeros(1), places)
+
+
+def zernike_model(ranges, *noll):
+    return psf_model("zernike", ranges, modes=tuple(noll_to_nm(j) for j in noll))
+
+
 @pytest.mark.parametrize(
-    ("name", "parameter", "signed"),
+    ("model", "labels", "depth_um", "deviation_um", "name"),
     [
-        ("astigmatic", "focus", True),
-        ("zernike1d", "focus", False),
-        ("zernike2d", "focus", False),
-        ("gaussian1d", "fwhm", False),
-        ("gibson_lanni", "z_um", False),
+        # NA 0.45 in water at 500 nm: 6.568 um per wave of Seidel focus
+        (psf_model("zernike1d"), [[1.0], [-0.1]], [6.568, 0], 0.6568, "distance from focus (um)"),
+        (psf_model("zernike2d"), [[2.0, 9, 9]], [13.136], 0.6568, "distance from focus (um)"),
+        (psf_model("astigmatic"), [[1.0], [-2.0]], [6.568, -13.136], 0.6568, "depth (um)"),
+        (psf_model("gibson_lanni"), [[12.0], [-1.0]], [12, 0], 0.1, "distance from focus (um)"),
+        (
+            psf_model("gibson_lanni", {"z_um": (-9, 9)}, depth_um=20, layers=Layers(n_immersion=1)),
+            [[-3.0]],
+            [-3],
+            0.1,
+            "depth (um)",
+        ),
+        # 1 wave rms of Noll 4 is 2 sqrt 3 = 3.4641 waves of Seidel focus, 22.752 um
+        (
+            zernike_model({"noll4": (0, 1)}, 6, 4),
+            [[9.0, 0.5]],
+            [11.376],
+            2.2752,
+            "distance from focus (um)",
+        ),
+        # both signs of a range without a sign are the same distance
+        (
+            zernike_model(None, 4),
+            [[0.1], [-0.1]],
+            [2.2752, 2.2752],
+            2.2752,
+            "distance from focus (um)",
+        ),
     ],
 )
-def test_which_labels_are_signed(name, parameter, signed):
-    assert is_signed(psf_model(name), parameter) == signed
+def test_depth_of_maps_by_the_optics(model, labels, depth_um, deviation_um, name):
+    found = depth_of_map(one_row(model, *labels))
+    assert found.values[0] == pytest.approx(depth_um, rel=1e-4)
+    assert found.standard_deviations == pytest.approx(deviation_um, rel=1e-4)
+    assert found.name == name
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        (psf_model("gaussian1d"), [3.0]),
+        (psf_model("gaussian2d"), [3.0, 4.0]),
+        (zernike_model(None, 5, 6), [0.1, 0.1]),
+    ],
+)
+def test_labels_without_a_length_along_z_give_no_depth(model, label):
+    assert depth_of_map(one_row(model, label)) is None
+
+
+def test_a_calibration_gives_the_depth_of_its_own_parameter():
+    found = depth_of_map(one_row(psf_model("astigmatic"), [1.0], [-1.5], [2.9]), SIGNED)
+    assert found.values[0, :2] == pytest.approx([7, -10.5])
+    assert np.isnan(found.values[0, 2])
+    assert found.standard_deviations[0, :2] == pytest.approx(0.7)
+    assert found.name == "depth (um)"
+    widths = replace(DISTANCE, parameter="fwhm_y", unit="px")
+    found = depth_of_map(one_row(psf_model("gaussian2d"), [9.0, 1.1]), widths)
+    assert found.values == pytest.approx(np.array([[7.0]]))
+    assert found.name == "distance from focus (um)"
+    with pytest.raises(InputError, match=r"made for focus, but the map has fwhm;"):
+        depth_of_map(one_row(psf_model("gaussian1d"), [3.0]), SIGNED)
+
+
+# --- the sign
+
+
+MISMATCH = Layers(n_immersion=1.515, n_sample=1.33)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameter", "signed"),
+    [
+        (psf_model("astigmatic"), "focus", True),
+        (psf_model("astigmatic", known_ast_waves=0.0), "focus", False),
+        (psf_model("astigmatic", {"focus": (0.0, 3.0)}), "focus", False),
+        (psf_model("zernike1d"), "focus", False),
+        (psf_model("zernike1d", {"focus": (-3.0, 3.0)}), "focus", False),
+        (psf_model("zernike2d"), "focus", False),
+        (psf_model("zernike2d"), "ast_cos2", True),  # relative to a focus of one sign
+        (psf_model("zernike2d", {"focus": (-2.0, 2.0)}), "focus", False),
+        (psf_model("zernike2d", {"focus": (-2.0, 2.0)}), "ast_cos2", False),
+        (psf_model("gaussian1d"), "fwhm", False),
+        (psf_model("gibson_lanni"), "z_um", False),
+        (psf_model("gibson_lanni", {"z_um": (-9, 9)}), "z_um", False),
+        (psf_model("gibson_lanni", {"z_um": (-9, 9)}, layers=MISMATCH), "z_um", False),
+        (psf_model("gibson_lanni", {"z_um": (-9, 9)}, layers=MISMATCH, depth_um=20), "z_um", True),
+        (
+            psf_model("gibson_lanni", {"z_um": (-9, 9)}, layers=Layers(coverslip_um_design=150)),
+            "z_um",
+            True,
+        ),
+        (zernike_model(None, 4), "noll4", False),
+        (zernike_model(None, 4, 6, 8, 11), "noll4", False),
+        (zernike_model(None, 4, 6, 8, 11), "noll8", True),  # coma
+        (zernike_model({"noll11": (0.1, 0.4)}, 4, 11), "noll4", True),
+        # turned by 90 degrees in training, astigmatism takes both signs
+        (zernike_model({"noll6": (0.1, 0.4)}, 4, 6), "noll4", False),
+        (zernike_model({"noll4": (0.0, 0.4)}, 4, 6), "noll6", True),
+    ],
+)
+def test_which_labels_are_signed(model, parameter, signed):
+    assert is_signed(model, parameter) == signed
+
+
+def difference(model, label, twin):
+    """Largest difference of two PSFs, part of the peak."""
+    labels = torch.tensor([label, twin], dtype=torch.float64)
+    one, other = synthesize(model, labels, MICROSCOPE, 127)
+    return float((one - other).abs().max() / one.max())
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "twin"),
+    [
+        (psf_model("zernike1d", {"focus": (-3.0, 3.0)}), [1.0], [-1.0]),
+        (psf_model("gibson_lanni", {"z_um": (-9, 9)}), [6.0], [-6.0]),
+        (zernike_model(None, 4, 6, 8, 11), [0.2, 0.1, 0.15, -0.1], [-0.2, -0.1, 0.15, 0.1]),
+        (psf_model("zernike2d", {"focus": (-3.0, 3.0)}), [0.5, 0.6, 0.8], [-1.5, -0.6, -0.8]),
+    ],
+)
+def test_unsigned_labels_have_a_twin_of_the_same_psf(model, label, twin):
+    assert not is_signed(model, model.label_names[0])
+    assert difference(model, label, twin) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "twin"),
+    [
+        (psf_model("astigmatic"), [1.0], [-1.0]),
+        (
+            psf_model("gibson_lanni", {"z_um": (-9, 9)}, layers=MISMATCH, depth_um=100),
+            [6.0],
+            [-6.0],
+        ),
+        (zernike_model({"noll11": (0.1, 0.4)}, 4, 11), [0.2, 0.2], [-0.2, 0.2]),
+        (zernike_model(None, 8, 4), [0.2, 0.1], [-0.2, 0.1]),
+    ],
+)
+def test_signed_labels_change_the_psf_with_their_sign(model, label, twin):
+    assert is_signed(model, model.label_names[0])
+    assert difference(model, label, twin) > 0.2
