@@ -2,158 +2,154 @@
 
     python figure_depth.py --out results
 
-Planes of several textures, 3, 6 and 10 degrees steep, are rendered with a PSF of its own for every
-column of object points, photographed at 1000 and 100 photons per pixel with a cylindrical lens
-(network `astigmatic_tilted`, signed depth) and without (`zernike1d_tilted`, distance from focus),
-and mapped.
-Depth comes from a curve fitted on a plane of another texture and another tilt, that which spans
-just what the network was trained for. Writes depth.csv
-(profiles: the mean across the tilt, as Shajkofci & Liebling 2020, section V), depth_summary.csv and
-figure_depth.png and .pdf; figure_dome.png shows a curved surface. The bound of
-benchmarks/depth_bound.py is drawn if it is there. Rendered planes are kept in --scratch, and an
-interrupted run goes on from them; --draw-only draws the tables again.
+The planes have several textures and are 3, 6 and 10 degrees steep. Each column of the object is
+blurred with its own PSF, and the image is recorded at 1000 and 100 photons per pixel. With a
+cylindrical lens (network `astigmatic_tilted`) depth has a sign; without one (`zernike1d_tilted`)
+it is the distance from focus.
+
+Depth comes from a curve that is fitted to a calibration plane of another texture. That plane spans
+the focus range of the network. Writes depth.csv (profiles: the mean across the tilt, as Shajkofci &
+Liebling 2020, section V), depth_summary.csv, depth.json (the curves), figure_depth.png and .pdf,
+and figure_dome.png (a curved surface). The figure includes the bound of benchmarks/depth_bound.py
+if --out holds its table. Rendered planes are kept in --scratch, so an interrupted run continues
+from them. --draw-only draws the figure again from the tables.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import tifffile
 import torch
-from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from common.command import keep_freed_memory, pick_device, run
-from common.files import run_record, whole_file, write_json
-from common.pictures import COLOURS, add_scale_bar, colour_map, new_figure, save_figure, show_image
+from common.depth_figure import PAPER_UM, draw_depth_figure
+from common.files import code_fingerprint, run_record, whole_file, write_json
+from common.pictures import add_scale_bar, colour_map, new_figure, save_figure, show_image
 from models.checkpoint import Estimator, load_estimator
-from models.depth import DepthCalibration
+from models.depth import DepthCalibration, is_signed
 from models.depth_fit import fit_depth, plane_means
 from models.mapping import PsfMap, predict_map
 from models.smoothing import smooth_map
-from psf.blur import (
-    blur_by_column,
-    blur_varying,
-    dome_depth_um,
-    interpolation_weights,
-    tilted_depth_um,
-)
+from psf.blur import tilted_depth_um
 from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import PsfModel
 from psf.noise import camera_counts, to_photons
-from psf.synthesis import synthesize
-from simulation.objects import OBJECTS
-from simulation.sources import HELD_OUT, builtin_sources, read_plane
+from simulation.surfaces import image_of_dome, image_of_tilted_plane
 
-PAPER_UM = 2.0  # precision that the paper states
-LENSES = {"astigmatic": "cylindrical lens", "zernike1d": "no lens"}
-PROCEDURAL_SEED = 90_001  # far from the seeds of training sets
-SIGN_UM_DOF = 1.0  # depths of field beyond which a sign can be wrong
-UNSIGNED_UM = (2.0, 20.0)  # range of the distance without the lens that is scored
-DOME_PX, DOME_RIM_UM, DOME_TOP_UM, DOME_LEVELS = 1024, -9.0, 9.0, 73
+# Wrong signs are counted from this distance on, in depths of field. Nearer to focus a small error
+# of depth changes the sign.
+SIGN_DEPTHS_OF_FIELD = 1.0
+# Distances that are scored without the lens, um. Nearer, the PSF hardly changes with depth; 20 um
+# is about the end of the range with the lens, 3 waves.
+UNSIGNED_UM = (2.0, 20.0)
+DOME_PX = 1024  # edge of the image of the dome
+DOME_UM = (-9.0, 9.0)  # depth at its rim and top, 1.4 of the 3 waves of the network's range
+DOME_STRIDE = 16  # pixels between patches, an eighth of a patch of 128 px
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the experiment."""
 
+    # one network with and one without a cylindrical lens
     checkpoints: Sequence[Path] = (Path("astigmatic_tilted"), Path("zernike1d_tilted"))
-    degrees: Sequence[float] = (3.0, 6.0, 10.0)
+    degrees: Sequence[float] = (3.0, 6.0, 10.0)  # tilts of the planes
+    # held-out images or kinds of procedural objects
     textures: Sequence[str] = ("immunohistochemistry", "gravel", "dead_leaves", "membranes")
-    calibration_texture: str = "collage"
+    calibration_texture: str = "collage"  # of the plane for the calibration curve
     photons: Sequence[float] = (1000.0, 100.0)  # mean per pixel
-    read_noise_e: float = 1.6
-    size_px: int = 2048
-    psf_px: int = 255
-    pixel_size_um: float = 0.32
+    read_noise_e: float = 1.6  # read noise of the camera, electrons
+    size_px: int = 2048  # edge of the images
+    psf_px: int = 255  # edge of the PSFs; odd
+    pixel_size_um: float = 0.32  # camera pixel / magnification
     stride: int = 64  # pixels between patches
-    seed: int = 0
-    scratch: Path = Path("data/depth")  # rendered planes
-    out: Path = Path("results")
+    seed: int = 0  # of the noise
+    scratch: Path = Path("data/depth")  # folder that keeps rendered planes
+    out: Path = Path("results")  # folder to write
     draw_only: bool = False  # draw the tables of an earlier run
-    device: str = "auto"
+    device: str = "auto"  # auto, cpu, cuda, mps
 
 
-def texture(name: str, size: int) -> torch.Tensor:
-    """Sharp object (size, size): procedural, or a held-out image mirrored until it fills it."""
-    if name in OBJECTS:
-        rng = np.random.default_rng([PROCEDURAL_SEED, list(OBJECTS).index(name)])
-        return torch.from_numpy(np.asarray(OBJECTS[name](rng, size), np.float32))
-    if name not in HELD_OUT:
-        raise InputError(f"texture '{name}': choose of {', '.join((*HELD_OUT, *OBJECTS))}.")
-    (source,) = (s for s in builtin_sources() if s.name == name)
-    plane = read_plane(source)
-    missing = [(0, size - n) for n in plane.shape]
-    return torch.from_numpy(np.pad(plane, missing, mode="symmetric").astype(np.float32))
+def plane_path(
+    config: Config, texture: str, degrees: float, model: PsfModel, optics: Microscope
+) -> Path:
+    """File of a rendered plane; its name has a hash of all that decides the pixels."""
+    root = Path(__file__).parent
+    decides = {
+        "texture": texture,
+        "degrees": degrees,
+        "size_px": config.size_px,
+        "psf_px": config.psf_px,
+        "model": model.as_config(),
+        "optics": asdict(optics),
+        "code": code_fingerprint(root / "psf", root / "simulation"),
+    }
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return config.scratch / f"{model.name}_{texture}_{degrees:g}deg_{key}.tif"
 
 
 def render(
-    config: Config, name: str, degrees: float, model: PsfModel, optics: Microscope
+    config: Config, texture: str, degrees: float, model: PsfModel, optics: Microscope
 ) -> torch.Tensor:
-    """Noise-free image (size, size) of a tilted plane; kept as a file."""
-    path = config.scratch / f"{model.name}_{name}_{degrees:g}deg_{config.size_px}px.tif"
+    """Noise-free image (size, size) of a tilted plane, from its file if there is one."""
+    path = plane_path(config, texture, degrees, model, optics)
     if path.is_file():
         return torch.from_numpy(tifffile.imread(path))
-    size = config.size_px + config.psf_px - 1
-    focus = tilted_depth_um(size, degrees, config.pixel_size_um) / optics.um_per_wave
-    focus = focus if is_signed_model(model) else focus.abs()
-
-    def psfs_of(columns: torch.Tensor) -> torch.Tensor:
-        return synthesize(model, focus[columns, None], optics, config.psf_px)
-
-    image = blur_by_column(texture(name, size), psfs_of).clamp(min=0)
+    signed = is_signed(model, "focus")
+    size, psf_px = config.size_px, config.psf_px
+    image = image_of_tilted_plane(texture, degrees, size, model, optics, psf_px, signed)
     with whole_file(path) as partial:
         tifffile.imwrite(partial, image.numpy())
     return image
 
 
-def is_signed_model(model: PsfModel) -> bool:
-    """Whether focus below zero looks different from focus above zero."""
-    return model.known_ast_waves != 0
-
-
 def expose(image: torch.Tensor, photons: float, config: Config, key: int) -> torch.Tensor:
-    """Photograph with shot and read noise."""
+    """Image in electrons, with shot noise and read noise."""
     generator = torch.Generator().manual_seed(1000 * config.seed + key)
     return camera_counts(to_photons(image[None], photons), generator, config.read_noise_e)[0]
 
 
 def columns_of(found: PsfMap) -> tuple[np.ndarray, np.ndarray]:
-    """Values and standard deviations (C, R) of patches of equal depth; NaN without content."""
+    """Values and standard deviations (C, R) of patches, one depth per row; NaN: no content."""
     blank = ~found.has_content.numpy()
     pair = (found.values[0].numpy(), found.standard_deviations[0].numpy())
     return tuple(np.where(blank, np.nan, one).T for one in pair)
 
 
 def depth_of_columns(found: PsfMap, config: Config, degrees: float) -> np.ndarray:
-    """True depth (C,) at the centres of the patches."""
+    """True depth (C,) at the centres of the patches, um."""
     return tilted_depth_um(config.size_px, degrees, config.pixel_size_um).numpy()[
         found.columns.round().long()
     ]
 
 
 def calibration_degrees(config: Config, estimator: Estimator, optics: Microscope) -> float:
-    """Tilt at which a plane spans just what the network was trained for; 2 decimals."""
-    reach_um = estimator.psf_model.label_ranges[0][1] * optics.um_per_wave
-    half_um = (config.size_px - estimator.patch_size) / 2 * config.pixel_size_um
-    return round(math.degrees(math.atan(reach_um / half_um)), 2)
+    """Tilt of the plane that spans the focus range of the network, rounded to 0.01 degrees."""
+    half_range_um = estimator.psf_model.label_ranges[0][1] * optics.um_per_wave
+    half_width_um = (config.size_px - estimator.patch_size) / 2 * config.pixel_size_um
+    return round(math.degrees(math.atan(half_range_um / half_width_um)), 2)
 
 
 def calibrate(
     config: Config, estimator: Estimator, optics: Microscope, photons: float
 ) -> DepthCalibration:
-    """Curve from focus to depth by the calibration plane."""
+    """Curve from focus to depth, fitted to the calibration plane."""
     model, degrees = estimator.psf_model, calibration_degrees(config, estimator, optics)
     image = render(config, config.calibration_texture, degrees, model, optics)
     found = predict_map(estimator, expose(image, photons, config, 999), optics, config.stride)
     return fit_depth(
         *columns_of(found),
         depth_of_columns(found, config, degrees),
-        is_signed_model(model),
+        is_signed(model, "focus"),
         optics,
         limit_um=PAPER_UM,
     )
@@ -162,7 +158,7 @@ def calibrate(
 def profile(
     config: Config, found: PsfMap, calibration: DepthCalibration, degrees: float
 ) -> pd.DataFrame:
-    """One row per column of patches: true depth, depth of the mean, single patches."""
+    """Table of one row per column of patches: true depth, depth of the mean, errors of patches."""
     values, deviations = columns_of(found)
     z_um = depth_of_columns(found, config, degrees)
     truth = z_um if calibration.signed else np.abs(z_um)
@@ -188,7 +184,7 @@ def profile(
 
 
 def experiment(config: Config) -> pd.DataFrame:
-    """All planes with all networks."""
+    """Profiles of all planes with all networks; also writes depth.json with the curves."""
     optics = Microscope(pixel_size_um=config.pixel_size_um)
     jobs = [(c, t, d) for c in config.checkpoints for t in config.textures for d in config.degrees]
     tables, facts, current = [], {}, None
@@ -211,20 +207,20 @@ def experiment(config: Config) -> pd.DataFrame:
     return pd.concat(tables)
 
 
-def root_mean(values: pd.Series) -> float:
-    """Root of the mean of squares; NaN of nothing."""
-    return math.sqrt(values.mean()) if len(values) else math.nan
+def root_mean(squares: pd.Series) -> float:
+    """Root of the mean of squared errors; NaN without any."""
+    return math.sqrt(squares.mean()) if len(squares) else math.nan
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Errors by lens, tilt and photons over all textures, where depth is usable."""
+    """Errors in the usable range by PSF model, photons and tilt, over all textures."""
     dof_um = Microscope().depth_of_field_um
     rows = []
     for (model, photons, degrees), group in table.groupby(["model", "photons", "degrees"]):
         used = group[group["usable"]]
         if model != "astigmatic":
             used = used[used["truth_um"].between(*UNSIGNED_UM)]
-        beyond = used[used["truth_um"].abs() > SIGN_UM_DOF * dof_um]
+        far = used[used["truth_um"].abs() > SIGN_DEPTHS_OF_FIELD * dof_um]
         outside = group[~group["usable"]]
         errors = (used["depth_um"] - used["truth_um"]) ** 2
         by_texture = errors.groupby(used["texture"]).mean().pow(0.5)
@@ -241,7 +237,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
                 ),
                 "usable_from_um": used["truth_um"].min(),
                 "usable_to_um": used["truth_um"].max(),
-                "wrong_signs_share": beyond["wrong_signs"].sum() / max(beyond["patches"].sum(), 1),
+                "wrong_signs_share": far["wrong_signs"].sum() / max(far["patches"].sum(), 1),
                 "outside_taken_as_usable_share": outside["taken_as_usable"].sum()
                 / max(outside["patches"].sum(), 1),
             }
@@ -249,165 +245,94 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def dome(config: Config) -> tuple[torch.Tensor, np.ndarray, np.ndarray, Microscope]:
-    """Image, estimated and true depth of a curved surface under the lens, and the optics."""
+class Dome(NamedTuple):
+    """What was measured on a dome."""
+
+    image: torch.Tensor  # (H, W) electrons
+    truth_um: np.ndarray  # (R, C) depth at the centres of the patches
+    depth_um: np.ndarray  # (R, C) estimate
+    pixel_size_um: float  # of the image
+
+    @property
+    def rms_um(self) -> float:
+        """Error of the estimate."""
+        return math.sqrt(np.nanmean((self.depth_um - self.truth_um) ** 2))
+
+
+def measure_dome(config: Config) -> Dome:
+    """Depth of a dome with the first network, at the most photons, smoothed."""
     optics = Microscope(pixel_size_um=config.pixel_size_um)
     estimator = load_estimator(config.checkpoints[0], pick_device(config.device))
-    photons = max(config.photons)
-    size = DOME_PX + config.psf_px - 1
-    depth = dome_depth_um(size, DOME_RIM_UM, DOME_TOP_UM)
-    focus = depth / optics.um_per_wave
-    levels = torch.linspace(float(focus.min()), float(focus.max()), DOME_LEVELS)
-    psfs = synthesize(estimator.psf_model, levels[:, None], optics, config.psf_px)
-    weights = interpolation_weights(focus, levels)
-    image = blur_varying(texture(config.textures[0], size), psfs, weights, chunk=4).clamp(min=0)
+    model, photons = estimator.psf_model, max(config.photons)
+    texture = config.textures[0]
+    image, depth_um = image_of_dome(texture, *DOME_UM, DOME_PX, model, optics, config.psf_px)
     counts = expose(image, photons, config, 77)
-    found = predict_map(estimator, counts, optics, 16)
+    found = predict_map(estimator, counts, optics, DOME_STRIDE)
     curve = calibrate(config, estimator, optics, photons)
     values, deviations = found.values[0].numpy(), found.standard_deviations[0].numpy()
-    smooth = smooth_map(values, deviations, found.has_content.numpy(), estimator.patch_size / 16)
-    inner = depth[config.psf_px // 2 :, config.psf_px // 2 :].numpy()
-    rows, columns = (at.round().long().numpy() for at in (found.rows, found.columns))
-    return counts, curve.depth_um(smooth.values), inner[rows[:, None], columns], optics
+    overlap = estimator.patch_size / DOME_STRIDE
+    smooth = smooth_map(values, deviations, found.has_content.numpy(), overlap)
+    rows, columns = (at.round().long() for at in (found.rows, found.columns))
+    truth_um = depth_um[rows[:, None], columns].numpy()
+    return Dome(counts, truth_um, curve.depth_um(smooth.values), optics.pixel_size_um)
 
 
-def draw_dome(config: Config) -> None:
-    """Image, truth, estimate and error of the curved surface."""
-    counts, depth, truth, optics = dome(config)
+def draw_dome(config: Config, dome: Dome) -> None:
+    """Draw image, truth, estimate and error of the dome."""
     figure, axes = new_figure(1, 4, 3.2, 3.0)
-    show_image(axes[0, 0], counts.numpy(), f"image, {max(config.photons):g} photons per pixel")
-    add_scale_bar(axes[0, 0], optics.pixel_size_um, counts.shape[1])
-    error = depth - truth
-    rms = math.sqrt(np.nanmean(error**2))
-    step_um = 16 * optics.pixel_size_um
-    limits = (truth.min() - 1, truth.max() + 1)
+    title = f"image, {max(config.photons):g} photons per pixel"
+    show_image(axes[0, 0], dome.image.numpy(), title)
+    add_scale_bar(axes[0, 0], dome.pixel_size_um, dome.image.shape[1])
+    limits = (dome.truth_um.min() - 1, dome.truth_um.max() + 1)
+    estimate = f"estimated depth: rms error {dome.rms_um:.2f} µm"
     panels = (
-        (truth, "true depth", "viridis", limits),
-        (depth, f"estimated depth: rms error {rms:.2f} µm", "viridis", limits),
-        (error, "error", "PuOr", (-4, 4)),
+        (dome.truth_um, "true depth", "viridis", limits),
+        (dome.depth_um, estimate, "viridis", limits),
+        (dome.depth_um - dome.truth_um, "error", "PuOr", (-4, 4)),
     )
     for at, (values, title, name, (low, high)) in zip(axes[0, 1:], panels, strict=True):
         drawn = at.imshow(values, cmap=colour_map(name), vmin=low, vmax=high)
         figure.colorbar(drawn, ax=at, shrink=0.8, label="µm")
         at.set(xticks=[], yticks=[])
         at.set_title(title, fontsize=8)
-        add_scale_bar(at, step_um, values.shape[1])
+        add_scale_bar(at, DOME_STRIDE * dome.pixel_size_um, values.shape[1])
     figure.suptitle(f"A dome of {config.textures[0]} under a cylindrical lens", fontsize=9)
     save_figure(config.out / "figure_dome.png", figure)
-    print(f"dome: rms error {rms:.2f} um")
 
 
-def draw_profiles(axes: Axes, table: pd.DataFrame, model: str, photons: float) -> None:
-    """Depth against truth, a line per tilt, with the spread of single patches."""
-    rows = table[(table["model"] == model) & (table["photons"] == photons)]
-    for i, (degrees, group) in enumerate(rows.groupby("degrees")):
-        mean = group.groupby("z_um")[["truth_um", "depth_um", "spread_um"]].mean()
-        style = {"color": COLOURS[i], "lw": 1, "ms": 3, "fmt": "o-", "alpha": 0.8}
-        axes.errorbar(
-            mean.index, mean["depth_um"], mean["spread_um"], label=f"{degrees:g}°", **style
-        )
-    z = np.array([-30.0, 0.0, 30.0])
-    axes.plot(z, z if model == "astigmatic" else np.abs(z), "k--", lw=1, label="truth")
-    axes.set(xlim=(-30, 30), ylim=(-30, 30) if model == "astigmatic" else (-3, 30))
-    axes.set_title(f"{LENSES[model]}, {photons:g} photons per pixel", fontsize=9)
-    axes.set(xlabel="true depth (µm)", ylabel="estimated depth (µm)")
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.3)
-
-
-def draw_residuals(axes: Axes, table: pd.DataFrame, photons: float) -> None:
-    """Error of the profile against depth, a line per texture, all tilts."""
-    rows = table[(table["model"] == "astigmatic") & (table["photons"] == photons)]
-    rows = rows[rows["usable"]]
-    for i, (name, group) in enumerate(rows.groupby("texture")):
-        axes.plot(
-            group["z_um"],
-            group["depth_um"] - group["truth_um"],
-            ".",
-            ms=3,
-            color=COLOURS[i],
-            label=name.replace("_", " "),
-        )
-    for level in (-PAPER_UM, PAPER_UM):
-        axes.axhline(level, color="k", ls=":", lw=1, label="paper: 2 µm" if level > 0 else None)
-    axes.set_title(f"residuals, cylindrical lens, {photons:g} photons per pixel", fontsize=9)
-    axes.set(xlabel="true depth (µm)", ylabel="error of the profile (µm)", ylim=(-5, 5))
-    axes.legend(fontsize=6)
-    axes.grid(alpha=0.3)
-
-
-def draw_precision(axes: Axes, summary: pd.DataFrame) -> None:
-    """Rms error of profiles and of patches against tilt."""
-    for i, ((model, photons), group) in enumerate(summary.groupby(["model", "photons"])):
-        label = f"{LENSES[model]}, {photons:g} photons"
-        axes.plot(group["degrees"], group["profile_rms_um"], "o-", color=COLOURS[i], label=label)
-        axes.plot(group["degrees"], group["patch_rms_um"], "s:", color=COLOURS[i], lw=1, ms=4)
-    axes.axhline(PAPER_UM, color="k", ls=":", lw=1)
-    axes.set_title("precision: profiles (solid), single patches (dotted)", fontsize=9)
-    axes.set(xlabel="tilt (degrees)", ylabel="rms error (µm); dotted black: paper", yscale="log")
-    axes.set_yticks((0.2, 0.5, 1, 2, 5), ("0.2", "0.5", "1", "2", "5"), minor=False)
-    axes.yaxis.set_minor_formatter("")
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.3, which="both")
-
-
-def draw_bound(axes: Axes, table: pd.DataFrame, bound: pd.DataFrame | None) -> None:
-    """Error of single patches against depth beside the Cramer-Rao bound."""
-    for i, (model, photons) in enumerate((m, p) for m in LENSES for p in (1000.0, 100.0)):
-        rows = table[(table["model"] == model) & (table["photons"] == photons) & table["usable"]]
-        rows = rows[rows["degrees"] == rows["degrees"].min()]  # depth hardly changes in a patch
-        bins = (rows["truth_um"] / 2).round() * 2
-        sums = rows.groupby(bins)[["patch_square_error_um2", "patches"]].sum()
-        rms = (sums["patch_square_error_um2"] / sums["patches"]).pow(0.5)
-        label = f"{LENSES[model]}, {photons:g} photons"
-        axes.plot(rms.index, rms, "-", color=COLOURS[i], lw=1.2, label=label)
-        if bound is not None:
-            line = bound[(bound["model"] == model) & (bound["photons"] == photons)]
-            axes.plot(line["z_um"], line["sd_um"], "--", color=COLOURS[i], lw=1)
-    axes.axhline(PAPER_UM, color="k", ls=":", lw=1)
-    axes.set_title("single patches, least tilt (solid), Cramér-Rao bound (dashed)", fontsize=9)
-    axes.set(xlabel="true depth (µm)", ylabel="rms error (µm)", yscale="log", ylim=(0.03, 30))
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.3, which="both")
-
-
-def draw(config: Config, table: pd.DataFrame, summary: pd.DataFrame) -> None:
-    """The figure."""
-    figure, axes = new_figure(2, 3, 4.6, 3.6)
-    most, least = max(config.photons), min(config.photons)
-    draw_profiles(axes[0, 0], table, "astigmatic", most)
-    draw_profiles(axes[0, 1], table, "astigmatic", least)
-    draw_profiles(axes[0, 2], table, "zernike1d", most)
-    draw_residuals(axes[1, 0], table, most)
-    draw_precision(axes[1, 1], summary)
-    path = config.out / "depth_bound.csv"
-    draw_bound(axes[1, 2], table, pd.read_csv(path) if path.is_file() else None)
-    figure.suptitle("Depth of tilted planes, calibrated on another plane and texture", fontsize=10)
-    for suffix in ("png", "pdf"):
-        save_figure(config.out / f"figure_depth.{suffix}", figure)
+def load_or_measure(config: Config) -> pd.DataFrame:
+    """Table of profiles: that of an earlier run with --draw-only, else a new one, written."""
+    path = config.out / "depth.csv"
+    if config.draw_only:
+        if not path.is_file():
+            raise InputError(f"there is no {path}; run without --draw-only first.")
+        return pd.read_csv(path)
+    table = experiment(config)
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False, float_format="%.4g")
+    return table
 
 
 def main(config: Config) -> None:
     """Render, estimate, score, draw."""
     keep_freed_memory()
-    if config.stride < 1 or config.psf_px % 2 == 0 or config.psf_px < 3:
-        raise InputError("--stride must be at least 1, --psf-px odd and at least 3.")
-    if config.draw_only:
-        path = config.out / "depth.csv"
-        if not path.is_file():
-            raise InputError(f"there is no {path}; run without --draw-only first.")
-        table = pd.read_csv(path)
-    else:
-        table = experiment(config)
-        with whole_file(config.out / "depth.csv") as partial:
-            table.to_csv(partial, index=False, float_format="%.4g")
+    if config.stride < 1:
+        raise InputError(f"--stride is {config.stride}; give at least 1 pixel.")
+    if config.psf_px % 2 == 0 or config.psf_px < 3:
+        raise InputError(f"--psf-px is {config.psf_px}; give an odd number of at least 3.")
+    table = load_or_measure(config)
     summary = summarise(table)
     with whole_file(config.out / "depth_summary.csv") as partial:
         summary.to_csv(partial, index=False, float_format="%.3g")
     print(summary.to_string(index=False, float_format="%.3g"))
-    draw(config, table, summary)
+    bound = config.out / "depth_bound.csv"
+    figure = draw_depth_figure(table, summary, pd.read_csv(bound) if bound.is_file() else None)
+    for suffix in ("png", "pdf"):
+        save_figure(config.out / f"figure_depth.{suffix}", figure)
     if not config.draw_only:
-        draw_dome(config)
+        dome = measure_dome(config)
+        draw_dome(config, dome)
+        print(f"dome: rms error {dome.rms_um:.2f} um")
     print(f"wrote {config.out / 'depth.csv'}, depth_summary.csv (look at figure_depth.png)")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -171,6 +172,15 @@ def run_record(**facts: Any) -> dict[str, Any]:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
     }
+
+
+def code_fingerprint(*paths: Path) -> str:
+    """Hash of the text of source files and of all Python files in folders.
+
+    It is a key for what they computed.
+    """
+    files = (file for path in paths for file in (sorted(path.rglob("*.py")) or [path]))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _git(*arguments: str) -> str | None:
