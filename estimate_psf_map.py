@@ -199,7 +199,6 @@ def main(config: Config) -> None:
         config.out / "overview.png",
         shown,
         found.smooth,
-        recording.microscope.pixel_size_um,
         f"{config.image.name}: {describe_optics(found.patches)}; {light}",
         None if truth is None else at_centres(truth, found.patches),
         depth and (depth.values, depth.name),

@@ -1,14 +1,15 @@
-"""How precisely depth can be known at all from one patch: the Cramer-Rao bound.
+"""Smallest possible error of depth from one patch: the Cramer-Rao bound for random textures.
 
     python benchmarks/depth_bound.py
 
-Objects are Gaussian textures whose amplitude falls as f^-slope, of unknown contrast and slope.
-The Fourier coefficients of a patch are then independent with a power P(f) that depends on depth,
-contrast and slope, and the Fisher information is 1/2 sum_f d log P d log P over the frequencies
-(Whittle 1953; Kay, Fundamentals of Statistical Signal Processing I, eq. 3.31). Writes
-results/depth_bound.csv: the least standard deviation of an unbiased estimate of z against z, with
-and without the cylindrical lens, at each number of photons. Real images have edges, so this is a
-yardstick for the network, not a strict bound.
+Writes results/depth_bound.csv: the least standard deviation of an unbiased estimate of z against z,
+with and without a cylindrical lens, for each number of photons. figure_depth.py draws it.
+
+The objects are Gaussian textures of unknown contrast and slope; their amplitude falls as f^-slope.
+The Fourier coefficients of a patch are then independent. Their power P(f) depends on depth,
+contrast and slope, so the Fisher information is 1/2 sum_f d log P d log P over the frequencies
+(Whittle 1953; Kay, Fundamentals of Statistical Signal Processing I, eq. 3.31). Real images have
+edges, so a network may be better than this bound.
 """
 
 import sys
@@ -27,7 +28,10 @@ from common.files import whole_file
 from psf.blur import transfer_functions
 from psf.microscope import Microscope
 
-STEP_WAVES = 1e-3  # of the derivative with respect to focus
+# Steps of the central differences. They are small against the scale on which log P changes, and
+# large against the rounding errors of the float32 transfer functions.
+STEP_WAVES = 1e-3  # of focus
+STEP_TEXTURE = 1e-4  # of slope and of relative contrast, which are computed in float64
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,12 @@ class Config:
     contrast: float = 0.2  # standard deviation / mean of the sharp texture
     slope: float = 1.0  # of its amplitude spectrum; natural images have about 1
     photons: Sequence[float] = (1000, 100)  # mean per pixel
-    read_noise_e: float = 1.6
-    patch_px: int = 128
+    read_noise_e: float = 1.6  # read noise of the camera, electrons
+    patch_px: int = 128  # edge of the patch
     focus_waves: float = 3.9  # largest defocus either way
-    steps: int = 157  # of focus
-    pixel_size_um: float = 0.32
-    out: Path = Path("results")
+    steps: int = 157  # values of focus; odd, so that one is in focus
+    pixel_size_um: float = 0.32  # camera pixel / magnification
+    out: Path = Path("results")  # folder to write
 
 
 def log_power(
@@ -53,7 +57,7 @@ def log_power(
     slope: float,
     mean: float,
 ) -> torch.Tensor:
-    """Log power spectrum (N, F) of patches of unit mean, blurred by focus (N,) and noisy."""
+    """Log power spectrum (N, F) of noisy patches with mean 1, blurred by focus (N,)."""
     size = config.patch_px
     frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)).double()
     texture = frequency.clamp(min=1 / size) ** (-2 * slope)
@@ -65,17 +69,17 @@ def log_power(
 
 
 def full_plane(values: torch.Tensor) -> torch.Tensor:
-    """Values of a half plane times how often they occur in the whole one."""
+    """Values (.., H, W // 2 + 1) of half a spectrum, weighted by their count in the whole one."""
     weight = torch.full(values.shape[-2:], 2.0, dtype=torch.float64)
     weight[:, [0, -1]] = 1.0
-    weight[0, 0] = 0.0  # the mean says nothing of the texture
+    weight[0, 0] = 0.0  # the mean of a patch says nothing about its texture
     return values * weight
 
 
 def least_deviation(
     focus: torch.Tensor, model: str, microscope: Microscope, config: Config, mean: float
 ) -> torch.Tensor:
-    """Bound (N,) on the standard deviation of focus, waves; infinite where nothing is known."""
+    """Least standard deviation (N,) of focus, waves; infinite where the PSF does not change."""
 
     def power(offset: float = 0.0, slope: float = 0.0, contrast: float = 1.0) -> torch.Tensor:
         changed = Config(**{**vars(config), "contrast": config.contrast * contrast})
@@ -84,21 +88,22 @@ def least_deviation(
     gradients = torch.stack(
         [
             (power(offset=STEP_WAVES) - power(offset=-STEP_WAVES)) / (2 * STEP_WAVES),
-            (power(slope=1e-4) - power(slope=-1e-4)) / 2e-4,
-            (power(contrast=1 + 1e-4) - power(contrast=1 - 1e-4)) / 2e-4,
+            (power(slope=STEP_TEXTURE) - power(slope=-STEP_TEXTURE)) / (2 * STEP_TEXTURE),
+            (power(contrast=1 + STEP_TEXTURE) - power(contrast=1 - STEP_TEXTURE))
+            / (2 * STEP_TEXTURE),
         ]
     )  # (3, N, F)
     size = config.patch_px
     weight = full_plane(torch.ones(size, size // 2 + 1, dtype=torch.float64)).flatten()
     information = torch.einsum("inf,jnf,f->nij", gradients, gradients, weight / 2)
-    nuisance = information[:, 1:, 1:]
+    nuisance = information[:, 1:, 1:]  # of slope and contrast, which are unknown too
     across = information[:, 0, 1:, None]
     left = information[:, 0, 0] - (across.mT @ torch.linalg.solve(nuisance, across))[:, 0, 0]
     return left.clamp(min=0).rsqrt()
 
 
 def main(config: Config) -> None:
-    """Bound for each depth, model and number of photons."""
+    """Compute the bound for each PSF model, number of photons and depth."""
     microscope = Microscope(pixel_size_um=config.pixel_size_um)
     rows = []
     for model, lowest in (("astigmatic", -config.focus_waves), ("zernike1d", 0.0)):

@@ -1,4 +1,7 @@
-"""Pictures for people: contact sheets, maps with scale bars. Drawn without a display."""
+"""Parts of pictures that scripts share, and the pictures of training and benchmark.
+
+Nothing needs a display.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,50 +15,45 @@ from matplotlib.figure import Figure
 
 from common.files import whole_file
 
-# Okabe and Ito's colour-blind-safe colours, for lines
+# Colour-blind-safe colours for lines, of Okabe and Ito (jfly.uni-koeln.de/color)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG or PDF by its suffix, whole or not at all."""
+    """Write a figure as PNG or PDF, by the suffix of the path; a failure leaves no file."""
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=130, bbox_inches="tight")
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """Make a figure of rows x columns axes, each width x height inches; no global state."""
+    """Figure with rows x columns axes of width x height inches each, and the array of axes."""
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def colour_map(name: str = "viridis") -> matplotlib.colors.Colormap:
+    """Colour map of matplotlib that shows missing values in light grey."""
+    return matplotlib.colormaps[name].with_extremes(bad="0.85")
+
+
 def show_image(axes: Axes, image: np.ndarray, title: str = "") -> None:
-    """Show a grey image between its 0.5 and 99.5 percentile, without ticks."""
+    """Show an image in grey from its 0.5 to its 99.5 percentile, without ticks."""
     low, high = np.percentile(image, (0.5, 99.5))
-    # a flat image is shown flat, not stretched into its rounding errors
+    # The least range keeps the rounding errors of a flat image invisible.
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-3 * abs(low) + 1e-9))
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=8)
 
 
 def add_scale_bar(axes: Axes, pixel_size_um: float, width_px: int) -> None:
-    """Draw a bar of a round length, about a quarter of the image, with its length in um."""
+    """Draw a scale bar of a round length, a tenth to a quarter of the width."""
     rough = width_px * pixel_size_um / 4
     magnitude = 10.0 ** np.floor(np.log10(rough))
     length_um = max(step for step in (1, 2, 5) if step * magnitude <= rough) * magnitude
-    length_px = length_um / pixel_size_um
-    x, y = 0.05, 0.05
-    share = length_px / width_px
-    axes.plot(
-        [x, x + share], [y, y], color="white", lw=5, transform=axes.transAxes, solid_capstyle="butt"
-    )
-    axes.plot(
-        [x, x + share],
-        [y, y],
-        color="black",
-        lw=2.5,
-        transform=axes.transAxes,
-        solid_capstyle="butt",
-    )
+    x, y, share = 0.05, 0.05, length_um / pixel_size_um / width_px  # parts of the axes
+    for colour, width in (("white", 5), ("black", 2.5)):  # visible on dark and bright images
+        style = {"color": colour, "lw": width, "solid_capstyle": "butt"}
+        axes.plot([x, x + share], [y, y], transform=axes.transAxes, **style)
     axes.text(
         x + share / 2,
         y + 0.025,
@@ -70,9 +68,9 @@ def add_scale_bar(axes: Axes, pixel_size_um: float, width_px: int) -> None:
 
 
 def draw_curves(path: Path, metrics: Any) -> None:
-    """Training curves: losses, and R^2 per parameter and condition, against patches seen.
+    """Draw training curves: losses, and R^2 per parameter and condition, against patches seen.
 
-    `metrics` is the data frame of metrics.csv; pandas is not needed here.
+    `metrics` is the data frame of metrics.csv.
     """
     scores = [c for c in metrics.columns if c.startswith("r2_")]
     figure, axes = new_figure(1, 2, 4.5, 3.2)
@@ -84,18 +82,15 @@ def draw_curves(path: Path, metrics: Any) -> None:
     for column, colour in zip(scores, colours, strict=True):
         label = column.removeprefix("r2_").replace("_", " ")
         axes[0, 1].plot(seen, metrics[column], "o-", ms=3, color=colour, label=label)
-    lowest = max(-1.0, min(0.0, float(metrics[scores].min().min())))  # below -1 it says no more
+    lowest = max(
+        -1.0, min(0.0, float(metrics[scores].min().min()))
+    )  # lower values are no worse to a reader
     limits = (lowest, 1.02)
     axes[0, 1].set(xlabel="thousand patches seen", ylabel="validation R²", ylim=limits)
     for each in axes[0]:
         each.grid(alpha=0.3)
         each.legend(fontsize=7)
     save_figure(path, figure)
-
-
-def colour_map(name: str = "viridis") -> matplotlib.colors.Colormap:
-    """Colour-blind-safe map that shows missing values in light grey."""
-    return matplotlib.colormaps[name].with_extremes(bad="0.85")
 
 
 @dataclass(frozen=True)
@@ -109,15 +104,15 @@ class Panel:
 
 
 def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
-    """Predicted against true labels, in rows of panels."""
+    """Draw predicted against true labels, in rows of panels."""
     figure, axes = new_figure(len(panels), len(panels[0]), 2.2, 2.3)
     for at, panel in zip(axes.ravel(), (p for row in panels for p in row), strict=True):
         low, high = panel.truth.min(), panel.truth.max()
         room = 0.08 * (high - low)
         limits = (low - room, high + room)
-        shown = panel.predicted.clip(*limits)  # those outside lie on the border
-        at.plot(panel.truth, shown, ".", ms=2, alpha=0.3, color="#0072b2")
-        at.plot([low, high], [low, high], color="#d55e00", lw=1)
+        shown = panel.predicted.clip(*limits)  # outliers lie on the border
+        at.plot(panel.truth, shown, ".", ms=2, alpha=0.3, color=COLOURS[0])
+        at.plot([low, high], [low, high], color=COLOURS[1], lw=1)
         at.set(xlim=limits, ylim=limits, aspect="equal")
         at.set_title(panel.title, fontsize=7)
         at.tick_params(labelsize=6)
@@ -127,12 +122,12 @@ def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
 
 
 def draw_reliability(path: Path, table: Any) -> None:
-    """Share of true values within the 68 % and 95 % intervals, per condition; from benchmark.csv.
+    """Draw the share of true values inside the 68 % and 95 % intervals, per condition.
 
-    A band marks 65 to 71 % and 93 to 97 %.
+    `table` is the data frame of benchmark.csv. Grey bands mark 65 to 71 % and 93 to 97 %.
     """
     keys = ["psf_model", "network", "trained_on", "parameter", "condition"]
-    table = table.drop_duplicates(keys)  # the first row is that of all images
+    table = table.drop_duplicates(keys)  # the first row of each is that of all images
     models = list(dict.fromkeys(table["psf_model"]))
     figure, axes = new_figure(len(models), 2, 5.0, 3.2)
     for row, model in zip(axes, models, strict=True):

@@ -1,0 +1,87 @@
+"""Overviews show what they were given: masked where nothing is known, to scale, with errors."""
+
+import numpy as np
+import pytest
+import torch
+
+import common.overviews
+from common.overviews import busiest, draw_map
+from models.mapping import PsfMap
+from psf import Microscope
+from psf.model import psf_model
+
+ROWS, COLUMNS = torch.arange(3) * 32.0 + 63.5, torch.arange(4) * 32.0 + 63.5
+CONTENT = torch.ones(3, 4)
+CONTENT[0, 0] = 0.4
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures that would have been written."""
+    figures = []
+    monkeypatch.setattr(common.overviews, "save_figure", lambda _, figure: figures.append(figure))
+    return figures
+
+
+def a_map(model="zernike1d"):
+    values = torch.arange(12.0).reshape(1, 3, 4) / 10
+    deviations = torch.full_like(values, 0.1)
+    optics = Microscope(pixel_size_um=0.25)
+    return PsfMap(psf_model(model), optics, values, deviations, CONTENT, ROWS, COLUMNS)
+
+
+def panel(figure, title):
+    """Values shown under a title, masked where grey."""
+    (axes,) = (a for a in figure.axes if a.get_title().startswith(title))
+    return axes.images[0].get_array()
+
+
+def test_values_are_grey_without_content(drawn, tmp_path):
+    draw_map(tmp_path / "x.png", torch.rand(192, 224), a_map(), "title")
+    for title, expected in (("focus", np.arange(12).reshape(3, 4) / 10), ("standard dev", 0.1)):
+        shown = panel(drawn[0], title)
+        assert shown.mask.tolist() == (CONTENT < 0.5).tolist()
+        assert np.abs(shown - expected).max() < 1e-6
+    assert panel(drawn[0], "content")[0, 0] == pytest.approx(0.4)
+
+
+def test_truth_is_shown_with_the_rms_error_where_there_is_content(drawn, tmp_path):
+    psf_map = a_map()
+    truth = psf_map.values[0] + 0.3
+    truth[0, 0] = 9  # without content
+    draw_map(tmp_path / "x.png", torch.rand(192, 224), psf_map, "title", truth)
+    assert panel(drawn[0], "estimated focus: rms error 0.30 waves")[2, 3] == pytest.approx(1.1)
+    assert panel(drawn[0], "true focus")[2, 3] == pytest.approx(1.4)
+
+
+def test_depth_out_of_range_is_grey_and_not_zero(drawn, tmp_path):
+    depth = np.full((3, 4), 5.0)
+    depth[2, 1] = np.nan
+    draw_map(
+        tmp_path / "x.png", torch.rand(192, 224), a_map(), "title", None, (depth, "depth (um)")
+    )
+    shown = panel(drawn[0], "depth (µm), grey also out of range")
+    assert np.argwhere(shown.mask).tolist() == [[0, 0], [2, 1]]
+    assert shown.min() == shown.max() == 5
+
+
+def test_scale_bars_and_the_mapped_region_are_in_proportion(drawn, tmp_path):
+    # the image has half the pixels of the camera along each axis: 0.5 um, 224 px are 112 um
+    draw_map(tmp_path / "x.png", torch.rand(192, 224), a_map(), "title", shrunk=2.0)
+    field, focus = drawn[0].axes[:2]
+    assert field.texts[0].get_text() == "20 µm"
+    (bar, _) = field.lines
+    assert np.ptp(bar.get_xdata()) == pytest.approx(20 / 112)
+    assert field.patches[0].get_xy() == (31.75, 31.75)
+    assert (field.patches[0].get_width(), field.patches[0].get_height()) == (48, 32)
+    # patches lie 32 camera pixels of 0.25 um apart, so 4 columns are 32 um
+    assert focus.texts[0].get_text() == "5 µm"
+    assert np.ptp(focus.lines[0].get_xdata()) == pytest.approx(5 / 32)
+
+
+def test_the_busiest_squares_hold_the_largest_differences():
+    difference = np.zeros((100, 120))
+    difference[45:50, 85:90] = -3
+    difference[5, 5] = 2
+    difference[70, 30] = 1
+    assert busiest(difference, 20, 2) == [(0, 0), (40, 80)]
