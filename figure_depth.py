@@ -65,14 +65,14 @@ class Config:
     degrees: Sequence[float] = (3.0, 6.0, 10.0)  # tilts of the planes
     # held-out images or kinds of procedural objects
     textures: Sequence[str] = ("immunohistochemistry", "gravel", "dead_leaves", "membranes")
-    calibration_texture: str = "collage"  # of the plane for the calibration curve
-    photons: Sequence[float] = (1000.0, 100.0)  # mean per pixel
+    calibration_texture: str = "collage"  # texture of the calibration plane
+    photons: Sequence[float] = (1000.0, 100.0)  # mean photons per pixel
     read_noise_e: float = 1.6  # read noise of the camera, electrons
     size_px: int = 2048  # edge of the images
     psf_px: int = 255  # edge of the PSFs; odd
-    pixel_size_um: float = 0.32  # camera pixel / magnification
-    stride: int = 64  # pixels between patches
-    seed: int = 0  # of the noise
+    pixel_size_um: float = 0.32  # camera pixel / magnification, um
+    stride: int = 64  # pixels between neighbouring patches
+    seed: int = 0  # seed of the noise
     scratch: Path = Path("data/depth")  # folder that keeps rendered planes
     out: Path = Path("results")  # folder to write
     draw_only: bool = False  # draw the tables of an earlier run

@@ -39,13 +39,13 @@ class Config:
     """Settings of the bound."""
 
     contrast: float = 0.2  # standard deviation / mean of the sharp texture
-    slope: float = 1.0  # of its amplitude spectrum; natural images have about 1
-    photons: Sequence[float] = (1000, 100)  # mean per pixel
+    slope: float = 1.0  # exponent of its amplitude spectrum; natural images have about 1
+    photons: Sequence[float] = (1000, 100)  # mean photons per pixel
     read_noise_e: float = 1.6  # read noise of the camera, electrons
     patch_px: int = 128  # edge of the patch
     focus_waves: float = 3.9  # largest defocus either way
     steps: int = 157  # values of focus; odd, so that one is in focus
-    pixel_size_um: float = 0.32  # camera pixel / magnification
+    pixel_size_um: float = 0.32  # camera pixel / magnification, um
     out: Path = Path("results")  # folder to write
 
 
