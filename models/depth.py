@@ -66,13 +66,13 @@ def depth_of_map(psf_map: PsfMap, calibration: "DepthCalibration | None" = None)
     return Depth(depth_from_optics(values, um, signed), deviations * um, _depth_name(signed))
 
 
-def depth_from_optics(values: ArrayLike, um_per_label: float, signed: bool) -> np.ndarray:
+def depth_from_optics(values: ArrayLike, um_per_unit: float, signed: bool) -> np.ndarray:
     """Depth (...) in um of label values (...): z, or the distance from focus if not signed.
 
-    `um_per_label` is the depth of one unit, see `psf.model.um_per_label`. A distance is at least 0,
-    even if noise makes the value negative.
+    `um_per_unit` is the depth of one unit of the label (`psf.model.um_per_label`). A distance is at
+    least 0, even if noise makes the value negative.
     """
-    depth = np.asarray(values, float) * um_per_label
+    depth = np.asarray(values, float) * um_per_unit
     return depth if signed else np.maximum(depth, 0)
 
 
