@@ -2,8 +2,9 @@
 
     python figure_noise_resistance.py --results results
 
-Reads noise.csv (benchmark_models.py --noise) and, where it is there, bayes_reference.csv
-(benchmarks/bayes_reference.py); writes figure_noise_resistance.png and .pdf. Computes nothing.
+Reads noise.csv, which `benchmark_models.py --noise` writes. If bayes_reference.csv of
+benchmarks/bayes_reference.py lies beside it, the figure also shows the Bayes-optimal estimator.
+Writes figure_noise_resistance.png and .pdf; computes nothing.
 """
 
 from dataclasses import dataclass
@@ -17,28 +18,34 @@ from common.command import run
 from common.pictures import COLOURS, new_figure, save_figure
 from psf.errors import InputError
 
-LOWEST_R2 = -0.05  # of the axis; a network that knows nothing has 0
-LOGARITHMIC = ("e⁻", "photons/px")
+LOWEST_R2 = -0.05  # lower end of the axis: always answering the mean label scores 0
+LOGARITHMIC = ("e⁻", "photons/px")  # units whose levels span decades
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the figure."""
 
-    results: Path = Path("results")  # folder with noise.csv; the figure goes there
-    psf_model: str = "zernike1d"
-    parameter: str = "focus"
+    results: Path = Path("results")  # folder that holds noise.csv; the figure goes there too
+    psf_model: str = "zernike1d"  # draw the networks of this PSF model
+    parameter: str = "focus"  # draw R² of this parameter of the PSF model
 
 
-def read_table(path: Path, needed_for: str) -> pd.DataFrame:
-    """Read a table, or say how to make it."""
+def read_table(path: Path, maker: str) -> pd.DataFrame:
+    """The table of a CSV file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing; `maker` is the command that writes it.
+    """
     if not path.is_file():
-        raise InputError(f"there is no {path}; make it with {needed_for}.")
+        raise InputError(f"there is no {path}; make it with {maker}.")
     return pd.read_csv(path)
 
 
 def draw_panel(axes: Axes, table: pd.DataFrame, reference: pd.DataFrame | None) -> None:
-    """One degradation: a line with its 95 % interval per network, the reference dashed."""
+    """Draw one degradation: a line and its 95 % interval per network, the reference dashed."""
     for colour, (network, rows) in zip(
         cycle(COLOURS), table.groupby("network", sort=False), strict=False
     ):
@@ -52,7 +59,7 @@ def draw_panel(axes: Axes, table: pd.DataFrame, reference: pd.DataFrame | None) 
     if first["unit"] in LOGARITHMIC:
         axes.set_xscale("log")
     if first["unit"] == "photons/px":
-        axes.invert_xaxis()  # from good to bad, like the other panels
+        axes.invert_xaxis()  # the image gets worse to the right in every panel
     if first["degradation"] == "global illumination":
         axes.invert_xaxis()
     axes.set(ylim=(LOWEST_R2, 1.02), title=first["degradation"])
@@ -62,13 +69,16 @@ def draw_panel(axes: Axes, table: pd.DataFrame, reference: pd.DataFrame | None) 
 
 
 def main(config: Config) -> None:
-    """Draw all degradations of one parameter."""
+    """Draw one panel per degradation and write the figure."""
     table = read_table(config.results / "noise.csv", "benchmark_models.py --noise")
     table = table[
         (table["psf_model"] == config.psf_model) & (table["parameter"] == config.parameter)
     ]
     if table.empty:
-        raise InputError(f"noise.csv has no rows of {config.psf_model}, {config.parameter}.")
+        raise InputError(
+            f"{config.results / 'noise.csv'} has no rows of {config.psf_model}, "
+            f"{config.parameter}; give --psf-model and --parameter that it holds."
+        )
     path = config.results / "bayes_reference.csv"
     reference = pd.read_csv(path) if path.is_file() and config.psf_model == "zernike1d" else None
     names = list(dict.fromkeys(table["degradation"]))

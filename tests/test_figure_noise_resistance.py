@@ -1,4 +1,4 @@
-"""The figure of degradations: drawn from tables alone, and clear about tables that are missing."""
+"""The figure of degradations: it draws what the tables hold and names a missing table."""
 
 import numpy as np
 import pandas as pd
