@@ -188,7 +188,7 @@ def predict_band(
         batch = patches[chunk // grid[1], chunk % grid[1]]
         found = estimator.predict(batch, microscope, BATCH)
         wide = (found.values, found.standard_deviations, found.half_widths_95)
-        narrow = (found.content_probability, batch.mean((1, 2)))
+        narrow = (found.content_probability, batch.mean((1, 2)).cpu())
         parts.append(torch.cat([*wide, torch.stack(narrow, 1)], 1))
     return torch.cat(parts).T.reshape(-1, *grid)
 
