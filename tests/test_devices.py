@@ -377,8 +377,10 @@ def test_training_validation_and_state(posing, focus_data, tmp_path):
 
     path = tmp_path / "state.safetensors"
     save_state(path, there.network, there.optimizer, {"step": 2})
-    again, _ = trained(focus_data, posing)
+    again = Trainer(there.config, 0, 1)
     load_state(path, again.network, again.optimizer)
+    for name, tensor in weights(again).items():
+        assert torch.equal(tensor, weights(there)[name]), name
     state = again.optimizer.state_dict()["state"]
     assert {one["exp_avg"].device for one in state.values()} == {posing}
 
