@@ -3,6 +3,9 @@
 Tensors on the CPU pose as tensors on a GPU: they report the device `cuda:7` or `mps:7`, and refuse
 what such a tensor refuses, which is tensors and generators of the CPU, NumPy, and on MPS double
 precision. Each test makes the same call on the CPU and on the posing device, and compares values.
+
+Training sets are simulated on the CPU: their random draws are NumPy's. So the tests cover PSFs,
+blur and noise by themselves, then preparing a batch, training, prediction, maps and restoration.
 """
 
 from collections.abc import Callable, Iterator
