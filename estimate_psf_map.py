@@ -183,7 +183,8 @@ def main(config: Config) -> None:
     with open_recording(config.image, config, estimator, config.z) as recording:
         print_notes(recording.notes)
         if calibration is not None:
-            parameter = estimator.psf_model.label_names[0]
+            names = estimator.psf_model.label_names
+            parameter = calibration.parameter if calibration.parameter in names else names[0]
             calibration.check_matches(recording.microscope, parameter, estimator.name)
         shape = recording.micrograph.shape
         truth = read_truth(config.truth, shape) if config.truth else None

@@ -1,4 +1,4 @@
-r"""Focus estimates on a real focal stack with depth bands along y, whose z per band is known.
+r"""Focus estimates on a real focal stack whose depth is known in bands along y.
 
     python benchmarks/real_stack.py --stack stack.tif --truth truth.json --checkpoint zernike1d \
         --na 0.8 --wavelength-um 0.52 --refractive-index 1.33
@@ -48,8 +48,8 @@ class Config:
     bands: tuple[int, ...] | None = None  # px, edges of the bands along y; default: the truth's
     stride: int = 32  # pixels between neighbouring patches
     largest_deviation: float = 0.15  # of patches that are used, part of the label's range
-    device: str = "auto"
-    out: Path = Path("results")
+    device: str = "auto"  # auto, cpu, cuda, mps
+    out: Path = Path("results")  # folder to write
 
 
 @dataclass(frozen=True)
