@@ -50,7 +50,7 @@ from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES
 from restoration.blur_map import check_belongs, continue_to_borders, read_map
 from restoration.iteration import Restored
-from restoration.richardson_lucy import check_settings
+from restoration.richardson_lucy import check_restoration
 from restoration.with_map import restore_with_map
 
 DEFAULT = Path("zernike1d_tilted")  # it saw patches across which the focus changes
@@ -210,7 +210,7 @@ def check_config(config: Config) -> None:
     check_map_options(config)
     if config.map is not None and config.checkpoint is not None:
         raise InputError("give --map or --checkpoint, not both.")
-    check_settings(config.iterations, config.tv, "momentum")
+    check_restoration(config.iterations, config.tv, "momentum")
     if not 0 <= config.background_counts < float("inf"):
         raise InputError(f"--background-counts is {config.background_counts:g}; give 0 or more.")
 

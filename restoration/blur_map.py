@@ -1,4 +1,4 @@
-"""A map of PSF parameters, and the blur that it makes of an image."""
+"""Maps of PSF parameters: read from files, continued to the borders, and turned into a blur."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,25 +20,33 @@ from psf.model import from_config
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
 from restoration.variant_blur import VariantBlur, finer_grid, psf_grid_from_map
 
-TOLERANCE = 0.01  # of the eigen-PSFs: far below what any map is certain of
-STEP_WAVES = 0.2  # largest change between neighbouring PSFs of the grid, which are mixed linearly
-LARGEST_REFINEMENT = 16
-MOST_PSFS = 6000  # of the refined grid: 400 MB at 127 px
+TOLERANCE = 0.01  # error of a PSF by the eigen-PSFs: far below the uncertainty of any map
+# Largest change of a label between neighbouring PSFs of the grid, in units of the label: PSFs
+# between grid points are mixed linearly
+LARGEST_STEP = 0.2
+LARGEST_FACTOR = 16  # by which the grid is made finer
+MOST_PSFS = 6000  # of the finer grid: 400 MB at 127 px
 SUPPORT_STEP = 16  # px between the supports that are tried
 WIDEST = 16  # labels whose PSFs decide on the support
-LARGEST_PSF = 255  # px
-NEEDED = {
+LARGEST_PSF = 255  # px: a wider support makes each transform slower for less than 1 % of the light
+CONFIG_KEYS = {
     *("psf_model", "optics", "label_names", "label_unit", "image_shape"),
     *("smoothing_strength", "patch_size_px"),
 }
 
 
+def map_on(psf_map: PsfMap, device: torch.device) -> PsfMap:
+    """The map with all its tensors on a device."""
+    tensors = {k: v for k, v in vars(psf_map).items() if isinstance(v, torch.Tensor)}
+    return replace(psf_map, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
 def support_px(psf_map: PsfMap, largest: int) -> int:
-    """Smallest odd support, at most `largest` px, that keeps 99 % of the energy of each PSF."""
+    """Smallest odd PSF support, at most `largest` px, that keeps 99 % of each PSF's energy."""
     model = psf_map.model
     low, high = psf_map.values.new_tensor(model.label_ranges).T
     labels = psf_map.values.flatten(1).T.clamp(low, high)
-    # the widest PSFs have the largest labels, of either sign
+    # the largest labels, of either sign, give the widest PSFs
     largest_labels = labels.abs().sum(1).topk(min(WIDEST, len(labels))).indices
     extremes = labels[torch.cat([largest_labels, labels.argmax(0), labels.argmin(0)])]
     largest = min(largest, LARGEST_PSF)
@@ -51,16 +59,16 @@ def support_px(psf_map: PsfMap, largest: int) -> int:
 
 
 def blur_of_map(psf_map: PsfMap, shape: tuple[int, int], size: int | None = None) -> VariantBlur:
-    """Make the blur of an image (H, W) from the map of its PSF, on a support of `size` px.
+    """Blur of an image (H, W) by the PSFs of its map, each on a support of `size` px.
 
-    The grid is refined until neighbouring PSFs differ little, see
+    The grid is made finer until neighbouring PSFs differ little, see
     `restoration.variant_blur.finer_grid`.
     """
     values = psf_map.values
     steps = [values.diff(dim=axis).abs().max() for axis in (1, 2) if values.shape[axis] > 1]
     step = float(max(steps)) if steps else 0.0
     most = math.isqrt(max(1, MOST_PSFS // values[0].numel()))
-    factor = min(LARGEST_REFINEMENT, most, max(1, -int(-step // STEP_WAVES)))
+    factor = min(LARGEST_FACTOR, most, max(1, -int(-step // LARGEST_STEP)))
     fine, rows, columns = finer_grid(values, psf_map.rows, psf_map.columns, factor)
     size = size or support_px(psf_map, min(shape))
     psfs = psf_grid_from_map(psf_map.model, fine, psf_map.microscope, size)
@@ -76,11 +84,11 @@ def at_pixels(values: torch.Tensor, psf_map: PsfMap, shape: tuple[int, int]) -> 
 def continue_to_borders(
     raw: PsfMap, strengths: Sequence[float], patch_px: float, shape: tuple[int, int]
 ) -> PsfMap:
-    """Smooth a map (P, R, C) of single patches and continue it to the borders of the image (H, W).
+    """Map (P, R, C) of single patches, smoothed and continued to the borders of its image (H, W).
 
-    Patches end half their size inside the borders, where the PSF goes on changing. The smoothing,
-    which bends as little as the patches allow, is solved on a grid that reaches the borders, with
-    nothing known of its outer places; standard deviations grow there accordingly.
+    The centres of the outermost patches lie half a patch inside the borders, but the PSF changes up
+    to the borders. So the smoothing, which bends as little as the patches allow, is solved on a
+    grid that reaches the borders. Its outer places count as blank; their standard deviations grow.
 
     Parameters
     ----------
@@ -96,47 +104,51 @@ def continue_to_borders(
     overlap = max(1.0, patch_px / min(steps)) if steps else 1.0
 
     def padded(array: torch.Tensor, **how: Any) -> np.ndarray:
-        return np.pad(array.numpy(), margins, **how)
+        return np.pad(array.cpu().numpy(), margins, **how)
 
-    known = padded(raw.content >= 0.5, mode="constant")
+    known = padded(raw.has_content, mode="constant")
     found = [
         smooth_map(padded(v, mode="edge"), padded(s, mode="edge"), known, overlap, strength)
         for v, s, strength in zip(raw.values, raw.standard_deviations, strengths, strict=True)
     ]
     values, deviations = (
-        torch.from_numpy(np.stack([getattr(one, name) for one in found])).float()
+        torch.from_numpy(np.stack([getattr(one, name) for one in found])).to(raw.values)
         for name in ("values", "standard_deviations")
     )
-    content = torch.from_numpy(padded(raw.content, mode="edge"))
+    content = torch.from_numpy(padded(raw.content, mode="edge")).to(raw.content)
     return PsfMap(raw.model, raw.microscope, values, deviations, content, rows, columns)
 
 
 def _continued(places: torch.Tensor, length: int) -> tuple[torch.Tensor, int, int]:
-    """Places (R,) continued at their distance to 0 and length - 1; how many came before, after."""
+    """Places (R,) continued at equal distance to 0 and length - 1; numbers added before, after."""
     if len(places) == 1:
         return places, 0, 0
     step = float(places[1] - places[0])
     before = max(0, math.ceil(float(places[0]) / step))
     after = max(0, math.ceil((length - 1 - float(places[-1])) / step))
-    first = places[0] - step * torch.arange(before, 0, -1)
-    last = places[-1] + step * torch.arange(1, after + 1)
-    # the outermost ones lie beyond the border by less than a step
+    first = places[0] - step * torch.arange(before, 0, -1, device=places.device)
+    last = places[-1] + step * torch.arange(1, after + 1, device=places.device)
+    # the outermost places lie outside the image by less than a step
     return torch.cat([first, places, last]).clamp(0, length - 1), before, after
 
 
 def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
-    """Map and config.json that estimate_psf_map.py wrote.
+    """Map and config.json of a folder that estimate_psf_map.py wrote.
 
-    Where it smoothed, the map is smooth and reaches the borders, see `continue_to_borders`.
+    If the map was smoothed, it comes back smooth and reaches the borders of the image, see
+    `continue_to_borders`.
 
     Raises
     ------
     InputError
-        If the folder holds no map, or its table is not the one of its configuration.
+        If the folder holds no map, or a table that does not fit its configuration.
     """
     config = read_json(folder / "config.json", "map")
-    if not NEEDED <= set(config):
-        raise InputError(f"{folder} is no map; make one with estimate_psf_map.py.")
+    if missing := CONFIG_KEYS - set(config):
+        raise InputError(
+            f"{folder} holds no map: its config.json lacks {', '.join(sorted(missing))}; give the "
+            "folder of estimate_psf_map.py."
+        )
     model, unit = from_config(config["psf_model"]), config["label_unit"]
     try:
         table = pd.read_csv(folder / "map.csv").sort_values(["y_px", "x_px"])
@@ -145,10 +157,10 @@ def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
     names = config["label_names"]
     wanted = [f"{name}{suffix}_{unit}" for name in names for suffix in ("", "_standard_deviation")]
     if missing := {*wanted, "content_probability", "y_px", "x_px"} - set(table.columns):
-        raise InputError(f"{folder / 'map.csv'} has no column {', '.join(sorted(missing))}.")
+        raise InputError(f"{folder / 'map.csv'} lacks columns {', '.join(sorted(missing))}.")
     rows, columns = (np.unique(table[axis]) for axis in ("y_px", "x_px"))
     if len(rows) * len(columns) != len(table):
-        raise InputError(f"{folder / 'map.csv'} is incomplete; make the map anew.")
+        raise InputError(f"{folder / 'map.csv'} is incomplete; make the map again.")
 
     def grid(kind: str) -> torch.Tensor:
         plain = [f"{name}{kind}_{unit}" for name in names]
@@ -166,7 +178,7 @@ def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
         torch.from_numpy(columns).float(),
     )
     if not torch.isfinite(found.values).all():
-        raise InputError("the map holds values that are no numbers; make it anew.")
+        raise InputError(f"{folder / 'map.csv'} holds NaN or infinite values; make the map again.")
     found = replace(found, standard_deviations=found.standard_deviations.nan_to_num(0.0))
     if strengths := config["smoothing_strength"]:
         shape = tuple(config["image_shape"])
@@ -175,12 +187,12 @@ def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
 
 
 def check_belongs(config: Mapping[str, Any], shape: tuple[int, int]) -> None:
-    """Refuse the map (its config.json) of an image of another extent than (H, W).
+    """Refuse a map whose config.json names another image size than (H, W).
 
     Raises
     ------
     InputError
-        If the map was made from an image of another extent.
+        If the map was made from an image of another size.
     """
     if tuple(config["image_shape"]) != tuple(shape):
         height, width = config["image_shape"]

@@ -1,80 +1,94 @@
-"""The iteration of Richardson-Lucy with total variation, and what it starts from.
+"""One restoration by Richardson-Lucy with total variation: its iteration and its start.
 
-Richardson (JOSA 62, 55 (1972)) and Lucy (Astron. J. 79, 745 (1974)) for the likelihood of Poisson
-counts, total variation after Dey et al. (Microsc. Res. Tech. 69, 260 (2006)), here with a weight
-that follows the local light: the noise of the likelihood's gradient is 1 / sqrt(photons), so that
-one weight for the whole field flattens what is bright and leaves the noise in what is dim.
+Richardson (JOSA 62, 55 (1972)) and Lucy (Astron. J. 79, 745 (1974)) maximise the likelihood of
+Poisson counts. Total variation enters as by Dey et al. (Microsc. Res. Tech. 69, 260 (2006)), but
+its weight follows the local light. The noise of the likelihood's gradient is 1 / sqrt(photons), so
+one weight for the whole field would flatten bright places and leave the noise in dim ones.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from restoration.variant_blur import VariantBlur
+from restoration.variant_blur import VariantBlur, in_float64
 
-LARGEST_TV = 0.1  # more flattens everything; from 1 / (2 + sqrt 2) on, a step could turn negative
-SMALLEST_DENOMINATOR = 0.5  # of the step with tv: never reached below LARGEST_TV
-# Gradients below this share of the local brightness count as flat. In proportion to tv, since steps
-# that are long against it overshoot from pixel to pixel (0.1 dB between 2 and 4 times tv)
+# Largest weight of total variation. Larger ones flatten everything, and from 1 / (2 + sqrt 2) on
+# the denominator of a step could turn negative: 2 + sqrt 2 is the largest curvature.
+LARGEST_TV = 0.1
+SMALLEST_DENOMINATOR = 0.5  # a guard only: with LARGEST_TV the denominator stays above 0.65
+# Gradients below this share of the local brightness count as flat. The share grows with tv, since
+# steps that are long against it overshoot from pixel to pixel. 2 and 4 times tv differ by 0.1 dB.
 TV_ROUNDING, TV_ROUNDING_PER_TV = 1e-2, 4.0
-LIGHT_WIDTH_PX = 3.0  # of the Gaussian whose mean is the local light
-DIMMEST = 0.02  # of the mean brightness, and one photon: the least local light that is believed
-UNSEEN = (
-    0.05  # points that give less of their light to the image hardly change: eigen-PSFs err there
+LIGHT_WIDTH_PX = 3.0  # the local light is a mean under a Gaussian of this standard deviation
+DIMMEST = 0.02  # least local light, as a share of the mean brightness; also at least one photon
+# Points of the field that send a smaller share of their light into the image hardly change. At
+# 0.001 the errors of the eigen-PSFs were as large as the light of such points, and two of the
+# validation images with beads diverged.
+UNSEEN = 0.05
+SMALLEST_IMAGE = 1e-6  # least expected image, as a share of the mean: avoids division by zero
+LARGEST_FALL = 0.1  # extrapolation leaves a pixel this share; from 0 it could never rise again
+NOT_RESTORED = (
+    "no number of iterations predicts held-out photons better than an image of uniform "
+    "brightness; the image is returned as it was, without the background"
 )
-SMALLEST_IMAGE = 1e-6  # of the mean: no division by zero
-LARGEST_FALL = 0.1  # acceleration leaves a pixel this share: from 0 none would come back
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What came out, and how."""
+    """A restored image, and how it was made."""
 
     image: torch.Tensor  # (H, W), in the unit of the input, background taken off
-    iterations: int
-    tv: float
+    iterations: int  # 0: the image is the input, and the note says why
+    tv: float  # weight of total variation at the mean brightness
     deviance: float  # Poisson deviance per pixel: near 1 where blur and noise explain the image
-    expected: torch.Tensor  # (H, W), what the blur makes of it, with the background
+    expected: torch.Tensor  # (H, W), the restored object blurred again, with the background
+    note: str = ""  # a sentence for the user, if something needs to be said
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One restoration, numbers instead of rules."""
+    """Settings of one restoration as numbers, all rules resolved."""
 
     background: torch.Tensor  # () or (H, W), photons
     tv: float  # at the mean brightness; sqrt(mean / local) times as much elsewhere
     acceleration: str | None
     mean: float  # of the whole image, photons
-    level: float  # the same without the background: the flat start, the scale of the negligible
+    level: float  # mean without the background: brightness of the uniform start
+
+    def of_part(self, part: tuple[slice, slice]) -> "Settings":
+        """The same settings for a part of the image."""
+        return replace(self, background=self.background[part]) if self.background.ndim else self
 
 
 def restore(
     photons: torch.Tensor, blur: VariantBlur, settings: Settings, iterations: int
 ) -> Restored:
-    """A fixed number of iterations on photons (H, W)."""
-    # the forward image of the last one says how well it explains the data
+    """Restoration of photons (H, W) after a number of iterations.
+
+    After 0 iterations the image is the input, and `expected` the image of the uniform start.
+    """
+    # one step more than asked for: it yields the image that is expected of the last object
     objects, expected = next(islice(steps(photons[None], blur, settings), iterations, None))
-    image = objects[0, *blur.image_part].clone()
     deviance = deviance_per_pixel(photons, expected[0])
-    return Restored(image, iterations, settings.tv, deviance, expected[0].clone())
+    if iterations == 0:
+        image, tv, note = (photons - settings.background).clamp(min=0), 0.0, NOT_RESTORED
+    else:
+        image, tv, note = objects[0, *blur.image_part].clone(), settings.tv, ""
+    return Restored(image, iterations, tv, deviance, expected[0].clone(), note)
 
 
 def steps(
-    photons: torch.Tensor,
-    blur: VariantBlur,
-    settings: Settings,
-    objects: torch.Tensor | None = None,
+    photons: torch.Tensor, blur: VariantBlur, settings: Settings
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Objects on the field and the images expected of them, (N, ...), after 0, 1, 2... updates."""
+    """Objects (N, field) and the images (N, H, W) expected of them, after 0, 1, 2... updates."""
     level, background = settings.level, settings.background
-    unseen = (UNSEEN - blur.seen).clamp(min=0)  # draws the factor of such points to 1
+    unseen = (UNSEEN - blur.seen).clamp(min=0)  # pulls the factor of such points to 1
     seen = blur.seen + unseen
-    if objects is None:
-        objects = torch.full_like(seen, level).expand(len(photons), -1, -1)
+    objects = torch.full_like(seen, level).expand(len(photons), -1, -1)
     momentum = Momentum(settings.acceleration)
     if settings.tv:
         weight, rounding = prior_scales(photons, blur, settings)
@@ -84,7 +98,8 @@ def steps(
         yield objects, expected
         factor = blur.adjoint(photons / expected).add_(unseen).clamp_(min=0).div_(seen)
         if settings.tv:
-            # weighted with `seen`, or the prior would take over beyond the borders
+            # divides by seen * (1 - tv div), not by seen - tv div: outside the image, where seen is
+            # small, the prior would outweigh the data
             bend = curvature(start, rounding, weight).neg_().add_(1)
             factor /= bend.clamp_(min=SMALLEST_DENOMINATOR)
         updated = factor.mul_(start)
@@ -95,10 +110,10 @@ def steps(
 def prior_scales(
     photons: torch.Tensor, blur: VariantBlur, settings: Settings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight of the total variation, and gradients that count as flat, (N, field).
+    """Weight of the total variation and gradient that counts as flat, both (N, field).
 
-    Both follow the light around each point: the weight as 1 / sqrt(photons), the rounding as the
-    brightness of the object.
+    The weight follows the local light as 1 / sqrt(photons). The gradient that counts as flat is a
+    share of the local brightness of the object.
     """
     mean = settings.mean
     smooth = np.stack([gaussian_filter(one, LIGHT_WIDTH_PX) for one in photons.cpu().numpy()])
@@ -107,30 +122,30 @@ def prior_scales(
     margins = (left, width - left - blur.shape[1], top, height - top - blur.shape[0])
     light = torch.nn.functional.pad(light[:, None], margins, mode="replicate")[:, 0]
     weight = (settings.tv * (mean / light).sqrt()).clamp_(max=LARGEST_TV)
-    # mean and level differ by the background, which has noise but no structure
+    # mean and level differ by the background, which adds noise but no structure
     brightness = (light - (mean - settings.level)).clamp_(min=DIMMEST * settings.level)
     rounding = brightness.mul_((TV_ROUNDING_PER_TV * weight).clamp_(min=TV_ROUNDING))
     return weight, rounding
 
 
 class Momentum:
-    """Extrapolation along the last step, clipped so that brightness stays positive."""
+    """Extrapolation along the last step, limited so that brightness stays positive."""
 
     def __init__(self, kind: str | None) -> None:
         self.kind = kind
         self.count = 0
         self.step: torch.Tensor | None = None  # from one object to the next
-        self.gained: torch.Tensor | None = None  # by the last update, from where it started
+        self.gained: torch.Tensor | None = None  # by the update alone, without extrapolation
         self.share: torch.Tensor | float = 0.0
 
     def ahead(self, objects: torch.Tensor) -> torch.Tensor:
-        """Where the next update starts."""
+        """Object from which the next update starts."""
         if self.kind is None or self.step is None:
             return objects
         return torch.maximum(objects + self.share * self.step, LARGEST_FALL * objects)
 
     def learn(self, before: torch.Tensor, start: torch.Tensor, after: torch.Tensor) -> None:
-        """Set the share of the last step that the next extrapolation takes."""
+        """Choose the share of the last step by which the next start is extrapolated."""
         if self.kind is None:
             return
         self.count += 1
@@ -152,10 +167,10 @@ def curvature(
     rounding: float | torch.Tensor,
     weight: float | torch.Tensor = 1.0,
 ) -> torch.Tensor:
-    """div(w grad x / |grad x|) of (N, H, W), with |grad x| = sqrt(|grad x|^2 + rounding^2).
+    """div(w grad x / |grad x|) of images (N, H, W), with |grad x|^2 + rounding^2 for |grad x|^2.
 
-    Forward differences and their exact adjoint: minus the derivative of the total variation. The
-    weight w and the rounding are numbers or (N, H, W).
+    Forward differences and their exact adjoint, so that this is minus the derivative of the total
+    variation. The weight w and the rounding are numbers or (N, H, W).
     """
     down, right = torch.zeros_like(objects), torch.zeros_like(objects)
     torch.sub(objects[:, 1:], objects[:, :-1], out=down[:, :-1])
@@ -170,6 +185,6 @@ def curvature(
 
 
 def deviance_per_pixel(photons: torch.Tensor, expected: torch.Tensor) -> float:
-    """Mean Poisson deviance; about 1 for counts above one photon around a true expectation."""
+    """Mean Poisson deviance: about 1 if counts above one photon scatter around `expected`."""
     misfit = torch.special.xlogy(photons, photons / expected) - photons + expected
-    return 2 * float(misfit.mean(dtype=torch.float64))
+    return 2 * float(in_float64(misfit).mean())

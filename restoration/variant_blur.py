@@ -1,13 +1,13 @@
-"""Blur that varies over the field: eigen-PSFs, weights, and the exact adjoint.
+"""Blur by a PSF that varies over the field, and its exact adjoint.
 
-y = sum_k e_k * (w_k x): the weights act before the convolution, so that each *object* point has
-one PSF. The PSFs of a coarse map are compressed to a few eigen-PSFs e_k by a singular value
-decomposition; each weight w_k is the map of one coefficient, interpolated linearly. The cost is one
-pair of Fourier transforms per eigen-PSF, however many PSFs the map holds.
+The image is y = sum_k e_k * (w_k x). The weights w_k act before the convolution, so that each
+*object* point has one PSF. The PSFs of a coarse map are compressed to a few eigen-PSFs e_k by a
+singular value decomposition. Each weight w_k is the map of one coefficient, interpolated linearly.
+The cost is one pair of Fourier transforms per eigen-PSF, however many PSFs the map holds.
 
-The object lives on a field that is larger than the image by the half width of the PSF on every
-side, and the image is the valid centre: light from outside is part of the problem, so that borders
-neither ring nor darken.
+The object lives on a field that is larger than the image by half the width of the PSF on every
+side. The image is the valid centre. Light from outside the image is thus part of the problem, and
+the borders of a restoration neither ring nor darken.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,18 @@ from psf.microscope import Microscope
 from psf.model import PsfModel
 from psf.synthesis import synthesize
 
-ROUNDING = 1e-7  # of the decomposition: no tolerance below it
-FEWEST_PARTS = 64  # that the decomposition of many PSFs looks for
+ROUNDING = 1e-7  # smallest tolerance: float32 resolves no smaller share of a PSF's norm
+# Singular vectors that are computed first, doubled while they miss the tolerance. Maps of 40 x 40
+# PSFs (focus, astigmatism, Gaussian widths) need 7 to 59 at tolerances from 1e-2 to 1e-4.
+FIRST_VECTORS = 64
 
 
 @dataclass(frozen=True)
 class VariantBlur:
-    """The operator A from an object (N, H + K - 1, W + K - 1) to its image (N, H, W).
+    """The operator A that blurs an object (N, H + K - 1, W + K - 1) to its image (N, H, W).
 
-    Point (i, j) of the image lies at (i + before, j + before) of the field, `before` being
-    K - 1 - K // 2. Build it with `from_psfs` or `from_psf`; transforms are cached.
+    Point (i, j) of the image lies at (i + before, j + before) of the field, where `before` is
+    K - 1 - K // 2. Build it with `from_psfs` or `from_psf`. Its transforms are cached.
     """
 
     eigen_psfs: torch.Tensor  # (M, K, K)
@@ -51,17 +53,17 @@ class VariantBlur:
         tolerance: float = 1e-3,
         rank: int | None = None,
     ) -> "VariantBlur":
-        """Compress the PSFs of a map.
+        """Operator of the PSFs of a map, compressed to eigen-PSFs.
 
         Parameters
         ----------
         psfs : (R, C, K, K) tensor
-            Centred on pixel K // 2; scaled to sum 1 here. Floating type and device are kept.
+            Centred on pixel K // 2. They are scaled to sum 1 here; type and device are kept.
         rows, columns : (R,) and (C,) tensors, rising
-            Where in the image the PSFs belong, pixels; outside the grid the nearest one holds.
+            Places of the PSFs in the image, pixels. Outside the grid the nearest PSF holds.
         shape : (H, W) of the image
-        tolerance : largest error of a PSF on the grid, of its norm, in (0, 1)
-        rank : number of eigen-PSFs, instead of a tolerance
+        tolerance : largest error of a PSF on the grid as a share of its norm, in (0, 1)
+        rank : number of eigen-PSFs, in place of a tolerance
 
         Raises
         ------
@@ -74,26 +76,12 @@ class VariantBlur:
             raise InputError(f"the tolerance is {tolerance:g}; give a share between 0 and 1.")
         if rank is not None and rank < 1:
             raise InputError(f"the rank is {rank}; give at least 1.")
-        size, grid = psfs.shape[-1], psfs.shape[:2]
-        flat = psfs.detach().double().flatten(2).flatten(0, 1)  # (R C, K K)
-        flat = flat / flat.sum(1, keepdim=True)
-        norm = flat.norm(dim=1, keepdim=True)
-        bound = max(tolerance, ROUNDING) if rank is None else 0.0
-        # of unit norm, each PSF has the same say; decomposed without it, sharp ones prevail
-        left, strength, right = _leading_parts(flat / norm, bound, rank or 0)
-        shares = left * strength * norm  # (R C, M)
-        missed = (1 - (left * strength).square().cumsum(1)).clamp(min=0).sqrt().amax(0)  # by rank
-        full = len(strength)
-        first = int((missed > bound).sum()) + 1 if rank is None else rank
-        for count in range(min(first, full), full + 1):
-            coefficients, eigen = shares[:, :count], right[:count]
-            coefficients = coefficients / (coefficients @ eigen.sum(1))[:, None]  # unit sum again
-            error = float(((coefficients @ eigen - flat).norm(dim=1) / norm[:, 0]).max())
-            if rank is not None or error <= bound:
-                break
+        flat = in_float64(psfs.detach()).flatten(2).flatten(0, 1)  # (R C, K K)
+        coefficients, eigen, error = _compress(flat / flat.sum(1, keepdim=True), tolerance, rank)
+        count, size = len(eigen), psfs.shape[-1]
         return cls(
             eigen.reshape(count, size, size).to(psfs),
-            coefficients.T.reshape(count, *grid).to(psfs),
+            coefficients.T.reshape(count, *psfs.shape[:2]).to(psfs),
             rows.to(psfs),
             columns.to(psfs),
             (int(shape[0]), int(shape[1])),
@@ -135,7 +123,7 @@ class VariantBlur:
 
     @cached_property
     def _padded_weights(self) -> torch.Tensor:
-        """Weights, zero beyond the field, on the grid of the transforms."""
+        """Weights on the grid of the transforms, zero outside the field."""
         before, (height, width) = self.psf_size - 1 - self.psf_size // 2, self.field_shape
         device = self.coefficients.device
         y, x = (torch.arange(edge, device=device) - before for edge in (height, width))
@@ -156,7 +144,7 @@ class VariantBlur:
 
     @cached_property
     def _transform_shape(self) -> tuple[int, int]:
-        # what wraps around misses the valid centre, so that the field needs no more room
+        # the circular wrap-around stays outside the valid centre, so no padding is needed
         height, width = (next_fast_len(edge, real=True) for edge in self.field_shape)
         return height, width
 
@@ -164,16 +152,16 @@ class VariantBlur:
         """Images A x, (N, H, W), of objects (N, H + K - 1, W + K - 1)."""
         shape, (height, width) = self._transform_shape, self.field_shape
         padding = (0, shape[1] - width, 0, shape[0] - height)
-        padded = torch.nn.functional.pad(objects, padding)  # once, and not in each transform
+        padded = torch.nn.functional.pad(objects, padding)  # once, not in each transform
         parts = zip(self._padded_weights, self._spectra[0], strict=True)
         weight, spectrum = next(parts)
         total = torch.fft.rfft2(padded * weight).mul_(spectrum)
-        for weight, spectrum in parts:  # one at a time: they fit the cache of a processor core
+        for weight, spectrum in parts:  # one at a time: one transform fits the cache of a core
             total.addcmul_(torch.fft.rfft2(padded * weight), spectrum)
         return torch.fft.irfft2(total, s=shape)[:, : self.shape[0], : self.shape[1]]
 
     def adjoint(self, images: torch.Tensor) -> torch.Tensor:
-        """Light A^T y, (N, H + K - 1, W + K - 1), of images (N, H, W), sent back to its sources."""
+        """A^T y, (N, H + K - 1, W + K - 1): the light of images (N, H, W) sent to its sources."""
         shape, (height, width) = self._transform_shape, self.field_shape
         spread = torch.fft.rfft2(images, s=shape)
         parts = zip(self._padded_weights, self._spectra[1], strict=True)
@@ -185,12 +173,17 @@ class VariantBlur:
 
     @cached_property
     def seen(self) -> torch.Tensor:
-        """A^T 1, (H + K - 1, W + K - 1): the share of each point's light that the image holds."""
+        """A^T 1, (H + K - 1, W + K - 1): share of each point's light that reaches the image."""
         ones = self.eigen_psfs.new_ones(1, *self.shape)
         return self.adjoint(ones)[0].clamp(min=0)
 
+    def part(self, part: tuple[slice, slice]) -> "VariantBlur":
+        """The same blur for a part of the image; its weights are made when they are needed."""
+        (top, bottom), (left, right) = ((line.start, line.stop) for line in part)
+        return self.window(top, left, (bottom - top, right - left))
+
     def window(self, top: int, left: int, shape: tuple[int, int]) -> "VariantBlur":
-        """The same blur for a part of the image."""
+        """The same blur for the image (H, W) that begins at (top, left), pixels, of this one."""
         rows, columns = self.rows - top, self.columns - left
         return VariantBlur(self.eigen_psfs, self.coefficients, rows, columns, shape, self.error)
 
@@ -201,28 +194,52 @@ class VariantBlur:
         return (own * self.eigen_psfs).sum(0)
 
 
-def _leading_parts(
+def in_float64(values: torch.Tensor) -> torch.Tensor:
+    """The values in double precision, moved to the CPU where their device (MPS) has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def _compress(
+    psfs: torch.Tensor, tolerance: float, rank: int | None
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Coefficients (M, r), eigen-PSFs (r, D) and largest error of PSFs (M, D) of sum 1."""
+    bound = max(tolerance, ROUNDING) if rank is None else 0.0
+    norm = psfs.norm(dim=1, keepdim=True)
+    # PSFs of unit norm count equally; without the division sharp ones would dominate
+    left, strength, right = _singular_vectors(psfs / norm, bound, rank or 0)
+    shares = left * strength * norm  # (M, r)
+    missed = (1 - (left * strength).square().cumsum(1)).clamp(min=0).sqrt().amax(0)  # by rank
+    full = len(strength)
+    first = int((missed > bound).sum()) + 1 if rank is None else rank
+    for count in range(min(first, full), full + 1):
+        coefficients, eigen = shares[:, :count], right[:count]
+        coefficients = coefficients / (coefficients @ eigen.sum(1))[:, None]  # sum 1 again
+        error = float(((coefficients @ eigen - psfs).norm(dim=1) / norm[:, 0]).max())
+        if rank is not None or error <= bound:
+            break
+    return coefficients, eigen, error
+
+
+def _singular_vectors(
     rows: torch.Tensor, bound: float, fewest: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Left vectors (M, r), singular values (r,) and right vectors (r, D) of rows (M, D).
+    """Left vectors (M, r), singular values (r,) and right vectors (r, D) of unit rows (M, D).
 
-    As many as keep each row within `bound`, and at least `fewest`. Of many rows only the leading
-    parts are computed, from random projections and two power iterations (Halko, Martinsson & Tropp,
-    SIAM Rev. 53, 217 (2011), Algorithm 4.4), their number doubled until they suffice.
+    They keep each row within `bound`, and are at least `fewest`. Of many rows only the leading
+    vectors are computed, by random projections with a fixed seed.
     """
-    count = max(FEWEST_PARTS, 2 * fewest)
-    generator = torch.Generator().manual_seed(0)
+    count = max(FIRST_VECTORS, 2 * fewest)
     while 2 * count < min(rows.shape):
-        probes = torch.randn(rows.shape[1], count, generator=generator, dtype=rows.dtype)
-        basis = torch.linalg.qr(rows @ probes.to(rows.device)).Q  # (M, count)
-        for _ in range(2):
-            basis = torch.linalg.qr(rows @ torch.linalg.qr(rows.T @ basis).Q).Q
-        left, strength, right = torch.linalg.svd(basis.T @ rows, full_matrices=False)
-        left = basis @ left
+        # svd_lowrank draws from the global generators, whose states are kept
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if rows.is_cuda else ()):
+            torch.default_generator.manual_seed(0)
+            if rows.is_cuda:
+                torch.cuda.manual_seed_all(0)
+            left, strength, right = torch.svd_lowrank(rows, count)
         missed = (1 - (left * strength).square().sum(1)).clamp(min=0).sqrt().max()
-        # half of the bound, since rows are scaled to unit sum after they were cut off
+        # half of the bound: scaling to sum 1 comes later and adds an error of its own
         if fewest or float(missed) <= bound / 2:
-            return left, strength, right
+            return left, strength, right.T
         count *= 2
     return torch.linalg.svd(rows, full_matrices=False)
 
@@ -230,13 +247,13 @@ def _leading_parts(
 def psf_grid_from_map(
     model: PsfModel, values: torch.Tensor, microscope: Microscope, psf_size: int
 ) -> torch.Tensor:
-    """PSFs (R, C, K, K) of a map of labels (P, R, C); labels are clamped into the model's ranges.
+    """PSFs (R, C, K, K) of a map of labels (P, R, C); labels are clamped to the model's ranges.
 
     Raises
     ------
     InputError
-        If the map does not hold the model's labels, or the size is even: the centre of an even
-        grid lies between pixels and would shift what is restored by half of one.
+        If the map does not hold the model's labels, or if the size is even: the centre of an even
+        grid lies between pixels and would shift the restored image by half a pixel.
     """
     if values.ndim != 3 or len(values) != len(model.label_names):
         raise InputError(
@@ -256,11 +273,12 @@ def finer_grid(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Labels (P, R', C') and their places on a grid `factor` times as fine, interpolated linearly.
 
-    Between two grid points the operator mixes their PSFs. Between 1 and 3 um of defocus this is
-    not the PSF of 2 um, so that steps from point to point should be small; more PSFs cost nothing.
+    Between two grid points the operator mixes their PSFs. The mixture of 1 and 3 um of defocus is
+    not the PSF of 2 um, so steps from point to point should be small. More PSFs do not slow down
+    the operator.
     """
     if factor < 1:
-        raise InputError(f"the factor is {factor}; give at least 1.")
+        raise InputError(f"the factor of the finer grid is {factor}; give at least 1.")
     fine_y, fine_x = (_between(places, factor) for places in (rows, columns))
     grid = (rows.to(values), columns.to(values))
     return interpolate_grid(values, *grid, fine_y.to(values), fine_x.to(values)), fine_y, fine_x
@@ -268,7 +286,7 @@ def finer_grid(
 
 def _between(places: torch.Tensor, factor: int) -> torch.Tensor:
     """Rising places (R,) and factor - 1 more in each gap."""
-    places = places.double()
+    places = in_float64(places)
     steps = torch.arange(factor, device=places.device) / factor
     inner = places[:-1, None] + steps * places.diff()[:, None]
     return torch.cat([inner.flatten(), places[-1:]])

@@ -1,4 +1,4 @@
-"""From a map of PSF parameters to the blur that is undone, and where to be careful with it."""
+"""Restoration of an image with the map of its PSF, with care where the map may be wrong."""
 
 from dataclasses import replace
 
@@ -7,85 +7,35 @@ from scipy.ndimage import gaussian_filter
 
 from models.mapping import PsfMap
 from psf.errors import InputError
-from restoration.blur_map import at_pixels, blur_of_map, support_px
-from restoration.iteration import Restored
-from restoration.narrowing import refine, scaled
+from restoration.blur_map import at_pixels, blur_of_map, map_on, support_px
+from restoration.iteration import Restored, Settings, restore
+from restoration.narrowing import fit_map_scale, scaled
 from restoration.richardson_lucy import (
-    blend,
-    check,
-    check_settings,
-    richardson_lucy,
-    richardson_lucy_tiled,
+    check_image,
+    check_restoration,
+    in_unit,
+    restore_tiles,
     settle,
     tiles,
 )
 from restoration.variant_blur import VariantBlur, psf_grid_from_map
 
-REFINED_PX = 1024**2  # of the largest image whose map is refined unasked
-WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece
-TILE = 1024
-MISFIT_WIDTH_PX = 16.0  # of the Gaussian that squared residuals are averaged with
-MISFIT_ALLOWED = 1.25  # of the typical one; true maps stay below 1.16
-DARKEST = 0.05  # of the mean brightness: read noise prevails in what is darker
-RETREAT, RETREATS = 0.6, 4  # factor on the labels of a PSF that is too wide, and how often
-RETREAT_TILE = 512  # px, edge of what is restored again
-# Of the labels where nothing is known of the PSF: one that is too narrow does less harm than one
-# that is too wide. Against 0, 0.4, 0.6 and leaving the blur there, on three images of validation
-NARROWED = 0.2
+ACCELERATION = "momentum"  # gives the same result in tiles as in one piece
+SCALED_PX = 1024**2  # pixels of the largest image whose map is scaled by default: bounds the time
+WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece: bounds the memory
+TILE = 1024  # px, edge of the tiles of a larger image
+MISFIT_WIDTH_PX = 16.0  # standard deviation of the Gaussian that averages squared residuals
+MISFIT_ALLOWED = 1.25  # times the median; under true maps the misfit stays below 1.16
+DARKEST = 0.05  # share of the mean brightness: in darker places read noise dominates
+MISFIT_FACTOR, MISFIT_ROUNDS = 0.6, 4  # factor on the labels where the PSF is too large; how often
+MISFIT_TILE = 512  # px, edge of the tiles that are restored again
+# Share by which labels are lowered where the PSF is most uncertain, since a PSF that is too small
+# does less harm than one that is too large. Chosen among 0, 0.2, 0.4, 0.6 and denoising alone, on
+# three validation images at 100 photons per pixel.
+LOWERED_WHERE_UNCERTAIN = 0.2
 
 
-def doubt_of_map(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
-    """How unsure the PSF is at each place of the map, (R, C), from 0 to 1.
-
-    |h(v + s) - h(v - s)| / (2 |h(v)|) in the parameter whose standard deviation s matters most, to
-    the fourth power, since moderate errors of the PSF do little harm.
-    """
-    model, microscope, values = psf_map.model, psf_map.microscope, psf_map.values
-    deviations = psf_map.standard_deviations
-    widest = replace(psf_map, values=torch.cat([values + deviations, values - deviations], 1))
-    size = support_px(widest, min(shape))
-    plain = psf_grid_from_map(model, values, microscope, size)
-    norm = plain.flatten(2).norm(dim=2)
-    doubts = []
-    for p in range(len(values)):
-        shift = torch.zeros_like(values)
-        shift[p] = psf_map.standard_deviations[p]
-        above, below = (
-            psf_grid_from_map(model, values + sign * shift, microscope, size) for sign in (1, -1)
-        )
-        doubts.append((above - below).flatten(2).norm(dim=2) / (2 * norm))
-    return torch.stack(doubts).amax(0).clamp(0, 1) ** 4
-
-
-def misfit_of(image: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Local misfit (H, W) of what a restoration expects of an image, 1 where it is typical.
-
-    Squared residuals over their variance under Poisson noise, averaged over the surroundings and
-    divided by the median of the field, so that no gain has to be known. A PSF that is too wide
-    cannot make the detail of a sharp image and leaves it in the residuals; one that is too narrow
-    fits everything, noise included.
-    """
-    variance = expected + DARKEST * expected.mean()
-    shares = ((image.to(expected) - expected).square() / variance).cpu().numpy()
-    local = torch.from_numpy(gaussian_filter(shares, MISFIT_WIDTH_PX))
-    return local / local.median().clamp(min=torch.finfo(local.dtype).tiny)
-
-
-def sharpened(psf_map: PsfMap, misfit: torch.Tensor) -> PsfMap | None:
-    """The map with narrower PSFs where they misfit (H, W); None where none does."""
-    places = (
-        x.round().long().clamp(0, n - 1)
-        for x, n in zip((psf_map.rows, psf_map.columns), misfit.shape, strict=True)
-    )
-    rows, columns = places
-    too_wide = misfit[rows[:, None], columns] > MISFIT_ALLOWED
-    too_wide &= psf_map.values.abs().amax(0) > 0
-    if not too_wide.any():
-        return None
-    values = torch.where(too_wide, RETREAT * psf_map.values, psf_map.values)
-    return replace(psf_map, values=values)
-
-
+@torch.no_grad()
 def restore_with_map(
     image: torch.Tensor,
     psf_map: PsfMap,
@@ -96,70 +46,146 @@ def restore_with_map(
     cautious: bool = True,
     refined: bool | None = None,
 ) -> tuple[Restored, VariantBlur]:
-    """Restore an image (H, W) with the map of its PSF; large ones tile by tile.
+    """Restored image, in the unit of the input, and the operator that was inverted.
+
+    The work is done on the device of the image, tile by tile if the image is large.
 
     Parameters
     ----------
     image : (H, W) tensor, camera offset taken off, not negative
     iterations, background, tv, gain : as for `restoration.richardson_lucy.richardson_lucy`
-    cautious : narrow the PSFs where they are uncertain, see `doubt_of_map`, or too wide for the
-        image, see `misfit_of`, and take off noise only where the map found no content
-    refined : scale the map first to what the image says, see `restoration.narrowing`, in
-        several times the time; by default where `cautious` is set and the image has up to
-        1024 x 1024 px
-
-    Returns
-    -------
-    Restored, in the unit of the input, and the operator that was undone.
+    cautious : use smaller PSFs where the map is uncertain (`psf_uncertainty`) or the PSF too large
+        for the image (`misfit_of`), and only denoise where the map found no content
+    refined : scale the map first (`restoration.narrowing`), in several times the time; by default
+        if `cautious` is set and the image has at most 1024 x 1024 px
 
     Raises
     ------
     InputError
-        As `richardson_lucy`.
+        As `richardson_lucy`, and if the map reaches outside the image.
     """
     shape = (image.shape[0], image.shape[1])
+    check_map_fits(psf_map, shape)
+    psf_map = map_on(psf_map, image.device)
+    photons, behind = check_image(image, background, gain, shape, psf_map.values)
+    rules = (iterations, tv, ACCELERATION)
+    check_restoration(*rules)
+    chosen = None
+    if refined or (refined is None and cautious and image.numel() <= SCALED_PX):
+        blur = blur_of_map(psf_map, shape)
+        chosen = settle(photons, blur, behind, *rules)
+        better = fit_map_scale(photons, psf_map, blur, *chosen)
+        if better is not psf_map:
+            psf_map, chosen = better, None
+    if cautious:
+        lowered = LOWERED_WHERE_UNCERTAIN * psf_uncertainty(psf_map, shape)
+        psf_map = scaled(psf_map, 1 - lowered)
+    blur = blur_of_map(psf_map, shape)
+    settings, count = chosen or settle(photons, blur, behind, *rules)
+    if photons.numel() > WHOLE_PX:
+        parts = list(tiles(shape, TILE))
+        restored = restore_tiles(photons, blur, settings, count, parts)
+    else:
+        restored = restore(photons, blur, settings, count)
+    if cautious and count:
+        restored, psf_map, blur = restore_misfits(photons, psf_map, blur, settings, restored)
+        restored = denoise_blank_places(photons, psf_map, settings, restored)
+    return in_unit(restored, gain), blur
+
+
+def check_map_fits(psf_map: PsfMap, shape: tuple[int, int]) -> None:
+    """Refuse a map with places outside the image (H, W)."""
     if psf_map.rows[-1] >= shape[0] or psf_map.columns[-1] >= shape[1]:
         raise InputError(
             f"the map reaches to pixel {float(psf_map.rows[-1]):.0f}, "
             f"{float(psf_map.columns[-1]):.0f}, the image has {shape[0]} x {shape[1]} px; give "
             "the map of this image."
         )
-    settings = {"background": background, "gain": gain}
-    if refined or (refined is None and cautious and image.numel() <= REFINED_PX):
-        blur = blur_of_map(psf_map, shape)
-        photons, behind = check(image, blur, background, gain)
-        check_settings(iterations, tv, "momentum")
-        with torch.no_grad():
-            chosen, count = settle(photons, blur, behind, iterations, tv, "momentum")
-            better = refine(photons, psf_map, chosen, count)
-        if better is psf_map:  # what was chosen for it still holds
-            iterations, tv = count, chosen.tv
-        psf_map = better
-    if cautious:
-        psf_map = scaled(psf_map, 1 - NARROWED * doubt_of_map(psf_map, shape))
-    blur = blur_of_map(psf_map, shape)
-    if image.numel() > WHOLE_PX:
-        restored = richardson_lucy_tiled(image, blur, iterations, tv=tv, tile=TILE, **settings)
-    else:
-        restored = richardson_lucy(image, blur, iterations, tv=tv, **settings)
-    if not cautious:
-        return restored, blur
-    settings |= {"iterations": restored.iterations, "tv": restored.tv}
-    for _ in range(RETREATS):
-        narrower = sharpened(psf_map, misfit_of(image, restored.expected))
-        if narrower is None:
-            break
-        changed = (narrower.values != psf_map.values).any(0).to(image)
-        touched = at_pixels(changed, psf_map, shape) > 0
-        parts = [part for part in tiles(shape, RETREAT_TILE) if touched[part].any()]
-        psf_map, blur = narrower, blur_of_map(narrower, shape)
-        restored = richardson_lucy_tiled(
-            image, blur, tile=RETREAT_TILE, only=parts, before=restored, **settings
+
+
+def psf_uncertainty(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
+    """Uncertainty of the PSF at each place of the map, (R, C), from 0 to 1.
+
+    |h(v + s) - h(v - s)| / (2 |h(v)|) for the parameter whose standard deviation s changes the PSF
+    most, to the fourth power: moderate errors of the PSF do little harm.
+    """
+    model, microscope, values = psf_map.model, psf_map.microscope, psf_map.values
+    deviations = psf_map.standard_deviations
+    both = replace(psf_map, values=torch.cat([values + deviations, values - deviations], 1))
+    size = support_px(both, min(shape))
+    norm = psf_grid_from_map(model, values, microscope, size).flatten(2).norm(dim=2)
+    changes = []
+    for p in range(len(values)):
+        shift = torch.zeros_like(values)
+        shift[p] = deviations[p]
+        above, below = (
+            psf_grid_from_map(model, values + sign * shift, microscope, size) for sign in (1, -1)
         )
-    blank = (psf_map.content < 0.5).float()
-    if blank.any():
-        share = at_pixels(blank, psf_map, shape).clamp(0, 1)
-        point = VariantBlur.from_psf(restored.image.new_ones(1, 1), shape)
-        denoised = richardson_lucy(image, point, **settings).image
-        restored = replace(restored, image=blend(restored.image, denoised, share))
-    return restored, blur
+        changes.append((above - below).flatten(2).norm(dim=2) / (2 * norm))
+    return torch.stack(changes).amax(0).clamp(0, 1) ** 4
+
+
+def misfit_of(image: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Local misfit (H, W) between an image and the one a restoration expects; 1 is typical.
+
+    Squared residuals over their variance under Poisson noise are averaged over the surroundings and
+    divided by the median of the field, so that the gain need not be known. A PSF that is too large
+    cannot produce the detail of a sharp image and leaves it in the residuals. A PSF that is too
+    small fits everything, noise included.
+    """
+    variance = expected + DARKEST * expected.mean()
+    shares = ((image.to(expected) - expected).square() / variance).cpu().numpy()
+    local = torch.from_numpy(gaussian_filter(shares, MISFIT_WIDTH_PX)).to(expected)
+    return local / local.median().clamp(min=torch.finfo(local.dtype).tiny)
+
+
+def shrunk_where_misfit(psf_map: PsfMap, misfit: torch.Tensor) -> PsfMap | None:
+    """The map with smaller PSFs where the misfit (H, W) is large; None where it is nowhere."""
+    rows, columns = (
+        x.round().long().clamp(0, n - 1)
+        for x, n in zip((psf_map.rows, psf_map.columns), misfit.shape, strict=True)
+    )
+    too_large = misfit[rows[:, None], columns] > MISFIT_ALLOWED
+    too_large &= psf_map.values.abs().amax(0) > 0
+    if not too_large.any():
+        return None
+    return replace(
+        psf_map, values=torch.where(too_large, MISFIT_FACTOR * psf_map.values, psf_map.values)
+    )
+
+
+def restore_misfits(
+    photons: torch.Tensor,
+    psf_map: PsfMap,
+    blur: VariantBlur,
+    settings: Settings,
+    restored: Restored,
+) -> tuple[Restored, PsfMap, VariantBlur]:
+    """Restoration, map and blur after the places whose PSF is too large were restored again."""
+    shape = blur.shape
+    for _ in range(MISFIT_ROUNDS):
+        smaller = shrunk_where_misfit(psf_map, misfit_of(photons, restored.expected))
+        if smaller is None:
+            break
+        changed = (smaller.values != psf_map.values).any(0).to(photons)
+        touched = at_pixels(changed, psf_map, shape) > 0
+        parts = [part for part in tiles(shape, MISFIT_TILE) if touched[part].any()]
+        psf_map, blur = smaller, blur_of_map(smaller, shape)
+        restored = restore_tiles(
+            photons, blur, settings, restored.iterations, parts, before=restored
+        )
+    return restored, psf_map, blur
+
+
+def denoise_blank_places(
+    photons: torch.Tensor, psf_map: PsfMap, settings: Settings, restored: Restored
+) -> Restored:
+    """The restoration with denoised input where the map found no content; the blur stays there."""
+    blank = (~psf_map.has_content).to(photons)
+    if not blank.any():
+        return restored
+    shape = (photons.shape[0], photons.shape[1])
+    share = at_pixels(blank, psf_map, shape).clamp(0, 1)
+    point = VariantBlur.from_psf(photons.new_ones(1, 1), shape)
+    denoised = restore(photons, point, settings, restored.iterations).image
+    return replace(restored, image=torch.lerp(restored.image, denoised, share))

@@ -8,8 +8,8 @@ from skimage import data
 
 from psf import InputError, Microscope, synthesize_with_loss
 from restoration.iteration import Momentum, Settings, curvature, deviance_per_pixel, prior_scales
-from restoration.richardson_lucy import richardson_lucy, richardson_lucy_tiled, tiles
-from restoration.stopping import search_windows
+from restoration.richardson_lucy import richardson_lucy, tiles
+from restoration.stopping import choose, search_windows
 from restoration.variant_blur import VariantBlur
 
 SIZE, K = 128, 31
@@ -210,6 +210,33 @@ def test_the_automatic_stop_is_near_the_best_count_and_repeatable():
     assert torch.equal(again.image, chosen.image)
 
 
+@pytest.mark.parametrize("tile", [{}, {"tile": 40}])
+def test_an_image_that_cannot_be_improved_comes_back_with_a_note(tile):
+    blur = plain_blur(shape=(96, 96))
+    noise = torch.poisson(torch.full((96, 96), 20.0), torch.Generator().manual_seed(0))
+    almost_constant = torch.full((96, 96), 100.0)
+    almost_constant[40, 40] = 101
+    for image in (noise, almost_constant):
+        restored = richardson_lucy(2 * image, blur, background=6.0, gain=2.0, **tile)
+        assert restored.iterations == 0 and restored.tv == 0
+        assert torch.allclose(restored.image, 2 * image - 6)
+        assert "the image is returned as it was" in restored.note
+    asked = richardson_lucy(noise, blur, 3)
+    assert asked.iterations == 3 and not asked.note
+    assert float(asked.image.std()) < 0.5 * float(noise.std())
+
+
+def test_the_search_never_chooses_0_iterations():
+    blur = plain_blur(shape=(96, 96))
+    objects = scene(blur, photons=2.0)
+    _, faint = seen_through(blur, objects)
+    level = float(faint.mean())
+    settings = Settings(torch.tensor(0.0), 0.05, "momentum", level, level)
+    assert choose(faint, blur, settings, True).iterations >= 1
+    flat = torch.poisson(torch.full((96, 96), 2.0), torch.Generator().manual_seed(0))
+    assert choose(flat, blur, settings, True) is None
+
+
 def test_fine_detail_takes_less_smoothing():
     blur = plain_blur()
     smooth = torch.full(blur.field_shape, 100.0)
@@ -265,19 +292,6 @@ def test_photons_where_nothing_is_expected_and_zeros_do_no_harm():
     assert torch.isfinite(richardson_lucy(noisy, blur, 50, tv=0).image).all()
 
 
-def test_caution_keeps_the_input():
-    blur = plain_blur(shape=(64, 64))
-    _, noisy = seen_through(blur, scene(blur))
-    caution = torch.zeros(64, 64)
-    caution[:20], caution[20:40] = 1, 0.5
-    plain = richardson_lucy(noisy, blur, 10, background=20.0).image
-    blended = richardson_lucy(noisy, blur, 10, background=20.0, caution=caution).image
-    kept = (noisy - 20).clamp(min=0)
-    assert torch.allclose(blended[:20], kept[:20])
-    assert torch.allclose(blended[20:40], (kept[20:40] + plain[20:40]) / 2)
-    assert torch.equal(blended[40:], plain[40:])
-
-
 def test_deviance_is_one_per_pixel():
     expected = torch.full((300, 300), 50.0, dtype=torch.float64)
     counts = torch.poisson(expected, torch.Generator().manual_seed(0))
@@ -293,7 +307,7 @@ def test_tiles_are_the_whole(acceleration):
     for iterations in (1, 20):
         arguments = {"iterations": iterations, "acceleration": acceleration, "gain": 2.0}
         whole = richardson_lucy(noisy, blur, **arguments)
-        tiled = richardson_lucy_tiled(noisy, blur, tile=60, **arguments)
+        tiled = richardson_lucy(noisy, blur, tile=60, **arguments)
         difference = (tiled.image - whole.image).norm() / whole.image.norm()
         assert float(difference) < 1e-3
         assert tiled.tv == whole.tv
@@ -304,20 +318,30 @@ def test_tiles_have_no_seams_and_one_count():
     blur = varying_blur((150, 170))
     objects = scene(blur)
     truth, (_, noisy) = objects[blur.image_part], seen_through(blur, objects)
-    tiled = richardson_lucy_tiled(noisy, blur, tile=60)
+    tiled = richardson_lucy(noisy, blur, tile=60)
     error = (tiled.image - truth).square()
     seams = torch.cat([error[:, 55:58].flatten(), error[:, 112:115].flatten()])
     assert float(seams.mean()) < 1.5 * float(error.mean())
     assert psnr(tiled.image, truth) > psnr(noisy, truth) + 2
 
 
+def test_tiles_take_their_part_of_a_background_image():
+    blur = varying_blur((100, 110))
+    clean, noisy = seen_through(blur, scene(blur))
+    slope = torch.linspace(0, 200, 110).expand(100, -1)
+    whole = richardson_lucy(noisy + slope, blur, 5, background=slope)
+    tiled = richardson_lucy(noisy + slope, blur, 5, background=slope, tile=60)
+    assert float((tiled.image - whole.image).norm() / whole.image.norm()) < 1e-3
+    assert float(whole.image[:, 80:].mean()) == pytest.approx(float(clean[:, 80:].mean()), rel=0.05)
+
+
 def test_tiles_smaller_than_the_psf_grow():
     blur = plain_blur(shape=(64, 80))
     _, noisy = seen_through(blur, scene(blur))
     whole = richardson_lucy(noisy, blur, 3).image
-    tiled = richardson_lucy_tiled(noisy, blur, 3, tile=5, overlap=30).image
+    tiled = richardson_lucy(noisy, blur, 3, tile=5, overlap=30).image
     assert float((tiled - whole).norm() / whole.norm()) < 1e-3
-    assert torch.isfinite(richardson_lucy_tiled(noisy, blur, 1, tile=5, overlap=1).image).all()
+    assert torch.isfinite(richardson_lucy(noisy, blur, 1, tile=5, overlap=1).image).all()
 
 
 def test_tiles_cover_an_image_once():
@@ -331,7 +355,6 @@ def test_tiles_cover_an_image_once():
 BLUR = plain_blur(shape=(40, 40))
 IMAGE = 100 + torch.rand(40, 40, generator=torch.Generator().manual_seed(0))
 NAN = torch.full((40, 40), torch.nan)
-SLOPE = torch.linspace(0, 2, 1600).reshape(40, 40)
 
 
 @pytest.mark.parametrize(
@@ -341,11 +364,15 @@ SLOPE = torch.linspace(0, 2, 1600).reshape(40, 40)
         (IMAGE[None], {}, "the image has 1 x 40 x 40 px"),
         (NAN, {}, "the image contains NaN or infinite pixels"),
         (IMAGE - 101, {}, "the darkest pixel of the image is -0.99.*subtract less"),
-        (0 * IMAGE, {}, "all pixels of the image are 0; there is nothing to see"),
+        (0 * IMAGE, {}, "all pixels of the image are 0; give an image with structure"),
         (torch.full((40, 40), 7.0), {}, "all pixels of the image are 7"),
         (IMAGE, {"background": 200.0}, "the background is 200 photons, but the image has only 100"),
         (IMAGE, {"background": -1.0}, "the background is negative or not finite"),
-        (IMAGE, {"background": torch.ones(3)}, "one number or an image of the same shape"),
+        (
+            IMAGE,
+            {"background": torch.ones(3)},
+            "the background has shape \\(3,\\); give one number or an image",
+        ),
         (IMAGE, {"iterations": 0}, "0 iterations; give a count from 1 to 10000"),
         (IMAGE, {"iterations": 10**9}, "1000000000 iterations; give a count"),
         (IMAGE, {"iterations": 2.5}, "2.5 iterations; give a count"),
@@ -355,8 +382,6 @@ SLOPE = torch.linspace(0, 2, 1600).reshape(40, 40)
         (IMAGE, {"tv": "much"}, "tv is 'much'; give a number or 'auto'"),
         (IMAGE, {"acceleration": "warp"}, "unknown acceleration 'warp'; choose one of momentum"),
         (IMAGE, {"gain": 0.0}, "the gain is 0; give a positive number"),
-        (IMAGE, {"iterations": 1, "caution": SLOPE}, "caution weights lie between 0 and 1"),
-        (IMAGE, {"iterations": 1, "caution": SLOPE[:5]}, "the caution weights have 5 x 40 px"),
     ],
 )
 def test_refuses(image, arguments, message):
@@ -370,9 +395,9 @@ def test_refuses(image, arguments, message):
     [
         ({"acceleration": "biggs"}, "'biggs' differs from tile to tile"),
         ({"tile": 0}, "tiles of 0 px"),
-        ({"background": torch.ones(40, 40)}, "in tiles, the background is one number"),
+        ({"overlap": 0}, "margins of 0 px"),
     ],
 )
 def test_tiles_refuse(arguments, message):
     with pytest.raises(InputError, match=message):
-        richardson_lucy_tiled(IMAGE, BLUR, **arguments)
+        richardson_lucy(IMAGE, BLUR, **{"tile": 20} | arguments)

@@ -17,6 +17,7 @@ from restoration.blur_map import (
     blur_of_map,
     check_belongs,
     continue_to_borders,
+    map_on,
     read_map,
     support_px,
 )
@@ -25,10 +26,10 @@ from restoration.rivals import blind_richardson_lucy, blind_total_variation, wei
 from restoration.variant_blur import VariantBlur
 from restoration.with_map import (
     MISFIT_ALLOWED,
-    doubt_of_map,
     misfit_of,
+    psf_uncertainty,
     restore_with_map,
-    sharpened,
+    shrunk_where_misfit,
 )
 
 SHAPE = (96, 112)
@@ -100,8 +101,8 @@ def test_places_without_content_lose_noise_and_keep_their_blur():
     assert error(restored.image, smooth) < 0.3 * error(trusted.image, smooth)
 
 
-def test_doubt_grows_with_the_uncertainty_of_the_psf():
-    shares = [float(doubt_of_map(psf_map(deviation=d), SHAPE).mean()) for d in (0.0, 0.5, 2.0)]
+def test_uncertainty_grows_with_the_uncertainty_of_the_psf():
+    shares = [float(psf_uncertainty(psf_map(deviation=d), SHAPE).mean()) for d in (0.0, 0.5, 2.0)]
     assert shares[0] == 0 < shares[1] < shares[2] <= 1
 
 
@@ -136,6 +137,21 @@ def test_large_images_are_restored_in_tiles_with_the_same_result(monkeypatch):
     tiled, _ = restore_with_map(image, found, iterations=8)
     difference = (whole.image - tiled.image).abs().max() / whole.image.mean()
     assert difference < 5e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"cautious": False}, {"refined": False}])
+def test_a_field_that_cannot_be_improved_comes_back_as_it_was(options):
+    noise = torch.poisson(torch.full(SHAPE, 5.0), torch.Generator().manual_seed(0))
+    restored, _ = restore_with_map(noise, psf_map(content=0.0), **options)
+    assert restored.iterations == 0
+    assert torch.equal(restored.image, noise)
+    assert "the image is returned as it was" in restored.note
+
+
+def test_a_map_of_another_device_comes_to_the_image():
+    found = map_on(psf_map(), torch.device("meta"))
+    tensors = [value for value in vars(found).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 5 and all(one.is_meta for one in tensors)
 
 
 @pytest.mark.parametrize("method", [blind_richardson_lucy, blind_total_variation])
@@ -254,10 +270,10 @@ def test_misfit_is_where_the_psf_is_too_wide():
     assert misfit_of(image, right.expected).max() < MISFIT_ALLOWED
     misfit = misfit_of(image, wrong.expected)
     assert misfit[:, 90:].min() > MISFIT_ALLOWED > misfit[:, :40].max()
-    narrower = sharpened(wide, misfit)
+    narrower = shrunk_where_misfit(wide, misfit)
     assert torch.equal(narrower.values[..., 0], wide.values[..., 0])
     assert torch.allclose(narrower.values[..., 2], torch.tensor(0.6 * 10))
-    assert sharpened(found, misfit_of(image, right.expected)) is None
+    assert shrunk_where_misfit(found, misfit_of(image, right.expected)) is None
 
 
 def test_sharp_regions_survive_a_map_that_takes_them_for_blurred():

@@ -209,7 +209,7 @@ def test_refuses_maps_that_do_not_fit():
         psf_grid_from_map(model, torch.zeros(1, 2, 2), MICROSCOPE, 31)
     with pytest.raises(InputError, match="PSF size is 30; give an odd number"):
         psf_grid_from_map(model, torch.zeros(3, 2, 2), MICROSCOPE, 30)
-    with pytest.raises(InputError, match="the factor is 0"):
+    with pytest.raises(InputError, match="the factor of the finer grid is 0"):
         finer_grid(torch.zeros(1, 2, 2), ROWS, ROWS, 0)
 
 
@@ -229,3 +229,19 @@ def test_many_psfs_are_decomposed_as_well_as_by_a_full_decomposition():
         strength = torch.linalg.svd(unit)[1].square()
         needed = int((strength.flip(0).cumsum(0).flip(0).sqrt() > tolerance).sum())
         assert blur.rank <= needed  # the worst PSF is at most as bad as all together
+
+
+@pytest.mark.filterwarnings("ignore::psf.synthesis.EnergyWarning")
+def test_the_decomposition_repeats_and_leaves_the_global_generator_alone():
+    values = torch.linspace(0, 2, 400).reshape(1, 20, 20)
+    psfs = psf_grid_from_map(psf_model("zernike1d"), values, Microscope(), 31)
+    grid = torch.arange(20.0)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    blurs = []
+    for drawn in expected:
+        blurs.append(VariantBlur.from_psfs(psfs, grid, grid, (64, 64), 1e-3))
+        assert torch.rand(1) == drawn
+    assert torch.equal(blurs[0].eigen_psfs, blurs[1].eigen_psfs)
+    assert torch.equal(blurs[0].coefficients, blurs[1].coefficients)

@@ -1,4 +1,4 @@
-"""Maps that are scaled to the image: wrong ones come nearer to the truth, right ones stay."""
+"""Maps scaled by held-out photons: wrong ones come nearer to the truth, right ones stay."""
 
 import math
 from dataclasses import replace
@@ -10,8 +10,15 @@ import torch
 from models.mapping import PsfMap
 from psf import Microscope, psf_model
 from restoration.blur_map import blur_of_map
-from restoration.narrowing import CELL, EVIDENCE_NEEDED, best_logarithm, evidence, refine, scaled
-from restoration.richardson_lucy import check, settle
+from restoration.narrowing import (
+    CELL,
+    EVIDENCE_NEEDED,
+    best_logarithm,
+    evidence,
+    fit_map_scale,
+    scaled,
+)
+from restoration.richardson_lucy import check_image, settle
 from restoration.with_map import restore_with_map
 
 SHAPE = (128, 160)
@@ -42,9 +49,9 @@ def photograph_through(true_map, photons=1000.0):
 
 def refined(image, found):
     blur = blur_of_map(found, SHAPE)
-    photons, background = check(image, blur, 0.0, 1.0)
+    photons, background = check_image(image, 0.0, 1.0, blur.shape, blur.eigen_psfs)
     settings, count = settle(photons, blur, background, "auto", "auto", "momentum")
-    return refine(photons, found, settings, count)
+    return fit_map_scale(photons, found, blur, settings, count)
 
 
 @pytest.mark.parametrize("factor", [1.3, 1.6])
@@ -109,4 +116,4 @@ def test_evidence_counts_the_cells_around():
 def test_images_smaller_than_a_cell_keep_their_map():
     found = psf_map(2.0)
     small = torch.rand(20, 20) + 1
-    assert refine(small, found, None, 3) is found
+    assert fit_map_scale(small, found, None, None, 3) is found
