@@ -368,5 +368,5 @@ def test_images_that_are_none_are_refused(
 
 def test_folder_without_a_map_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="is no map"):
+    with pytest.raises(InputError, match="holds no map"):
         read_map(tmp_path)
