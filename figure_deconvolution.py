@@ -1,62 +1,62 @@
-"""Restoration with estimated maps beside what users would pick instead -> results/.
+"""Restorations with estimated maps beside other methods -> results/.
 
     python figure_deconvolution.py --out results
 
-Held-out photographs and procedural objects are blurred by smooth random maps and tilted planes of
-three PSF models and photographed at 1000 and 100 photons per pixel. Every method restores every
-image; gains in SNR over the blurred input, PSNR and SSIM of the field and of its centre, and
-seconds go to deconvolution.csv, means with 95 % intervals to deconvolution_summary.csv, and the
-best, median and worst case to figure_deconvolution.png and .pdf. An interrupted run goes on where
-it stopped; --draw-only draws the tables again. Where deepinv is
-installed, its Richardson-Lucy under our map is measured too.
+Test photographs and procedural objects are blurred by smooth random maps and tilted planes of three
+PSF models and recorded at 1000 and 100 photons per pixel. Every method restores every image.
+
+Writes to --out:
+    deconvolution.csv                gains in SNR over the blurred input, PSNR and SSIM of the field
+                                     and of its centre, seconds: one row per image and method
+    deconvolution_summary.csv        means with 95 % intervals
+    figure_deconvolution.png, .pdf   the best, median and worst case
+
+An interrupted run resumes where it stopped. A case is restored again if its settings, its network
+or the code have changed. --draw-only draws the finished cases again. If deepinv is installed, its
+Richardson-Lucy with the estimated map is measured too.
 """
 
 import math
 import multiprocessing
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from skimage.metrics import structural_similarity
-from skimage.restoration import unsupervised_wiener
 from tqdm import tqdm
 
-from benchmarks.deconvolution_peers import deepinv_richardson_lucy, installed
 from common.command import keep_freed_memory, run
-from common.files import read_json, whole_file, write_json
+from common.files import code_fingerprint, read_json, whole_file, write_json
 from common.pictures import add_scale_bar, new_figure, save_figure, show_image
 from models.checkpoint import load_estimator
 from models.map_image import smooth_parameters
 from models.mapping import PsfMap, predict_map
 from psf.errors import InputError
 from psf.microscope import Microscope
-from psf.model import PsfModel, psf_model
 from psf.synthesis import EnergyWarning
 from restoration.blur_map import blur_of_map, continue_to_borders
+from restoration.peers import deepinv_richardson_lucy, is_installed, skimage_wiener
 from restoration.richardson_lucy import richardson_lucy
 from restoration.rivals import blind_richardson_lucy, blind_total_variation, weights_after_blur
-from restoration.variant_blur import VariantBlur, psf_grid_from_map
+from restoration.scenes import SUPPORTS_PX, Case, Scene, make_scene, mean_psf, score, snr_db
+from restoration.variant_blur import VariantBlur
 from restoration.with_map import restore_with_map
 from simulation.objects import OBJECTS
-from simulation.sources import HELD_OUT, VALIDATION, Source, read_plane
+from simulation.sources import HELD_OUT, VALIDATION
 
-# of the models whose own network is not the best for maps
+# networks for maps of these PSF models; for others, the network of the model's own name
 NETWORKS = {"zernike1d": "zernike1d_tilted", "zernike2d": "zernike2d_tilted"}
-MODELS = {"zernike1d": 127, "zernike2d": 95, "gaussian2d": 47}  # supports, px
-GRID = 33  # PSFs along an edge that render the truth
-STRIDE = 32  # px of the estimated map
-BORDER = 32  # px that the centre leaves out
-SHARP = 0.15  # share of the largest label below which a place counts as sharp
-FEWEST_SHARP = 0.02  # share of the field
+STRIDE = 32  # px between the patches of an estimated map, as estimate_psf_map.py has by default
+HERE = Path(__file__).parent
+CODE = (*(HERE / name for name in ("psf", "simulation", "models", "restoration")), Path(__file__))
 PHOTOGRAPHS = {"test": HELD_OUT, "validation": VALIDATION}
-PROCEDURAL_SEED = {"test": 70_001, "validation": 70_002}  # far from those of training sets
 INPUT, OURS, ORACLE = "blurred input", "ours, estimated map", "ours, true map"
 BLIND = ("blind Richardson-Lucy", "blind total variation")
 BLIND_BEST = tuple(f"{name}, best setting (oracle)" for name in BLIND)
@@ -65,51 +65,24 @@ BEST_SINGLE = "Richardson-Lucy, best single PSF (oracle)"
 WIENER = "unsupervised Wiener, mean of the true PSFs"
 DEEPINV = "deepinv, 20 iterations of Richardson-Lucy, estimated map"
 SCHEME_2018 = "weights on the blurred image (2018), estimated map"
+# Settings that the blind methods are tried with: rounds, and weights times sqrt(photons). Each
+# includes its default.
+ROUNDS, WEIGHTS_AT_ONE_PHOTON = (1, 3, 10), (0.1, 0.3, 0.8)
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the experiment."""
 
-    out: Path = Path("results")
+    out: Path = Path("results")  # folder of the tables and the figure
     images: int = 20  # objects: the photographs of the split, then procedural ones
-    split: Literal["test", "validation"] = "test"  # validation: to choose settings by
-    photons: tuple[float, ...] = (1000.0, 100.0)  # per pixel
+    split: Literal["test", "validation"] = "test"  # of the images; validation: to choose settings
+    photons: tuple[float, ...] = (1000.0, 100.0)  # mean photons per pixel, one exposure each
     size: int = 448  # px, edge of an image
     workers: int = 2  # processes of one thread each
-    scratch: Path = Path("data/deconvolution")  # finished cases, from which a run goes on
-    seed: int = 0
-    draw_only: bool = False
-
-
-@dataclass(frozen=True)
-class Case:
-    """One object, one map, one exposure."""
-
-    index: int
-    name: str
-    model: str
-    map_kind: str  # "tilted plane" or "random map"
-    photons: float
-    size: int
-    seed: int
-    split: str = "test"
-
-    @property
-    def key(self) -> str:
-        """Name of its file."""
-        return f"{self.split}_{self.index:03d}_{self.photons:g}_{self.size}_{self.seed}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What is restored, and the truth."""
-
-    image: torch.Tensor  # (H, W) photons
-    truth: torch.Tensor  # (H, W)
-    labels: PsfMap  # true
-    blur: VariantBlur  # true
-    sharp: torch.Tensor  # (H, W) bool
+    scratch: Path = Path("data/deconvolution")  # folder of finished cases, to resume from
+    seed: int = 0  # of the maps, the procedural objects and the noise
+    draw_only: bool = False  # make tables and figure of the finished cases, restore nothing
 
 
 def cases(config: Config) -> list[Case]:
@@ -119,187 +92,104 @@ def cases(config: Config) -> list[Case]:
     for index in range(config.images):
         later = index - len(photographs)
         name = photographs[index] if later < 0 else kinds[later % len(kinds)]
-        model = list(MODELS)[index % len(MODELS)]
-        kind = ("tilted plane", "random map")[(index // len(MODELS)) % 2]
+        model = list(SUPPORTS_PX)[index % len(SUPPORTS_PX)]
+        kind = ("tilted plane", "random map")[(index // len(SUPPORTS_PX)) % 2]
         for photons in config.photons:
             place = (index, name, model, kind, photons, config.size, config.seed)
             found.append(Case(*place, config.split))
     return found
 
 
-def draw_map(case: Case, model: PsfModel, rng: np.random.Generator) -> torch.Tensor:
-    """Labels (P, GRID, GRID) of a smooth map: a plane along x, or low-order polynomials."""
-    line = np.linspace(-1, 1, GRID)
-    y, x = np.meshgrid(line, line, indexing="ij")
-
-    def smooth(low: float, high: float) -> np.ndarray:
-        if case.map_kind == "tilted plane":
-            field = x * rng.choice([-1, 1])
-        else:
-            a = rng.normal(size=5)
-            field = a[0] * x + a[1] * y + a[2] * x * y + a[3] * (x**2) + a[4] * (y**2)
-        field = (field - field.min()) / (field.max() - field.min())
-        return low + (high - low) * field
-
-    if model.name == "zernike1d":
-        channels = [smooth(0.0, 2.5)]
-    elif model.name == "zernike2d":
-        channels = [smooth(0.0, 1.5), smooth(-0.7, 0.7), smooth(-0.7, 0.7)]
-    else:
-        channels = [smooth(0.5, 9.0), smooth(0.5, 9.0)]
-    return torch.from_numpy(np.stack(channels)).float()
+def network_of(model: str) -> str:
+    """Name of the shipped network that maps a PSF model."""
+    return NETWORKS.get(model, model)
 
 
-def load_object(case: Case, edge: int) -> torch.Tensor:
-    """Sharp object (edge, edge), positive; a photograph is mirrored where it is too small."""
-    if case.name not in OBJECTS:
-        plane = np.asarray(read_plane(Source(case.name, "builtin")), np.float32)
-        top, left = (max(0, (length - edge) // 2) for length in plane.shape)
-        plane = plane[top : top + edge, left : left + edge]
-        missing = [(0, edge - length) for length in plane.shape]
-        plane = np.pad(plane, missing, mode="symmetric")
-    else:
-        rng = np.random.default_rng([PROCEDURAL_SEED[case.split], case.seed, case.index])
-        plane = OBJECTS[case.name](rng, edge)
-    return torch.from_numpy(plane.astype(np.float32)) + 0.02
+def case_keys(all_cases: list[Case]) -> dict[Case, dict[str, Any]]:
+    """What decides the result of each case: settings, network, code, and deepinv's version."""
+    networks = {model: load_estimator(network_of(model)) for model in {c.model for c in all_cases}}
+    code = code_fingerprint(*CODE)
+    deepinv = version("deepinv") if is_installed("deepinv") else None
+    return {
+        case: {
+            **asdict(case),
+            "network": networks[case.model].fingerprint,
+            "code": code,
+            "deepinv": deepinv,
+        }
+        for case in all_cases
+    }
 
 
-def make_scene(case: Case) -> Scene:
-    """Blur with PSFs on a fine grid, blended linearly on the object; Poisson noise."""
-    model, size = psf_model(case.model), MODELS[case.model]
-    rng = np.random.default_rng([case.seed, case.index])
-    values = draw_map(case, model, rng)
-    places = torch.linspace(0, case.size - 1, GRID)
-    shape = (case.size, case.size)
-    psfs = psf_grid_from_map(model, values, Microscope(), size)
-    blur = VariantBlur.from_psfs(psfs, places, places, shape, 1e-3)
-    objects = load_object(case, case.size + size - 1)
-    objects = objects * case.photons / objects[blur.image_part].mean()
-    clean = blur.forward(objects[None])[0].clamp(min=0)
-    noise = torch.Generator().manual_seed(1000 * case.seed + case.index)
-    image = torch.poisson(clean, generator=noise)
-    ones = torch.ones(GRID, GRID)
-    labels = PsfMap(model, Microscope(), values, torch.zeros_like(values), ones, places, places)
-    blurredness = values.abs().amax(0) / max(abs(v) for r in model.label_ranges for v in r)
-    nearest = (torch.arange(case.size) * (GRID - 1) / (case.size - 1)).round().long()
-    sharp = (blurredness < SHARP)[nearest[:, None], nearest]
-    return Scene(image, objects[blur.image_part], labels, blur, sharp)
+def is_current(path: Path, key: Mapping[str, Any]) -> bool:
+    """Whether a finished case was computed under this key."""
+    return path.exists() and read_json(path, "case").get("key") == key
 
 
 def estimated(case: Case, scene: Scene) -> PsfMap:
-    """The map that the shipped network of this model makes of the image."""
-    estimator = load_estimator(NETWORKS.get(case.model, case.model))
+    """Map that the shipped network of this PSF model estimates from the image."""
+    estimator = load_estimator(network_of(case.model))
     raw = predict_map(estimator, scene.image, Microscope(), STRIDE)
     _, smooth = smooth_parameters(raw, estimator.patch_size / STRIDE, "auto")
-    psf_map, shape = raw, scene.blur.shape
     strengths = [one.strength for one in smooth]
-    return continue_to_borders(psf_map, strengths, estimator.patch_size, shape)
+    return continue_to_borders(raw, strengths, estimator.patch_size, scene.blur.shape)
 
 
-def mean_psf(scene: Scene) -> torch.Tensor:
-    """Mean (K, K) of the true PSFs."""
-    mean = torch.einsum("krc,kyx->yx", scene.blur.coefficients, scene.blur.eigen_psfs)
-    mean = mean.clamp(min=0)
-    return mean / mean.sum()
-
-
-def with_one_psf(scene: Scene, psf: torch.Tensor) -> torch.Tensor:
+def with_one_psf(scene: Scene, psf: torch.Tensor, iterations: int | str = "auto") -> torch.Tensor:
     """Our restoration with one PSF everywhere."""
-    return richardson_lucy(scene.image, VariantBlur.from_psf(psf, tuple(scene.image.shape))).image
+    blur = VariantBlur.from_psf(psf, scene.blur.shape)
+    return richardson_lucy(scene.image, blur, iterations).image
 
 
 def with_best_psf(scene: Scene) -> torch.Tensor:
-    """The best of the mean PSF and nine true ones, by the truth."""
+    """Best restoration, judged by the truth, with the mean PSF or one of nine true ones."""
     places = [int(share * (scene.image.shape[0] - 1)) for share in (0.1, 0.5, 0.9)]
     psfs = [scene.blur.psf_at(row, column).clamp(min=0) for row in places for column in places]
-    found = [
-        richardson_lucy(
-            scene.image, VariantBlur.from_psf(psf / psf.sum(), tuple(scene.image.shape)), 15
-        ).image
-        for psf in psfs
-    ]
+    found = [with_one_psf(scene, psf / psf.sum(), 15) for psf in psfs]
     found.append(with_one_psf(scene, mean_psf(scene)))
     return max(found, key=lambda image: snr_db(image, scene.truth))
 
 
 def with_best_setting(scene: Scene, method: Callable, settings: tuple[float, ...]) -> torch.Tensor:
-    """The best of a blind method's settings, by the truth: no user would do better."""
+    """Best restoration of a blind method, judged by the truth, over its settings."""
     found = [method(scene.image, setting)[0] for setting in settings]
     return max(found, key=lambda image: snr_db(image, scene.truth))
 
 
-def with_wiener(scene: Scene) -> torch.Tensor:
-    """scikit-image's Wiener-Hunt estimate of an image mirrored at its borders."""
-    psf = mean_psf(scene)
-    margin = psf.shape[-1] // 2
-    image = np.pad(scene.image.numpy().astype(float), margin, mode="reflect")
-    scale = image.max()
-    found, _ = unsupervised_wiener(image / scale, psf.double().numpy(), rng=0, clip=False)
-    inner = slice(margin, -margin)
-    return torch.from_numpy(found[inner, inner] * scale).float()
-
-
-def with_deepinv(scene: Scene, psf_map: PsfMap) -> torch.Tensor:
-    """Deepinv's operator with the eigen-PSFs of the estimated map."""
-    blur = blur_of_map(psf_map, scene.blur.shape)
-    return deepinv_richardson_lucy(scene.image, blur.eigen_psfs, blur.weights, 20)
-
-
-def methods(case: Case, scene: Scene, psf_map: PsfMap) -> dict[str, Callable]:
+def methods(case: Case, scene: Scene, psf_map: PsfMap) -> dict[str, Callable[[], torch.Tensor]]:
     """Every restoration, to be called without arguments."""
-    weights = tuple(share / math.sqrt(case.photons) for share in (0.1, 0.3, 0.8))
+    image, shape, mean = scene.image, scene.blur.shape, mean_psf(scene)
+    weights = tuple(share / math.sqrt(case.photons) for share in WEIGHTS_AT_ONE_PHOTON)
+
+    def with_deepinv() -> torch.Tensor:
+        blur = blur_of_map(psf_map, shape)
+        return deepinv_richardson_lucy(image, blur.eigen_psfs, blur.weights, 20)
+
     found = {
-        INPUT: lambda: scene.image,
-        SINGLE: partial(with_one_psf, scene, mean_psf(scene)),
+        INPUT: lambda: image,
+        SINGLE: partial(with_one_psf, scene, mean),
         BEST_SINGLE: partial(with_best_psf, scene),
-        WIENER: partial(with_wiener, scene),
-        BLIND[0]: lambda: blind_richardson_lucy(scene.image)[0],
-        BLIND[1]: lambda: blind_total_variation(scene.image)[0],
-        BLIND_BEST[0]: partial(with_best_setting, scene, blind_richardson_lucy, (1, 3, 10)),
+        WIENER: partial(skimage_wiener, image, mean),
+        BLIND[0]: lambda: blind_richardson_lucy(image)[0],
+        BLIND[1]: lambda: blind_total_variation(image)[0],
+        BLIND_BEST[0]: partial(with_best_setting, scene, blind_richardson_lucy, ROUNDS),
         BLIND_BEST[1]: partial(with_best_setting, scene, blind_total_variation, weights),
-        SCHEME_2018: lambda: weights_after_blur(
-            scene.image, blur_of_map(psf_map, scene.blur.shape)
-        ),
+        SCHEME_2018: lambda: weights_after_blur(image, blur_of_map(psf_map, shape)),
     }
-    if installed("deepinv"):
-        found[DEEPINV] = partial(with_deepinv, scene, psf_map)
+    if is_installed("deepinv"):
+        found[DEEPINV] = with_deepinv
     return found | {
-        OURS: lambda: restore_with_map(scene.image, psf_map)[0].image,
-        ORACLE: lambda: restore_with_map(scene.image, scene.labels, refined=False)[0].image,
+        OURS: lambda: restore_with_map(image, psf_map)[0].image,
+        ORACLE: lambda: restore_with_map(image, scene.labels, refined=False)[0].image,
     }
 
 
-def snr_db(found: torch.Tensor, truth: torch.Tensor) -> float:
-    """Power of the truth over that of the error, dB."""
-    error = (found - truth).double().square().mean()
-    return float(10 * torch.log10(truth.double().square().mean() / error))
-
-
-def score(found: torch.Tensor, scene: Scene) -> dict[str, float]:
-    """SNR gain, PSNR and SSIM of the field and the centre; SNR gain where the PSF is sharp."""
-    inner = slice(BORDER, -BORDER)
-    row = {}
-    parts = (("", (slice(None), slice(None))), ("_centre", (inner, inner)))
-    for name, part in parts:
-        one, truth, image = found[part], scene.truth[part], scene.image[part]
-        peak = float(truth.max())
-        rms = float((one - truth).double().square().mean().sqrt())
-        row[f"snr_gain{name}_db"] = snr_db(one, truth) - snr_db(image, truth)
-        row[f"psnr{name}_db"] = 20 * math.log10(peak / rms)
-        ssim = structural_similarity(one.numpy(), truth.numpy(), data_range=peak)
-        row[f"ssim{name}"] = float(ssim)
-    sharp = scene.sharp
-    enough = float(sharp.float().mean()) > FEWEST_SHARP
-    gain = snr_db(found[sharp], scene.truth[sharp]) - snr_db(scene.image[sharp], scene.truth[sharp])
-    row["snr_gain_sharp_db"] = gain if enough else math.nan
-    return row
-
-
-def run_case(case: Case, folder: Path) -> None:
+def run_case(case_and_key: tuple[Case, dict[str, Any]], folder: Path) -> None:
     """Restore one case by every method; its rows go to a file of its own."""
+    case, key = case_and_key
     torch.set_num_threads(1)
     keep_freed_memory()
-    warnings.simplefilter("ignore", EnergyWarning)  # a little light lies outside of the supports
+    warnings.simplefilter("ignore", EnergyWarning)  # a little light falls outside the supports
     scene = make_scene(case)
     started = time.perf_counter()
     psf_map = estimated(case, scene)
@@ -315,14 +205,42 @@ def run_case(case: Case, folder: Path) -> None:
     pictures = np.stack([np.asarray(image, np.float32) for image in shown.values()])
     with whole_file(folder / f"{case.key}.npy") as partial_path, partial_path.open("wb") as file:
         np.save(file, pictures)
-    write_json(
-        folder / f"{case.key}.json",
-        {"rows": rows, "shown": list(shown), "map_seconds": map_seconds},
-    )
+    facts = {"key": key, "rows": rows, "shown": list(shown), "map_seconds": map_seconds}
+    write_json(folder / f"{case.key}.json", facts)
+
+
+def run_missing(config: Config) -> None:
+    """Restore the cases that are not finished, or were finished under another key."""
+    keys = case_keys(cases(config))
+    todo = [
+        (case, key)
+        for case, key in keys.items()
+        if not is_current(config.scratch / f"{case.key}.json", key)
+    ]
+    if not is_installed("deepinv"):
+        print("note: deepinv is not installed and is left out (pip install deepinv)")
+    work = partial(run_case, folder=config.scratch)
+    with multiprocessing.get_context("spawn").Pool(config.workers) as pool:
+        for _ in tqdm(pool.imap_unordered(work, todo), total=len(todo), unit="case"):
+            pass
+        pool.close()
+        pool.join()
+
+
+def report_outdated(config: Config) -> None:
+    """Print how many finished cases are older than their settings, networks or code."""
+    keys = case_keys(cases(config))
+    paths = {case: config.scratch / f"{case.key}.json" for case in keys}
+    outdated = sum(path.exists() and not is_current(path, keys[c]) for c, path in paths.items())
+    if outdated:
+        print(
+            f"note: {outdated} cases were restored by other networks or other code; run without "
+            "--draw-only to restore them again"
+        )
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Means with 95 % intervals of the mean, by photons and method."""
+    """Means over images with their 95 % intervals, by photons and method."""
     lines = []
     for (photons, method), part in table.groupby(["photons", "method"], sort=False):
         gains = part["snr_gain_db"]
@@ -338,7 +256,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(table: pd.DataFrame) -> None:
-    """What ours gains over the best blind rival of each image, and loses to the true map."""
+    """Print what ours gains over the best blind method and loses to the true map."""
     for photons, part in table.groupby("photons", sort=False):
         gains = part.pivot(index="index", columns="method", values="snr_gain_db")
         means = gains.mean()
@@ -356,7 +274,7 @@ def report(table: pd.DataFrame) -> None:
 
 
 def draw(config: Config, table: pd.DataFrame) -> None:
-    """Best, median and worst case of ours as pictures."""
+    """Draw the best, median and worst case of ours."""
     ours = table[(table["method"] == OURS) & (table["photons"] == config.photons[0])]
     order = ours.sort_values("snr_gain_db")["index"].tolist()
     chosen = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
@@ -386,17 +304,16 @@ def draw(config: Config, table: pd.DataFrame) -> None:
 def main(config: Config) -> None:
     """Run what is missing, write the tables, draw."""
     if config.images < 1 or config.workers < 1 or config.size < 256:
-        raise InputError("give at least 1 image, 1 worker and images of 256 px.")
+        raise InputError(
+            f"--images {config.images}, --workers {config.workers}, --size {config.size}; give at "
+            "least 1 image, 1 worker and 256 px."
+        )
     if not config.photons or min(config.photons) <= 0:
-        raise InputError("--photons must be above 0.")
-    if not config.draw_only:
-        todo = [c for c in cases(config) if not (config.scratch / f"{c.key}.json").exists()]
-        work = partial(run_case, folder=config.scratch)
-        with multiprocessing.get_context("spawn").Pool(config.workers) as pool:
-            for _ in tqdm(pool.imap_unordered(work, todo), total=len(todo), unit="case"):
-                pass
-            pool.close()
-            pool.join()
+        raise InputError(f"--photons is {config.photons}; give numbers above 0.")
+    if config.draw_only:
+        report_outdated(config)
+    else:
+        run_missing(config)
     files = [config.scratch / f"{case.key}.json" for case in cases(config)]
     if missing := [path for path in files if not path.exists()]:
         raise InputError(f"{len(missing)} cases are missing; run without --draw-only first.")

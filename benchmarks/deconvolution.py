@@ -1,23 +1,24 @@
-"""Restoration: quality and time beside other open-source programs, in one run.
+"""Quality and time of restorations beside other open-source programs.
 
     python benchmarks/deconvolution.py
 
-Prints and writes results/benchmark_deconvolution.csv: a photograph of 512 x 512 pixels, 1000
-photons per pixel on average, blurred by one PSF of 63 x 63 pixels (4 um of defocus), and by 8 x 8
-of them (1 to 8 um from corner to corner), restored by every installed program in one process and
-one thread, timed in turn. PSNR: peak of the truth over the rms difference, of the whole image and
-of its centre, without half a PSF at each border. Beyond the image the photograph is mirrored.
+Prints and writes results/benchmark_deconvolution.csv. A photograph of 512 x 512 pixels, with 1000
+photons per pixel on average, is blurred by one PSF of 63 x 63 pixels (4 um of defocus), and by
+8 x 8 of them (1 to 8 um from corner to corner). Every installed program restores it in one process
+and one thread, timed in turn. PSNR is the peak of the truth over the rms difference, of the whole
+image and of its centre, which leaves out half a PSF at each border. Outside the image the
+photograph is mirrored.
 
-Prints and writes results/benchmark_deconvolution_rank.csv: the seconds of 20 iterations for
-growing numbers of PSFs on the map, against the number of eigen-PSFs that they need.
+Prints and writes results/benchmark_deconvolution_rank.csv: the seconds of 20 iterations and the
+number of eigen-PSFs for growing numbers of PSFs on the map.
 
-Times hold what a program does per image: transforms and masks of the PSFs count for all but ours
-(cached in the operator; `prepare_seconds` says how long they take).
+Times include all that a program does per image. Our operator keeps the transforms and weights of
+the PSFs from image to image; `prepare_seconds` is the time to make them.
 """
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # all three are read when NumPy and torch are imported
+os.environ["OMP_NUM_THREADS"] = "1"  # NumPy and torch read all three when they are imported
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
@@ -37,20 +38,17 @@ from skimage.restoration import richardson_lucy as skimage_richardson_lucy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.deconvolution_peers import (
-    deepinv_richardson_lucy,
-    installed,
-    sdeconv_richardson_lucy,
-)
 from common.command import keep_freed_memory, run
 from common.files import whole_file
 from psf import Microscope, psf_model
 from psf.synthesis import EnergyWarning
+from restoration.peers import deepinv_richardson_lucy, is_installed, sdeconv_richardson_lucy
 from restoration.richardson_lucy import richardson_lucy
 from restoration.variant_blur import VariantBlur, psf_grid_from_map
 
-SIZE, PSF_SIZE, PHOTONS = 512, 63, 1000.0
-PIXELS = torch.linspace(0, SIZE - 1, 8)
+SIZE, PSF_SIZE, PHOTONS = 512, 63, 1000.0  # px, px, mean per pixel
+PIXELS = torch.linspace(0, SIZE - 1, 8)  # places of the 8 x 8 PSFs along each axis
+OPTIONAL = ("deepinv", "sdeconv")  # programs that are measured if they are installed
 SKIMAGE, SKIMAGE_PADDED = "scikit-image", "scikit-image, mirrored by half a PSF"
 EVERY = "scikit-image, one run per PSF, blended"
 Work = dict[str, Callable[[], torch.Tensor]]
@@ -60,17 +58,17 @@ Work = dict[str, Callable[[], torch.Tensor]]
 class Config:
     """Settings of the benchmark."""
 
-    out: Path = Path("results/benchmark_deconvolution.csv")
-    ranks: Path = Path("results/benchmark_deconvolution_rank.csv")
+    out: Path = Path("results/benchmark_deconvolution.csv")  # table of quality and time
+    ranks: Path = Path("results/benchmark_deconvolution_rank.csv")  # table of eigen-PSFs
     rounds: int = 5  # measurements of each program, taken in turn
-    iterations: int = 20  # of the peers
-    seed: int = 0  # of the noise
-    every_mask: bool = False  # deepinv with a mask for each of 64 PSFs too: minutes
+    iterations: int = 20  # of Richardson-Lucy in the other programs
+    seed: int = 0  # of the Poisson noise
+    every_mask: bool = False  # also deepinv with a mask for each of 64 PSFs, which takes minutes
 
 
 @dataclass(frozen=True)
 class Task:
-    """A truth and its noisy image; PSFs on a grid R x C at `PIXELS`, or one."""
+    """A truth, its noisy image, and the PSFs that blurred it: one, or a grid at `PIXELS`."""
 
     name: str
     psfs: torch.Tensor  # (R, C, K, K)
@@ -80,18 +78,18 @@ class Task:
 
 
 def defocused(z_um: torch.Tensor) -> torch.Tensor:
-    """PSFs (R, C, K, K) of the reference optics at defocus (R, C) um."""
+    """PSFs (R, C, K, K) of the reference optics at a defocus of (R, C) um."""
     return psf_grid_from_map(psf_model("gibson_lanni"), z_um[None], Microscope(), PSF_SIZE)
 
 
 def tilted(rows: int) -> torch.Tensor:
-    """Defocus (rows, rows), 1 to 8 um from corner to corner."""
+    """Defocus (rows, rows) in um, from 1 to 8 um between two corners."""
     line = torch.linspace(1, 8, rows)
     return (line[:, None] + line) / 2
 
 
 def linear_weights(places: torch.Tensor, length: int, margin: int) -> torch.Tensor:
-    """Hat functions (R, length) around places in the image, constant beyond the first and last."""
+    """Hat functions (R, length) around places in the image, constant outside them."""
     if len(places) == 1:
         return torch.ones(1, length)
     pixels = np.arange(length) - margin
@@ -100,7 +98,7 @@ def linear_weights(places: torch.Tensor, length: int, margin: int) -> torch.Tens
 
 
 def make_task(name: str, psfs: torch.Tensor, seed: int) -> Task:
-    """Blur the photograph with every PSF of the grid in full, not with eigen-PSFs."""
+    """Task whose photograph is blurred with every PSF of the grid, not with eigen-PSFs."""
     margin = PSF_SIZE // 2
     photograph = np.pad(data.camera().astype(np.float32), margin, mode="reflect")
     objects = torch.from_numpy(photograph)
@@ -118,7 +116,7 @@ def make_task(name: str, psfs: torch.Tensor, seed: int) -> Task:
 
 
 def operator(task: Task, **compression: float) -> VariantBlur:
-    """Our operator, with everything cached that does not depend on the image."""
+    """Our operator, with its transforms and weights already made."""
     places = PIXELS if len(task.psfs) > 1 else PIXELS[:1]
     blur = VariantBlur.from_psfs(task.psfs, places, places, (SIZE, SIZE), **compression)
     blur.adjoint(blur.forward(blur.seen[None]))
@@ -126,7 +124,7 @@ def operator(task: Task, **compression: float) -> VariantBlur:
 
 
 def with_skimage(task: Task, iterations: int, margin: int = 0) -> torch.Tensor:
-    """One PSF only: that of the middle of the grid."""
+    """scikit-image's restoration with the PSF in the middle of the grid."""
     middle = len(task.psfs) // 2
     image = np.pad(task.image.numpy(), margin, mode="reflect")
     found = skimage_richardson_lucy(image, task.psfs[middle, middle].numpy(), iterations, False)
@@ -134,12 +132,12 @@ def with_skimage(task: Task, iterations: int, margin: int = 0) -> torch.Tensor:
 
 
 def ours(task: Task, blur: VariantBlur, **settings: object) -> torch.Tensor:
-    """Our restoration; settings of `richardson_lucy`."""
+    """Our restoration, with settings of `richardson_lucy`."""
     return richardson_lucy(task.image, blur, **settings).image
 
 
 def with_every_psf(task: Task, iterations: int) -> torch.Tensor:
-    """One run of scikit-image for each PSF on the whole image, blended by the weights."""
+    """One restoration of scikit-image for each PSF, blended by the weights of the PSFs."""
     margin = PSF_SIZE // 2
     image = np.pad(task.image.numpy(), margin, mode="reflect")
     total = torch.zeros(SIZE, SIZE)
@@ -151,34 +149,34 @@ def with_every_psf(task: Task, iterations: int) -> torch.Tensor:
 
 
 def deepinv_work(task: Task, iterations: int, every_mask: bool) -> Work:
-    """Its roads: a mask for every PSF, and the eigen-PSFs that we make, rank 4."""
-    if not installed("deepinv"):
+    """Restorations of deepinv: with a mask for every PSF, and with our four eigen-PSFs."""
+    if not is_installed("deepinv"):
         return {}
     every = task.psfs.flatten(0, 1)
     work: Work = {}
     for valid, where in ((False, "zeros outside"), (True, "valid domain")):
         few = operator(task, rank=4)
-        roads = {}
+        ways = {}
         if len(every) == 1 or every_mask:
-            roads["every PSF"] = (every, task.weights)
+            ways["every PSF"] = (every, task.weights)
         if len(every) > 1:
-            roads["eigen-PSFs, rank 4"] = (few.eigen_psfs, few.weights)
-        for road, (filters, weights) in roads.items():
-            work[f"deepinv MLEM, {road}, {where}"] = partial(
+            ways["eigen-PSFs, rank 4"] = (few.eigen_psfs, few.weights)
+        for way, (filters, weights) in ways.items():
+            work[f"deepinv MLEM, {way}, {where}"] = partial(
                 deepinv_richardson_lucy, task.image, filters, weights, iterations, valid
             )
     return work
 
 
 def sdeconv_work(task: Task, iterations: int) -> Work:
-    """SDeconv, where it is installed."""
-    if not installed("sdeconv"):
+    """Restoration of SDeconv, if it is installed."""
+    if not is_installed("sdeconv"):
         return {}
     return {"SDeconv": partial(sdeconv_richardson_lucy, task.image, task.psfs[0, 0], iterations)}
 
 
 def our_work(task: Task, blur: VariantBlur) -> Work:
-    """Our settings, from the peers' plain iteration to the default."""
+    """Our restorations, from the plain iteration of the other programs to our default."""
     return {
         "ours, plain, 20 iterations": partial(
             ours, task, blur, iterations=20, tv=0.0, acceleration=None
@@ -191,7 +189,7 @@ def our_work(task: Task, blur: VariantBlur) -> Work:
 
 
 def psnr(found: torch.Tensor, truth: torch.Tensor, border: int = 0) -> float:
-    """Peak of the whole truth over the rms difference, dB, without a border."""
+    """Peak of the whole truth over the rms difference inside a border, dB."""
     inside = slice(border, len(truth) - border)
     rms = (found - truth)[inside, inside].double().square().mean().sqrt()
     return float(20 * torch.log10(truth.max() / rms))
@@ -200,7 +198,7 @@ def psnr(found: torch.Tensor, truth: torch.Tensor, border: int = 0) -> float:
 def seconds_in_turn(
     work: Work, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
-    """Seconds of each call, in rounds, so that a busy machine slows all alike; and the images."""
+    """Seconds of each call, and the images; rounds make a busy machine slow all alike."""
     results = {name: call() for name, call in work.items()}
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
@@ -212,7 +210,7 @@ def seconds_in_turn(
 
 
 def quality_table(config: Config) -> pd.DataFrame:
-    """PSNR, seconds and time over that of scikit-image's one PSF, both tasks."""
+    """PSNR, seconds, and time relative to scikit-image with one PSF, for both tasks."""
     rows = []
     for name, psfs in (
         ("one PSF", defocused(torch.full((1, 1), 4.0))),
@@ -251,7 +249,7 @@ def quality_table(config: Config) -> pd.DataFrame:
 
 
 def rank_table(config: Config) -> pd.DataFrame:
-    """Seconds of 20 iterations for 4 to 256 PSFs, by tolerance."""
+    """Seconds of 20 iterations and number of eigen-PSFs for 4 to 256 PSFs, by tolerance."""
     image = make_task("one PSF", defocused(torch.full((1, 1), 4.0)), config.seed).image
     work: Work = {}
     blurs = {}
@@ -286,7 +284,10 @@ def main(config: Config) -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    warnings.simplefilter("ignore", EnergyWarning)  # the wings of 8 um do not fit 63 pixels
+    warnings.simplefilter("ignore", EnergyWarning)  # PSFs at 8 um are wider than 63 px
+    for name in OPTIONAL:
+        if not is_installed(name):
+            print(f"note: {name} is not installed and is left out (pip install {name})")
     tables = ((quality_table(config), config.out), (rank_table(config), config.ranks))
     for table, path in tables:
         with whole_file(path) as unfinished:

@@ -1,1 +1,1 @@
-"""Deconvolution under a blur that varies over the field."""
+"""Restoration of images that are blurred by a PSF that varies over the field."""

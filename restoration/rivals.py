@@ -1,8 +1,8 @@
-"""Restoration without a map: the methods that a spatially variant one has to beat.
+"""Other methods of restoration, to compare with: two blind ones and the scheme of 2018.
 
-Blind Richardson-Lucy, blind total variation, and the scheme of Shajkofci & Liebling (ICIP 2018),
-which weights the blurred image in place of the object. Images are photons per pixel (H, W); one
-PSF, unknown at first, holds for the whole field unless said otherwise. Borders are mirrored.
+Blind Richardson-Lucy and blind total variation estimate one PSF for the whole field. The scheme of
+Shajkofci & Liebling (ICIP 2018) takes a map of PSFs, but weights the blurred image in place of the
+object. Images are photons per pixel (H, W). Borders are mirrored.
 """
 
 import math
@@ -12,19 +12,17 @@ import torch
 from psf.errors import InputError
 from restoration.variant_blur import VariantBlur
 
-BLIND_PSF = 31  # px, support of the PSF that is found
-START_FWHM_PX = 4.0  # of the Gaussian that a search begins with
-SMALLEST = 1e-3  # of the mean brightness: no division by zero
+BLIND_PSF = 31  # px, support of the PSF that is estimated
+START_FWHM_PX = 4.0  # of the Gaussian with which the estimation begins
+SMALLEST = 1e-3  # least expected image, as a share of the mean: avoids division by zero
 
 
 def blind_richardson_lucy(
     image: torch.Tensor, rounds: int = 3, steps: int = 5, psf_size: int = BLIND_PSF
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Alternate Richardson-Lucy steps on the PSF and on the object (Fish et al., JOSA A 12, 58).
+    """Object (H, W) and PSF (K, K) by Richardson-Lucy steps on both in turns.
 
-    Returns
-    -------
-    Object (H, W) and PSF (K, K).
+    Fish et al., JOSA A 12, 58 (1995).
     """
     field, inner = _mirrored(image, psf_size)
     objects, psf = field.clone(), _start(psf_size, field)
@@ -47,16 +45,13 @@ def blind_richardson_lucy(
 def blind_total_variation(
     image: torch.Tensor, weight: float | None = None, rounds: int = 12, psf_size: int = BLIND_PSF
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Alternate least squares with total variation on the object and least squares on the PSF.
+    """Object (H, W) and PSF (K, K) by least squares on both in turns.
 
-    After Chan & Wong (IEEE TIP 7, 370 (1998)); as by Cho & Lee (ACM Trans. Graph. 28, 145
-    (2009)) the PSF is fitted to gradients of the object after a shock filter, or it would shrink to
-    a point, and stays positive. The weight falls from round to round to
-    its last value, by default 0.3 / sqrt(mean photons), for an image of mean 1.
-
-    Returns
-    -------
-    Object (H, W) and PSF (K, K).
+    After Chan & Wong (IEEE TIP 7, 370 (1998)), with total variation on the object. As by Cho & Lee
+    (ACM Trans. Graph. 28, 145 (2009)) the PSF is fitted to gradients of the object after a shock
+    filter; otherwise it would shrink to a point. The PSF stays positive. The weight of total
+    variation, for an image of mean 1, falls from round to round to its last value, by default
+    0.3 / sqrt(mean photons).
     """
     mean = float(image.mean())
     last = 0.3 / math.sqrt(mean) if weight is None else weight
@@ -77,11 +72,11 @@ def blind_total_variation(
 def weights_after_blur(
     image: torch.Tensor, blur: VariantBlur, iterations: int = 20, weight: float = 2e-3
 ) -> torch.Tensor:
-    """Restore as Shajkofci & Liebling (ICIP 2018): y = sum_i w_i (h_i * x), a sum of gradients.
+    """Object (H, W) by the scheme of Shajkofci & Liebling (ICIP 2018).
 
-    Image points have a PSF here, not object points, and the regularisation divides by 1 - weight
-    times the sum of the two signs of the gradient, in place of the curvature of total variation.
-    Written anew from its description.
+    Written from its description. The model is y = sum_i w_i (h_i * x): image points have a PSF, not
+    object points. A step divides by 1 - weight * (sign of the gradient along y + sign along x), in
+    place of the curvature of total variation.
     """
     size = blur.psf_size
     if size > min(image.shape):
@@ -111,7 +106,7 @@ def weights_after_blur(
 
 
 def _mirrored(image: torch.Tensor, size: int) -> tuple[torch.Tensor, tuple[slice, slice]]:
-    """The image (H, W) mirrored by half a PSF on each side, and where it lies in it."""
+    """The image (H, W) with half a PSF mirrored on each side, and its place in the result."""
     margin = size // 2
     padded = torch.nn.functional.pad(image[None, None], [margin] * 4, mode="reflect")[0, 0]
     inner = tuple(slice(margin, margin + edge) for edge in image.shape)
@@ -119,7 +114,7 @@ def _mirrored(image: torch.Tensor, size: int) -> tuple[torch.Tensor, tuple[slice
 
 
 def _start(size: int, like: torch.Tensor) -> torch.Tensor:
-    """Gaussian PSF (K, K)."""
+    """Gaussian PSF (K, K) with which a blind estimation begins."""
     line = torch.arange(size).to(like) - size // 2
     profile = torch.exp(-4 * math.log(2) * (line / START_FWHM_PX) ** 2)
     psf = profile[:, None] * profile
@@ -127,7 +122,7 @@ def _start(size: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def _transfer(psf: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Transfer function, the centre of the PSF (K, K) at the origin."""
+    """Transfer function (H, W // 2 + 1) of a PSF (K, K) that is centred on the origin."""
     size = psf.shape[-1]
     padded = psf.new_zeros(shape)
     padded[:size, :size] = psf
@@ -139,7 +134,7 @@ def _convolve(spectrum: torch.Tensor, psf: torch.Tensor, shape: torch.Size) -> t
 
 
 def _correlate_small(spectrum: torch.Tensor, image: torch.Tensor, size: int) -> torch.Tensor:
-    """Middle (K, K) of the correlation of an image with the object of this spectrum."""
+    """Middle (K, K) of the correlation of an image with the object that has this spectrum."""
     full = torch.fft.irfft2(spectrum.conj() * torch.fft.rfft2(image), s=image.shape)
     return full.roll((size // 2, size // 2), (0, 1))[:size, :size]
 
@@ -162,8 +157,8 @@ def _tv_deconvolve(
     weight: float,
     steps: int = 12,
 ) -> torch.Tensor:
-    """Minimise |h * x - y|^2 / 2 + weight TV(x) by alternating directions (Wang et al. 2008)."""
-    coupling = 20 * weight
+    """Minimum x of |h * x - y|^2 / 2 + weight TV(x), by the method of Wang et al. (2008)."""
+    coupling = 20 * weight  # changes the speed of convergence, not the minimum
     data = transfer.conj() * torch.fft.rfft2(field)
     smooth = sum(g.abs().square() for g in gradients)
     inverse = 1 / (transfer.abs().square() + coupling * smooth + 1e-8)
@@ -188,7 +183,7 @@ def _tv_deconvolve(
 
 
 def _shock(objects: torch.Tensor, steps: int = 8, size: float = 0.2) -> torch.Tensor:
-    """Sharpen edges (Osher & Rudin, SIAM J. Numer. Anal. 27, 919 (1990))."""
+    """The object with sharper edges (Osher & Rudin, SIAM J. Numer. Anal. 27, 919 (1990))."""
     for _ in range(steps):
         near = [objects.roll(shift, axis) for axis in (0, 1) for shift in (1, -1)]
         laplacian = sum(near) - 4 * objects
@@ -203,12 +198,13 @@ def _fit_psf(
     gradients: tuple[torch.Tensor, torch.Tensor],
     size: int,
 ) -> torch.Tensor:
-    """Least squares of the gradients, cut to (K, K), positive and of unit sum."""
+    """PSF (K, K), positive and of sum 1, by least squares on the gradients."""
     sharp, blurred = torch.fft.rfft2(objects), torch.fft.rfft2(field)
     smooth = sum(g.abs().square() for g in gradients)
     power = smooth * sharp.abs().square()
+    # a small share of the mean power keeps frequencies without signal from growing
     transfer = smooth * sharp.conj() * blurred / (power + 1e-3 * power.mean())
     full = torch.fft.irfft2(transfer, s=field.shape)
     psf = full.roll((size // 2, size // 2), (0, 1))[:size, :size]
-    psf = torch.where(psf > 0.05 * psf.max(), psf, 0.0)
+    psf = torch.where(psf > 0.05 * psf.max(), psf, 0.0)  # the rest is noise
     return psf / psf.sum()

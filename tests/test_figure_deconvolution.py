@@ -6,22 +6,19 @@ import pandas as pd
 import pytest
 import torch
 
+import figure_deconvolution
+from common.files import read_json, write_json
 from figure_deconvolution import (
     BLIND,
-    BORDER,
     INPUT,
     OURS,
-    Case,
     Config,
-    Scene,
     cases,
-    make_scene,
-    mean_psf,
-    score,
-    snr_db,
+    run_missing,
     summarise,
     with_best_setting,
 )
+from restoration.scenes import BORDER, Case, Scene, make_scene, mean_psf, score, snr_db
 from simulation.sources import HELD_OUT
 
 # a little light lies outside of the supports that render the truth
@@ -87,6 +84,77 @@ def test_the_best_setting_is_chosen_by_the_truth(scene):
 
     found = with_best_setting(scene, method, (0.1, 0.9, 0.5))
     assert torch.allclose(found, method(scene.image, 0.9)[0])
+
+
+class InThisProcess:
+    """Stands in for the pool of processes, so that the case can be replaced."""
+
+    def __init__(self, workers):
+        self.close = self.join = lambda: None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def imap_unordered(self, work, tasks):
+        return map(work, tasks)
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """Keys of the cases that `run_missing` restores, whose work is left out."""
+    done = []
+
+    def run_case(case_and_key, folder):
+        case, key = case_and_key
+        done.append(case.key)
+        write_json(folder / f"{case.key}.json", {"key": key, "rows": []})
+
+    context = type("Context", (), {"Pool": InThisProcess})
+    monkeypatch.setattr("multiprocessing.get_context", lambda _: context)
+    monkeypatch.setattr(figure_deconvolution, "run_case", run_case)
+    return done
+
+
+def test_finished_cases_are_kept_until_network_code_or_settings_change(
+    tmp_path, monkeypatch, restored
+):
+    code, fingerprints = ["code"], {"zernike1d_tilted": "a", "zernike2d_tilted": "b"}
+
+    def network(name):
+        return type("Network", (), {"fingerprint": fingerprints[name]})
+
+    monkeypatch.setattr(figure_deconvolution, "load_estimator", network)
+    monkeypatch.setattr(figure_deconvolution, "code_fingerprint", lambda *_: code[0])
+    config = Config(scratch=tmp_path, images=2, photons=(100.0,), size=256)
+    focus, astigmatism = (case.key for case in cases(config))
+    run_missing(config)
+    assert restored == [focus, astigmatism]
+    run_missing(config)
+    assert len(restored) == 2
+    fingerprints["zernike2d_tilted"] = "retrained"
+    run_missing(config)
+    assert restored[2:] == [astigmatism]
+    code[0] = "changed"
+    run_missing(config)
+    assert restored[3:] == [focus, astigmatism]
+    write_json(tmp_path / f"{focus}.json", {"rows": []})  # as older code wrote it
+    run_missing(config)
+    assert restored[5:] == [focus]
+
+
+def test_the_key_of_a_case_names_its_network_and_all_code_that_computes_it(tmp_path, restored):
+    config = Config(scratch=tmp_path, images=1, photons=(100.0,), size=256)
+    run_missing(config)
+    key = read_json(tmp_path / f"{restored[0]}.json", "case")["key"]
+    estimator = figure_deconvolution.load_estimator("zernike1d_tilted")
+    assert key["network"] == estimator.fingerprint
+    assert key["code"] == figure_deconvolution.code_fingerprint(*figure_deconvolution.CODE)
+    assert key["model"] == "zernike1d" and key["size"] == 256 and key["photons"] == 100
+    names = {path.name for path in figure_deconvolution.CODE}
+    assert names == {"psf", "simulation", "models", "restoration", "figure_deconvolution.py"}
 
 
 def test_summary_has_means_intervals_and_counts():

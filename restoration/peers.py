@@ -1,19 +1,32 @@
-"""Restorations of other programs, in their own words; none of them is needed by the project."""
+"""Restorations by other open-source programs, called in their own way; all but one are optional."""
 
 import importlib.util
 import warnings
 
+import numpy as np
 import torch
+from skimage.restoration import unsupervised_wiener
+
+SMALLEST = 1e-3  # photons: least expected image and visible share, avoids division by zero
 
 
-def installed(name: str) -> bool:
-    """Whether a peer can be imported; says how to install it if not."""
+def is_installed(name: str) -> bool:
+    """Whether an optional program can be imported."""
     if importlib.util.find_spec(name) is None:
-        print(f"not installed: {name} (pip install {name})")
         return False
     with warnings.catch_warnings(action="ignore"):  # of its own dependencies
         importlib.import_module(name)
     return True
+
+
+def skimage_wiener(image: torch.Tensor, psf: torch.Tensor) -> torch.Tensor:
+    """scikit-image's unsupervised Wiener estimate (H, W), one PSF (K, K), borders mirrored."""
+    margin = psf.shape[-1] // 2
+    padded = np.pad(image.cpu().numpy().astype(float), margin, mode="reflect")
+    scale = padded.max()
+    found, _ = unsupervised_wiener(padded / scale, psf.cpu().double().numpy(), rng=0, clip=False)
+    inner = tuple(slice(margin, margin + edge) for edge in image.shape)
+    return torch.from_numpy(found[inner] * scale).to(image)
 
 
 def deepinv_richardson_lucy(
@@ -23,14 +36,14 @@ def deepinv_richardson_lucy(
     iterations: int,
     valid: bool = True,
 ) -> torch.Tensor:
-    """Richardson-Lucy (MLEM) on deepinv's `SpaceVaryingBlur`.
+    """Richardson-Lucy estimate (H, W) with deepinv's `SpaceVaryingBlur`.
 
     Parameters
     ----------
     image : (H, W)
     filters : (M, K, K), K odd
     weights : (M, H + K - 1, W + K - 1), on the object
-    valid : estimate the field around the image too; otherwise, as by default there, zeros
+    valid : estimate the field around the image too; otherwise zeros surround it, the default there
     """
     from deepinv.physics import SpaceVaryingBlur
 
@@ -40,10 +53,10 @@ def deepinv_richardson_lucy(
     padding = "valid" if valid else "constant"
     physics = SpaceVaryingBlur(filters[None, None], weights[None, None], padding, use_fft=True)
     seen_image = image[None, None]
-    seen = physics.A_adjoint(torch.ones_like(seen_image)).clamp(min=1e-3)
+    seen = physics.A_adjoint(torch.ones_like(seen_image)).clamp(min=SMALLEST)
     found = torch.full_like(seen, float(image.mean()))
     for _ in range(iterations):
-        expected = physics.A(found).clamp(min=1e-3)
+        expected = physics.A(found).clamp(min=SMALLEST)
         found = found * physics.A_adjoint(seen_image / expected).clamp(min=0) / seen
     return found[0, 0, *inside] if valid else found[0, 0]
 
@@ -51,7 +64,7 @@ def deepinv_richardson_lucy(
 def sdeconv_richardson_lucy(
     image: torch.Tensor, psf: torch.Tensor, iterations: int
 ) -> torch.Tensor:
-    """SDeconv with one PSF (K, K) and its own padding, (H, W)."""
+    """Richardson-Lucy estimate (H, W) of SDeconv with one PSF (K, K) and its own padding."""
     from sdeconv.deconv import SRichardsonLucy
 
     return SRichardsonLucy(psf, niter=iterations, pad=psf.shape[-1] // 2)(image).cpu()
