@@ -1,4 +1,4 @@
-"""Restoration: what must be conserved, what must not move, borders, noise, and bad input."""
+"""Richardson-Lucy: conserved light, no shift, borders, noise, stopping, tiles, bad input."""
 
 import math
 
@@ -33,7 +33,7 @@ def varying_blur(shape=(SIZE, SIZE)):
 
 
 def scene(blur, photons=300.0, corner=(100, 150)):
-    """Photons (field) of a part of a photograph with real content beyond the image."""
+    """Photons (field) of a part of a photograph with real content outside the image."""
     height, width = blur.field_shape
     part = data.camera()[corner[0] : corner[0] + height, corner[1] : corner[1] + width]
     part = torch.from_numpy(part.copy()).float()
@@ -165,7 +165,7 @@ def test_tv_lowers_the_total_variation_and_stays_in_bounds(tv):
     assert float(smooth.mean()) == pytest.approx(float(noisy.mean()), rel=0.05)
 
 
-def test_momentum_comes_farther_in_as_many_iterations():
+def test_accelerated_iterations_come_farther_than_plain_ones():
     blur = plain_blur()
     objects = scene(blur)
     clean, _ = seen_through(blur, objects)
@@ -237,7 +237,7 @@ def test_the_search_never_chooses_0_iterations():
     assert choose(flat, blur, settings, True) is None
 
 
-def test_fine_detail_takes_less_smoothing():
+def test_fine_detail_gets_less_smoothing():
     blur = plain_blur()
     smooth = torch.full(blur.field_shape, 100.0)
     smooth[:, 80:] = 300
@@ -268,7 +268,7 @@ def test_dim_places_are_smoothed_more_than_bright_ones():
     assert float(rounding[:, -40:].mean() / rounding[:, :40].mean()) == pytest.approx(99, rel=0.05)
 
 
-def test_windows_speak_for_a_large_image():
+def test_four_windows_represent_a_large_image():
     image = torch.rand(700, 700, generator=torch.Generator().manual_seed(0))
     image[300:340, 100:140] += 5
     image[600:640, 600:640] += 5
@@ -281,7 +281,7 @@ def test_windows_speak_for_a_large_image():
     assert all(image[:, :100].repeat(8, 1)[part].numel() for part in narrow)
 
 
-def test_photons_where_nothing_is_expected_and_zeros_do_no_harm():
+def test_dark_images_and_single_bright_pixels_stay_finite():
     blur = plain_blur(shape=(64, 64))
     _, noisy = seen_through(blur, scene(blur, photons=0.5))
     assert int((noisy == 0).sum()) > 1000

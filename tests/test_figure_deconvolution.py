@@ -31,7 +31,7 @@ def test_snr_is_that_of_a_known_error():
     assert snr_db(truth * 1.1, truth) == pytest.approx(20, abs=1e-3)
 
 
-def test_cases_begin_with_the_held_out_images_and_take_turns():
+def test_cases_begin_with_the_test_images_and_take_turns():
     found = cases(Config(images=8, photons=(1000.0, 100.0)))
     assert [case.name for case in found[:8:2]] == list(HELD_OUT)
     assert len({case.key for case in found}) == 16

@@ -47,7 +47,7 @@ def photograph_through(true_map, photons=1000.0):
     return objects[blur.image_part], noisy
 
 
-def refined(image, found):
+def scaled_by_photons(image, found):
     blur = blur_of_map(found, SHAPE)
     photons, background = check_image(image, 0.0, 1.0, blur.shape, blur.eigen_psfs)
     settings, count = settle(photons, blur, background, "auto", "auto", "momentum")
@@ -58,7 +58,7 @@ def refined(image, found):
 def test_wrong_maps_come_nearer_to_the_truth(factor):
     truth = psf_map(5.0)
     _, image = photograph_through(truth)
-    better = refined(image, scaled(truth, factor))
+    better = scaled_by_photons(image, scaled(truth, factor))
     error = float((better.values - 5.0).abs().mean())
     assert error < 0.5 * 5.0 * (factor - 1)
 
@@ -66,7 +66,7 @@ def test_wrong_maps_come_nearer_to_the_truth(factor):
 def test_the_right_map_stays_as_it_is():
     truth = psf_map(5.0)
     _, image = photograph_through(truth)
-    assert float((refined(image, truth).values / truth.values - 1).abs().max()) < 0.03
+    assert float((scaled_by_photons(image, truth).values / truth.values - 1).abs().max()) < 0.03
 
 
 def test_only_the_wrong_part_changes():
@@ -74,12 +74,12 @@ def test_only_the_wrong_part_changes():
     _, image = photograph_through(truth)
     wrong = replace(truth, values=truth.values.clone())
     wrong.values[..., 2:] *= 1.6
-    better = refined(image, wrong)
+    better = scaled_by_photons(image, wrong)
     assert float((better.values[..., 3] - 4.0).abs().mean()) < 1.2  # of 2.4
     assert float((better.values[..., 0] - 4.0).abs().mean()) < 0.5
 
 
-def test_refined_maps_restore_better():
+def test_scaled_maps_restore_better():
     truth = psf_map(5.0)
     sharp, image = photograph_through(truth)
     wrong = scaled(truth, 1.6)
@@ -96,9 +96,9 @@ def test_the_best_factor_is_the_peak_of_a_parabola():
         return {f: np.full((1, 1), -height * (math.log(f) - peak) ** 2) for f in factors}
 
     assert best_logarithm(table(-0.25)) == pytest.approx(-0.25, abs=1e-6)
-    assert best_logarithm(table(-1.0)) == pytest.approx(math.log(0.64))  # beyond what was tried
+    assert best_logarithm(table(-1.0)) == pytest.approx(math.log(0.64))  # the last factor tried
     assert best_logarithm(table(0.0)) == 0
-    # 20 times 0.25^2 is less evidence than is needed
+    # 20 times 0.25^2 is too little evidence
     assert 20 * 0.25**2 < EVIDENCE_NEEDED
     assert best_logarithm(table(-0.25, height=20.0)) == 0
 
@@ -113,7 +113,9 @@ def test_evidence_counts_the_cells_around():
     assert loss == pytest.approx(per_pixel * CELL**2 * 4 * math.pi * 1.25**2, rel=1e-3)
 
 
-def test_images_smaller_than_a_cell_keep_their_map():
+def test_images_smaller_than_a_cell_and_without_iterations_keep_their_map():
     found = psf_map(2.0)
     small = torch.rand(20, 20) + 1
     assert fit_map_scale(small, found, None, None, 3) is found
+    large = torch.rand(200, 200) + 1
+    assert fit_map_scale(large, found, None, None, 0) is found

@@ -1,4 +1,4 @@
-"""From a map to a restored image: the right PSFs, caution where the map is unsure, files."""
+"""From a map to a restored image: its PSFs, care where the map is uncertain, files."""
 
 import json
 import sys
@@ -91,7 +91,7 @@ def test_restoration_with_the_map_gains_and_beats_one_psf():
     assert error(restored.image, truth) < error(single.image, truth)
 
 
-def test_places_without_content_lose_noise_and_keep_their_blur():
+def test_places_without_content_are_denoised_and_keep_their_blur():
     found = psf_map(6.0, 6.001, content=0.0)
     _, image = scene(found)
     smooth = scene(found, photons=1e7)[1] * 1e-4
@@ -106,11 +106,11 @@ def test_uncertainty_grows_with_the_uncertainty_of_the_psf():
     assert shares[0] == 0 < shares[1] < shares[2] <= 1
 
 
-def test_where_nothing_is_known_of_the_psf_a_narrower_one_is_taken():
+def test_where_the_psf_is_uncertain_a_smaller_one_is_taken():
     _, image = scene(psf_map())
     sure, plain = restore_with_map(image, psf_map(), iterations=3, refined=False)
-    unsure, narrower = restore_with_map(image, psf_map(deviation=20.0), iterations=3, refined=False)
-    assert float(narrower.psf_at(48, 56).max()) > 1.2 * float(plain.psf_at(48, 56).max())
+    unsure, smaller = restore_with_map(image, psf_map(deviation=20.0), iterations=3, refined=False)
+    assert float(smaller.psf_at(48, 56).max()) > 1.2 * float(plain.psf_at(48, 56).max())
     assert not torch.equal(sure.image, unsure.image)
 
 
@@ -123,7 +123,7 @@ def test_interpolation_is_linear_inside_and_constant_outside():
     assert float(full[4, 3]) == pytest.approx(3.0)
 
 
-def test_map_beyond_the_image_is_refused():
+def test_map_that_reaches_outside_the_image_is_refused():
     with pytest.raises(InputError, match="give the map of this image"):
         restore_with_map(torch.rand(90, 90), psf_map())
 
@@ -260,7 +260,7 @@ def test_maps_of_one_patch_stay_one_patch():
     assert found.values.shape == (1, 1, 1) and float(found.values) == pytest.approx(3.0, abs=1e-3)
 
 
-def test_misfit_is_where_the_psf_is_too_wide():
+def test_misfit_is_large_where_the_psf_is_too_large():
     found = psf_map(2.0, 2.001)
     _, image = scene(found)
     wide = psf_map(2.0, 2.001)
@@ -270,9 +270,9 @@ def test_misfit_is_where_the_psf_is_too_wide():
     assert misfit_of(image, right.expected).max() < MISFIT_ALLOWED
     misfit = misfit_of(image, wrong.expected)
     assert misfit[:, 90:].min() > MISFIT_ALLOWED > misfit[:, :40].max()
-    narrower = shrunk_where_misfit(wide, misfit)
-    assert torch.equal(narrower.values[..., 0], wide.values[..., 0])
-    assert torch.allclose(narrower.values[..., 2], torch.tensor(0.6 * 10))
+    smaller = shrunk_where_misfit(wide, misfit)
+    assert torch.equal(smaller.values[..., 0], wide.values[..., 0])
+    assert torch.allclose(smaller.values[..., 2], torch.tensor(0.6 * 10))
     assert shrunk_where_misfit(found, misfit_of(image, right.expected)) is None
 
 
@@ -356,7 +356,7 @@ def test_mistakes_end_in_one_line_and_nothing_written(
         (np.linspace(-5, 5, 96 * 112, dtype=np.float32).reshape(SHAPE), "--offset-counts"),
     ],
 )
-def test_images_that_are_none_are_refused(
+def test_images_that_cannot_be_restored_are_refused(
     map_folder, tmp_path, monkeypatch, capsys, pixels, message
 ):
     path, out = tmp_path / "bad.tif", tmp_path / "none"

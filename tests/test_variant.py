@@ -1,4 +1,4 @@
-"""The spatially variant operator against sums of direct convolutions, its adjoint, its centre."""
+"""The spatially variant operator: equal to sums of direct convolutions, its adjoint, its centre."""
 
 import numpy as np
 import pytest
@@ -112,7 +112,7 @@ def test_each_object_point_has_the_psf_of_its_place():
     assert float(image.sum()) == pytest.approx(2)
 
 
-def test_beyond_the_grid_the_nearest_psf_holds():
+def test_outside_the_grid_the_nearest_psf_holds():
     psfs = random_grid(2, 2, 5)
     blur = VariantBlur.from_psfs(psfs, places(10, 20), places(10, 20), (30, 30), rank=4)
     assert largest(blur.psf_at(0, 2) - psfs[0, 0]) < EXACT
@@ -172,7 +172,7 @@ def test_maps_become_psfs_of_clamped_labels():
     assert largest(psfs.reshape(4, 79, 79) - expected) < 1e-7
 
 
-def test_a_refined_map_interpolates_labels():
+def test_a_finer_grid_interpolates_labels():
     values, rows, columns = torch.tensor([[[0.0, 4.0], [2.0, 6.0]]]), places(10, 30), places(0, 8)
     fine, fine_rows, fine_columns = finer_grid(values, rows, columns, 2)
     assert fine_rows.tolist() == [10, 20, 30]
