@@ -442,6 +442,15 @@ def test_restoration_with_a_map(posing, picture, monkeypatch, refined, tile):
     same_on_both(restored, picture)
 
 
+def test_an_image_is_restored_on_its_device_with_a_map_from_the_cpu(posing, picture):
+    psf_map = sloped_map(CPU)  # as read from a folder, or predicted
+
+    def restored(image: torch.Tensor) -> torch.Tensor:
+        return with_map.restore_with_map(image, psf_map, 4, refined=True)[0].image
+
+    same_on_both(restored, picture)
+
+
 def test_borders_of_a_map(posing):
     def continued(values: torch.Tensor) -> torch.Tensor:
         psf_map = replace(sloped_map(values.device), values=values)
