@@ -149,41 +149,46 @@ def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
             f"{folder} holds no map: its config.json lacks {', '.join(sorted(missing))}; give the "
             "folder of estimate_psf_map.py."
         )
-    model, unit = from_config(config["psf_model"]), config["label_unit"]
-    try:
-        table = pd.read_csv(folder / "map.csv").sort_values(["y_px", "x_px"])
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'map.csv'} cannot be read: {error}") from error
-    names = config["label_names"]
-    wanted = [f"{name}{suffix}_{unit}" for name in names for suffix in ("", "_standard_deviation")]
-    if missing := {*wanted, "content_probability", "y_px", "x_px"} - set(table.columns):
-        raise InputError(f"{folder / 'map.csv'} lacks columns {', '.join(sorted(missing))}.")
-    rows, columns = (np.unique(table[axis]) for axis in ("y_px", "x_px"))
-    if len(rows) * len(columns) != len(table):
-        raise InputError(f"{folder / 'map.csv'} is incomplete; make the map again.")
-
-    def grid(kind: str) -> torch.Tensor:
-        plain = [f"{name}{kind}_{unit}" for name in names]
-        chosen = [table[name].to_numpy() for name in plain]
-        return torch.from_numpy(np.stack(chosen)).float().reshape(-1, len(rows), len(columns))
-
-    content = torch.from_numpy(table["content_probability"].to_numpy(np.float32, copy=True))
-    found = PsfMap(
-        model,
-        Microscope(**config["optics"]),
-        grid(""),
-        grid("_standard_deviation"),
-        content.reshape(len(rows), len(columns)),
-        torch.from_numpy(rows).float(),
-        torch.from_numpy(columns).float(),
-    )
-    if not torch.isfinite(found.values).all():
-        raise InputError(f"{folder / 'map.csv'} holds NaN or infinite values; make the map again.")
-    found = replace(found, standard_deviations=found.standard_deviations.nan_to_num(0.0))
+    found = _patches(folder / "map.csv", config)
     if strengths := config["smoothing_strength"]:
         shape = tuple(config["image_shape"])
         found = continue_to_borders(found, strengths, config["patch_size_px"], shape)
     return found, config
+
+
+def _patches(path: Path, config: Mapping[str, Any]) -> PsfMap:
+    """Map of single patches from its table; missing standard deviations count as 0."""
+    names, unit = config["label_names"], config["label_unit"]
+    labels, spreads = (
+        [f"{name}{kind}_{unit}" for name in names] for kind in ("", "_standard_deviation")
+    )
+    try:
+        table = pd.read_csv(path).sort_values(["y_px", "x_px"])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    needed = {*labels, *spreads, "content_probability", "y_px", "x_px"}
+    if missing := needed - set(table.columns):
+        raise InputError(f"{path} lacks columns {', '.join(sorted(missing))}.")
+    rows, columns = (np.unique(table[axis]) for axis in ("y_px", "x_px"))
+    if len(rows) * len(columns) != len(table):
+        raise InputError(f"{path} is incomplete; make the map again.")
+
+    def grid(wanted: list[str]) -> torch.Tensor:
+        channels = np.stack([table[name].to_numpy() for name in wanted])
+        return torch.from_numpy(channels).float().reshape(-1, len(rows), len(columns))
+
+    values = grid(labels)
+    if not torch.isfinite(values).all():
+        raise InputError(f"{path} holds NaN or infinite values; make the map again.")
+    return PsfMap(
+        from_config(config["psf_model"]),
+        Microscope(**config["optics"]),
+        values,
+        grid(spreads).nan_to_num(0.0),
+        grid(["content_probability"])[0],
+        torch.from_numpy(rows).float(),
+        torch.from_numpy(columns).float(),
+    )
 
 
 def check_belongs(config: Mapping[str, Any], shape: tuple[int, int]) -> None:

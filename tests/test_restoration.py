@@ -366,6 +366,23 @@ def test_images_that_cannot_be_restored_are_refused(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("fwhm_px", "width_px"), "map.csv lacks columns fwhm_px"),
+        (lambda text: text.rsplit("\n", 1)[0], "map.csv is incomplete; make the map again"),
+        (lambda text: text.replace(",2.0,0.1", ",nan,0.1"), "map.csv holds NaN or infinite values"),
+    ],
+)
+def test_damaged_tables_of_a_map_are_refused(map_folder, change, message):
+    path = map_folder[0] / "map.csv"
+    text = path.read_text()
+    path.write_text(change(text))
+    assert path.read_text() != text
+    with pytest.raises(InputError, match=message):
+        read_map(map_folder[0])
+
+
 def test_folder_without_a_map_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="holds no map"):
