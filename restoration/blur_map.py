@@ -29,6 +29,7 @@ MOST_PSFS = 6000  # of the finer grid: 400 MB at 127 px
 SUPPORT_STEP = 16  # px between the supports that are tried
 WIDEST = 16  # labels whose PSFs decide on the support
 LARGEST_PSF = 255  # px: a wider support makes each transform slower for less than 1 % of the light
+# what config.json must hold to read a map
 CONFIG_KEYS = {
     *("psf_model", "optics", "label_names", "label_unit", "image_shape"),
     *("smoothing_strength", "patch_size_px"),

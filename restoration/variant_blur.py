@@ -306,7 +306,7 @@ def _check_psfs(
         if not torch.isfinite(places).all() or (places.diff() <= 0).any():
             raise InputError(f"the {name} of the grid do not rise; sort the map.")
     if not torch.isfinite(psfs).all() or (psfs < 0).any() or (psfs.sum((2, 3)) <= 0).any():
-        raise InputError("a PSF is negative, not finite or dark; make the PSFs anew.")
+        raise InputError("a PSF is negative, not finite or dark; make the PSFs again.")
     size = psfs.shape[-1]
     if size > min(shape):
         raise InputError(f"a PSF of {size} px does not fit an image of {shape[0]} x {shape[1]} px.")
