@@ -117,11 +117,11 @@ def record_epoch(
             writer.add_scalar(name, value, progress.step)
 
 
-def calibrate_best(trainer: Trainer) -> None:
+def add_error_bars(trainer: Trainer) -> None:
     """Measure the error bars of the saved weights on the validation split and add them."""
     best = load_estimator(trainer.config.out, trainer.device)
     trainer.network.load_state_dict(best.network.state_dict())
-    found = error_bars.to_config(trainer.calibrate())
+    found = error_bars.to_config(trainer.measure_error_bars())
     save_checkpoint(trainer.config.out, trainer.network, {**best.config, "calibration": found})
 
 
@@ -212,7 +212,7 @@ def main(config: Config) -> None:
         if world > 1:
             torch.distributed.barrier()
     if rank == 0:
-        calibrate_best(trainer)
+        add_error_bars(trainer)
         rate = progress.patches_seen / max(progress.seconds, 1e-9)
         share = progress.data_seconds / max(progress.seconds, 1e-9)
         print(

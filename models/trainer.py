@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.command import pick_device
 from common.files import whole_file
 from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose, normalise, turn
-from models.error_bars import NoiseCalibration, calibrate_by_noise, noise_share
+from models.error_bars import FactorsByNoise, measure_factors_by_noise, noise_share
 from models.loss import (
     VALUE_WEIGHT,
     Scaler,
@@ -35,7 +35,7 @@ from psf.errors import InputError
 
 DEFAULT_EPOCHS = 12
 # Besides the benchmark's: intervals must hold at every photon level, not at three of them.
-CALIBRATION_CONDITIONS = (
+ERROR_BAR_CONDITIONS = (
     *CONDITIONS,
     *(Condition(f"{photons} photons", photons) for photons in (30, 300, 3000, 10_000)),
 )
@@ -173,14 +173,14 @@ class Trainer:
             scores[condition.name] = [float(SCORES["r2"](t, p)) for t, p in columns]
         return float(np.mean(losses)), scores
 
-    def calibrate(self) -> list[NoiseCalibration]:
+    def measure_error_bars(self) -> list[FactorsByNoise]:
         """Measure the factors of the intervals of each parameter on the validation split."""
-        found = [self.predict_validation(condition) for condition in CALIBRATION_CONDITIONS]
+        found = [self.predict_validation(condition) for condition in ERROR_BAR_CONDITIONS]
         targets, values, deviations, noise = (
             torch.cat(c).double() for c in zip(*found, strict=True)
         )
         columns = zip((values - targets).numpy().T, deviations.numpy().T, strict=True)
-        return [calibrate_by_noise(e, d, noise.numpy()) for e, d in columns]
+        return [measure_factors_by_noise(e, d, noise.numpy()) for e, d in columns]
 
     @torch.inference_mode()
     def predict_validation(

@@ -16,17 +16,17 @@ from models.error_bars import (
     GAUSSIAN_FACTORS,
     GROUPS,
     SMALLEST_BIN,
-    UNCALIBRATED,
-    UNCALIBRATED_NOISE,
-    Calibration,
-    NoiseCalibration,
-    calibrate,
-    calibrate_by_noise,
+    UNMEASURED,
+    UNMEASURED_BY_NOISE,
+    FactorsByNoise,
+    IntervalFactors,
     coverage,
+    measure_factors,
+    measure_factors_by_noise,
     noise_share,
 )
 from models.loss import Scaler
-from models.trainer import CALIBRATION_CONDITIONS
+from models.trainer import ERROR_BAR_CONDITIONS
 from psf import Microscope
 
 COUNT = 120_000  # 10,000 per bin: a standard error of 1 % of both factors
@@ -43,7 +43,7 @@ def draw_errors(deviations, seed=0):
 
 def test_honest_deviations_keep_the_gaussian_factors():
     deviations = draw_deviations()
-    found = calibrate(draw_errors(deviations), deviations)
+    found = measure_factors(draw_errors(deviations), deviations)
     assert found.factor_68 == pytest.approx([1.0] * BINS, rel=FACTOR)
     assert found.factor_95 == pytest.approx([1.96] * BINS, rel=FACTOR)
 
@@ -51,7 +51,7 @@ def test_honest_deviations_keep_the_gaussian_factors():
 @pytest.mark.parametrize("mistake", [0.25, 3.0])
 def test_deviations_of_a_wrong_scale_come_back_with_the_factor(mistake):
     deviations = draw_deviations()
-    found = calibrate(mistake * draw_errors(deviations), deviations)
+    found = measure_factors(mistake * draw_errors(deviations), deviations)
     assert found.factor_68 == pytest.approx([mistake] * BINS, rel=FACTOR)
     assert found.factor_95 == pytest.approx([1.96 * mistake] * BINS, rel=FACTOR)
 
@@ -59,9 +59,9 @@ def test_deviations_of_a_wrong_scale_come_back_with_the_factor(mistake):
 def test_signs_and_units_of_the_errors_do_not_matter():
     deviations = draw_deviations(4800)
     errors = draw_errors(deviations)
-    plain = calibrate(errors, deviations)
-    assert calibrate(-errors, deviations) == plain
-    in_um = calibrate(6.57 * errors, 6.57 * deviations)
+    plain = measure_factors(errors, deviations)
+    assert measure_factors(-errors, deviations) == plain
+    in_um = measure_factors(6.57 * errors, 6.57 * deviations)
     assert in_um.factor_95 == pytest.approx(plain.factor_95)
     assert np.subtract(in_um.log_deviation, plain.log_deviation) == pytest.approx(math.log(6.57))
 
@@ -69,7 +69,9 @@ def test_signs_and_units_of_the_errors_do_not_matter():
 def test_heavy_tails_have_a_factor_of_their_own():
     """Laplace errors: P(|e| > x) = exp(-x / scale)."""
     deviations = draw_deviations()
-    found = calibrate(deviations * np.random.default_rng([0, 3]).laplace(size=COUNT), deviations)
+    found = measure_factors(
+        deviations * np.random.default_rng([0, 3]).laplace(size=COUNT), deviations
+    )
     wider = 1.5 * FACTOR  # such a quantile has a standard error of 1.5 %
     assert found.factor_68 == pytest.approx([-math.log(1 - 0.6827)] * BINS, rel=wider)
     assert found.factor_95 == pytest.approx([-math.log(0.05)] * BINS, rel=wider)
@@ -81,7 +83,7 @@ def test_factors_follow_the_predicted_deviation():
     """Confident predictions three times too sure, doubtful ones right, a power law between."""
     deviations = draw_deviations()
     true = deviations * 3 ** (-np.log(deviations) / 3)
-    found = calibrate(true * draw_errors(np.ones(COUNT)), deviations)
+    found = measure_factors(true * draw_errors(np.ones(COUNT)), deviations)
     at = np.exp([-2.8, -1.5, -0.2])
     expected = 3 ** (-np.log(at) / 3)
     low, high = found.factors(at)
@@ -90,7 +92,7 @@ def test_factors_follow_the_predicted_deviation():
 
 
 def test_factors_are_constant_beyond_the_table():
-    table = Calibration((-2.0, 0.0), (3.0, 1.0), (8.0, 2.0))
+    table = IntervalFactors((-2.0, 0.0), (3.0, 1.0), (8.0, 2.0))
     low, high = table.factors(np.exp([-9.0, -2.0, -1.0, 0.0, 5.0]))
     assert low.tolist() == pytest.approx([3, 3, 2, 1, 1])
     assert high.tolist() == pytest.approx([8, 8, 5, 2, 2])
@@ -107,7 +109,7 @@ def test_held_out_coverage_is_close_to_nominal(count):
 
     shares = []
     for seed in range(8):
-        found = calibrate(*draw(seed, count))
+        found = measure_factors(*draw(seed, count))
         errors, deviations = draw(1000 + seed, 20_000)
         shares.append([coverage(errors, f * deviations) for f in found.factors(deviations)])
     # bins of 50 patches, of 600: the quantile of each is uncertain by 0.07, their mean by 0.02
@@ -121,7 +123,7 @@ def test_factors_follow_the_noise():
     deviations = draw_deviations()
     noise = np.exp(np.random.default_rng(5).uniform(-9, 0, COUNT))
     errors = draw_errors(deviations) * np.where(noise > math.exp(-4.5), 1.0, 0.25)
-    found = calibrate_by_noise(errors, deviations, noise)
+    found = measure_factors_by_noise(errors, deviations, noise)
     assert len(found.tables) == GROUPS
     at = np.exp([-2.8, -1.5, -0.2])
     low, high = found.factors(at, np.exp([-0.3] * 3))
@@ -154,14 +156,14 @@ def test_coverage_counts_the_errors_inside():
 )
 def test_number_of_bins(count, bins):
     deviations = draw_deviations(count)
-    found = calibrate(draw_errors(deviations), deviations)
+    found = measure_factors(draw_errors(deviations), deviations)
     assert len(found.log_deviation) == len(found.factor_68) == len(found.factor_95) == bins
-    assert (found == UNCALIBRATED) == (count < SMALLEST_BIN)
+    assert (found == UNMEASURED) == (count < SMALLEST_BIN)
     assert list(found.log_deviation) == sorted(found.log_deviation)
 
 
-def test_uncalibrated_is_gaussian():
-    low, high = UNCALIBRATED.factors(np.array([1e-3, 1.0, 50.0]))
+def test_unmeasured_factors_are_gaussian():
+    low, high = UNMEASURED.factors(np.array([1e-3, 1.0, 50.0]))
     assert low.tolist() == [GAUSSIAN_FACTORS[0]] * 3
     assert high.tolist() == [GAUSSIAN_FACTORS[1]] * 3
 
@@ -169,7 +171,9 @@ def test_uncalibrated_is_gaussian():
 def test_config_keeps_the_tables():
     deviations = draw_deviations(2000)
     noise = np.random.default_rng(4).uniform(0.01, 1, 2000)
-    found = [calibrate_by_noise(k * draw_errors(deviations, k), deviations, noise) for k in (1, 2)]
+    found = [
+        measure_factors_by_noise(k * draw_errors(deviations, k), deviations, noise) for k in (1, 2)
+    ]
     config = json.loads(json.dumps({"calibration": error_bars.to_config(found)}))
     again = error_bars.from_config(config, 2)
     for one, other in zip(found, again, strict=True):
@@ -178,12 +182,15 @@ def test_config_keeps_the_tables():
         for name in ("log_deviation", "factor_68", "factor_95"):
             for a, b in zip(one.tables, other.tables, strict=True):
                 assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-6)
-    assert error_bars.from_config({}, 3) == [UNCALIBRATED_NOISE] * 3
+    assert error_bars.from_config({}, 3) == [UNMEASURED_BY_NOISE] * 3
 
 
 def test_each_parameter_has_its_own_factors():
-    tables = [Calibration((0.0,), (2.0,), (5.0,)), Calibration((-1.0, 1.0), (1.0, 3.0), (2.0, 6.0))]
-    each = [NoiseCalibration((0.0,), (table,)) for table in tables]
+    tables = [
+        IntervalFactors((0.0,), (2.0,), (5.0,)),
+        IntervalFactors((-1.0, 1.0), (1.0, 3.0), (2.0, 6.0)),
+    ]
+    each = [FactorsByNoise((0.0,), (table,)) for table in tables]
     config = {"calibration": error_bars.to_config(each)}
     deviations = torch.tensor([[0.1, 1.0], [9.0, math.e]])
     found = interval_factors(config, deviations, torch.tensor([0.1, 0.5]))
@@ -200,23 +207,23 @@ def test_intervals_of_a_checkpoint_are_those_of_its_config(focus_run, focus_data
 
     def intervals(tables):
         config = {k: v for k, v in estimator.config.items() if k != "calibration"}
-        each = [NoiseCalibration((0.0,), (table,)) for table in tables]
+        each = [FactorsByNoise((0.0,), (table,)) for table in tables]
         config |= {"calibration": error_bars.to_config(each)} if tables else {}
         found = replace(estimator, config=config).predict(patches, Microscope())
         return found.standard_deviations, found.half_widths_95
 
     raw, raw_95 = intervals([])
     assert torch.allclose(raw_95, 1.96 * raw)
-    low, high = intervals([Calibration((0.0,), (0.5,), (3.0,))])
+    low, high = intervals([IntervalFactors((0.0,), (0.5,), (3.0,))])
     assert torch.allclose(low, 0.5 * raw)
     assert torch.allclose(high, 3 * raw)
 
 
 def test_training_measures_the_factors_on_the_validation_split(focus_run, focus_data):
-    """Shares of validation patches within the intervals, by the road of a user."""
+    """Shares of validation patches within the intervals, predicted as a user does."""
     estimator, patch_set = load_estimator(focus_run), PatchSet(focus_data, "validation")
     errors, half_widths = [], []
-    for condition in CALIBRATION_CONDITIONS:
+    for condition in ERROR_BAR_CONDITIONS:
         for batch in patch_set.recorded(condition, 64, torch.device("cpu")):
             found, rows = estimator.predict(batch.patches, Microscope()), batch.has_content
             errors.append((found.values - batch.labels)[rows, 0])
