@@ -18,7 +18,7 @@ BINS = 8  # of the predicted deviation within a noise group; not tuned
 # Groups of similar noise; not tuned. With one group, the 68 % intervals of noise-free patches
 # covered 85 % of the true values.
 GROUPS = 8
-SMALLEST_BIN = 40  # patches: the 95 % quantile of 40 errors leaves two above it
+SMALLEST_BIN = 40  # patches; one or two errors alone decide the 95 % quantile of fewer
 SMALLEST_NOISE = 1e-8  # share of the variance; its logarithm must be finite
 
 

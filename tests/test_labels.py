@@ -17,7 +17,7 @@ from psf import (
     synthesize_with_loss,
     turn_labels,
 )
-from psf.model import angle_radians, extreme_labels, from_config, wavefront
+from psf.model import angle_radians, extreme_labels, from_config, um_per_label, wavefront
 from psf.zernike import seidel_to_zernike, zernike
 
 # share of the peak; the two PSFs differ by float32 rounding (about 1e-6), a wrong sign by 1e-1
@@ -234,3 +234,39 @@ def test_refuses_quarter_turns_that_no_label_describes(key, turns):
     model = TURNED[key]
     with pytest.raises(InputError, match="90 degrees"):
         turn_labels(model, draw_labels(model, 2, np.random.default_rng(12)), turns)
+
+
+# --- labels that are lengths
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        (psf_model("zernike1d"), [1.0]),
+        (psf_model("zernike2d"), [1.0, 0.0, 0.0]),
+        (psf_model("astigmatic", known_ast_waves=0.0), [1.0]),
+        (psf_model("zernike", modes=((2, 2), (2, 0))), [0.0, 1.0]),
+    ],
+)
+def test_one_unit_of_defocus_is_as_deep_as_um_per_label_says(model, label):
+    """At low NA the wavefront of that depth, without piston, is the wavefront of the label."""
+    microscope = Microscope(na=0.05, pixel_size_um=2.4)
+    rho = torch.linspace(0, 1, 50, dtype=torch.float64)
+    name = "noll4" if model.name == "zernike" else "focus"
+    z_um = um_per_label(model, microscope)[name]
+    labels = torch.tensor([label], dtype=torch.float64)
+    found = wavefront(model, labels, rho, torch.zeros_like(rho))[0]
+    n, na = microscope.refractive_index, microscope.na
+    exact = z_um / microscope.wavelength_um * (n - (n**2 - (na * rho) ** 2).sqrt())
+    # the next term of the square root is (na / n)^2 / 4 of the first one
+    assert torch.allclose(found - found[0], exact, atol=2e-3)
+
+
+def test_labels_that_are_no_length_have_no_um():
+    microscope = Microscope()
+    assert set(um_per_label(psf_model("zernike2d"), microscope)) == {"focus"}
+    assert um_per_label(psf_model("zernike", modes=((3, 1), (4, 0))), microscope) == {}
+    widths = um_per_label(psf_model("gaussian2d"), microscope)
+    assert widths == {"fwhm_x": 0.278, "fwhm_y": 0.278}
+    layered = psf_model("gibson_lanni", {"depth_um": (0.0, 5.0)}, modes=((2, 2),))
+    assert um_per_label(layered, microscope) == {"z_um": 1.0, "depth_um": 1.0}
