@@ -22,7 +22,8 @@ from common.files import claim_folder, read_json, run_record, whole_file, write_
 from common.pictures import draw_curves
 from models import error_bars
 from models.checkpoint import load_estimator, save_checkpoint
-from models.trainer import Progress, Settings, Trainer, load_state, save_state, start_processes
+from models.processes import process_device, start_processes
+from models.trainer import Progress, Settings, Trainer, load_state, save_state
 from psf.errors import InputError
 
 
@@ -185,7 +186,7 @@ def main(config: Config) -> None:
         if not getattr(config, name) >= 0:
             raise InputError(f"--{name.replace('_', '-')} cannot be negative.")
     keep_freed_memory()
-    rank, world = start_processes()
+    rank, world = start_processes(process_device(config.device))
     trainer = Trainer(config, rank, world)
     description = prepare(config, trainer)
     progress, writer = trainer.progress, open_writer(config) if rank == 0 else None

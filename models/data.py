@@ -1,8 +1,8 @@
-"""Batches from the shards: random reads through memory maps; turns, light and noise on the device.
+"""Batches of patches from a data set, with rotations, illumination and noise.
 
-Patches are stored without noise. Training draws fresh light and noise for each batch from a
-generator; held-out patches carry a seed each, so that a condition has the same pixels whatever
-the batch size.
+Patches are stored without noise. Training draws new illumination and noise for each batch on the
+device. Each validation and test patch has a noise seed of its own, so that its recorded pixels do
+not depend on the batch size.
 """
 
 import math
@@ -25,12 +25,12 @@ from psf.noise import (
     quantise,
     to_photons,
 )
-from simulation.shards import map_dataset, read_column, release, shard_path
+from simulation.shards import StoredPatches, read_column, shard_path
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Patches and what is known of them, all on one device."""
+    """Patches with their labels and optics, all on one device."""
 
     patches: torch.Tensor  # (N, H, W)
     labels: torch.Tensor  # (N, P)
@@ -46,14 +46,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Condition:
-    """How a held-out patch is recorded: photons per pixel, or without noise at 8 bit or exactly."""
+    """How a validation or test patch is recorded: with noise, rounded, or as it is stored."""
 
     name: str
-    photons: float = math.inf
-    bits: int = 0  # 0: no rounding
+    photons: float = math.inf  # mean per pixel; infinite: no noise
+    bits: int = 0  # depth to which pixels are rounded, without noise; 0: no rounding
 
     def record(self, patch: torch.Tensor, seed: int) -> torch.Tensor:
-        """Record one noise-free patch (H, W) with the noise of its own seed."""
+        """Recorded patch (H, W) of a noise-free one; `seed` decides its noise."""
         if self.bits:
             return quantise(patch[None], self.bits)[0]
         if math.isinf(self.photons):
@@ -62,6 +62,7 @@ class Condition:
         return camera_counts(to_photons(patch[None], self.photons), generator)[0]
 
 
+# Of the tables: the paper's ideal case, a common camera depth, and a factor of 10 in light each.
 CONDITIONS = (
     Condition("noise-free"),
     Condition("8-bit", bits=8),
@@ -72,7 +73,7 @@ CONDITIONS = (
 
 
 class PatchSet:
-    """One split of a data folder, read through memory maps; on request only its first patches.
+    """One split of a data folder, or its first `limit` patches; pixels are read on request.
 
     Raises
     ------
@@ -84,9 +85,9 @@ class PatchSet:
         self.config = read_data_config(folder)
         self.model: PsfModel = from_config(self.config["psf_model"])
         self.count: int = self.config["patches"][split]
-        paths = self._paths(folder, split)
-        self._maps = [map_dataset(path, "patches") for path in paths]
-        self._first = np.cumsum([0] + [len(m) for m in self._maps])
+        self._shards = _stored_patches(folder, split, self.count)
+        paths = [shard.path for shard in self._shards]
+        self._first = np.cumsum([0] + [shard.shape[0] for shard in self._shards])
         self.labels = torch.from_numpy(np.concatenate([read_column(p, "labels") for p in paths]))
         content = np.concatenate([read_column(p, "has_content") for p in paths])
         self.has_content = torch.from_numpy(content.astype(bool))
@@ -101,37 +102,26 @@ class PatchSet:
         for name in columns:
             setattr(self, name, getattr(self, name)[: self.count])
 
-    def _paths(self, folder: Path, split: str) -> list[Path]:
-        paths, found = [], 0
-        while found < self.count:
-            paths.append(shard_path(folder, split, len(paths)))
-            if not paths[-1].is_file():
-                raise InputError(
-                    f"{paths[-1]} is missing; finish {folder} with generate_training_set.py."
-                )
-            found += len(map_dataset(paths[-1], "patches"))
-        return paths
-
     def read(self, indices: np.ndarray) -> torch.Tensor:
         """Stored patches (N, H, W), uint16, in the order asked for."""
         shard = np.searchsorted(self._first, indices, side="right") - 1
-        out = np.empty((len(indices), *self._maps[0].shape[1:]), np.uint16)
+        out = np.empty((len(indices), *self._shards[0].shape[1:]), np.uint16)
         for i in np.unique(shard):
             rows = np.flatnonzero(shard == i)
-            out[rows] = self._maps[i][indices[rows] - self._first[i]]
-            release(self._maps[i])
+            out[rows] = self._shards[i].read(indices[rows] - self._first[i])
         return torch.from_numpy(out)
 
     def batch(self, indices: np.ndarray, device: torch.device) -> Batch:
         """Noise-free batch on the device, patches as float32."""
-        patches = self.read(indices).to(device).float()
+        # converted here, because MPS has no uint16 before torch 2.9
+        patches = self.read(indices).float().to(device)
         columns = (self.labels[indices], self.has_content[indices], self.optics[indices])
         return Batch(patches, *(c.to(device) for c in columns))
 
     def recorded(
         self, condition: Condition, batch_size: int, device: torch.device
     ) -> Iterator[Batch]:
-        """All patches in order, recorded under a condition."""
+        """Batches of all patches, in order, recorded under a condition."""
         for start in range(0, self.count, batch_size):
             indices = np.arange(start, min(start + batch_size, self.count))
             batch = self.batch(indices, torch.device("cpu"))
@@ -142,21 +132,35 @@ class PatchSet:
 
 
 def read_data_config(folder: Path) -> dict[str, Any]:
-    """config.json of a data folder."""
+    """Content of a data folder's config.json."""
     config = read_json(folder / "config.json", "training set")
     if config.get("kind") != "training set":
         raise InputError(f"{folder} is no training set; make one with generate_training_set.py.")
     return config
 
 
+def _stored_patches(folder: Path, split: str, count: int) -> list[StoredPatches]:
+    """Shards of a split, in order, up to `count` patches."""
+    shards, found = [], 0
+    while found < count:
+        path = shard_path(folder, split, len(shards))
+        if not path.is_file():
+            raise InputError(
+                f"{path} is missing; run generate_training_set.py again to complete {folder}."
+            )
+        shards.append(StoredPatches.of(path))
+        found += shards[-1].shape[0]
+    return shards
+
+
 def _of_source(path: Path, name: str) -> np.ndarray:
-    """A column of the sources, spread to the patches; "" for blank ones, whose index is -1."""
+    """Column of the sources for each patch; "" for blank patches, whose source index is -1."""
     distinct = np.append(read_column(path, name), "")
     return distinct[read_column(path, "source_index")]
 
 
 def normalise(patches: torch.Tensor) -> torch.Tensor:
-    """Mean 0 and standard deviation 1 per patch (N, H, W); a constant patch becomes 0."""
+    """Patches (N, H, W) of mean 0 and standard deviation 1 each; a constant patch becomes 0."""
     centred = patches - patches.mean((1, 2), keepdim=True)
     deviation = centred.square().mean((1, 2), keepdim=True).sqrt()
     smallest = 1e-6 * patches.abs().amax((1, 2), keepdim=True) + torch.finfo(patches.dtype).tiny
@@ -164,7 +168,7 @@ def normalise(patches: torch.Tensor) -> torch.Tensor:
 
 
 def turn(batch: Batch, model: PsfModel, generator: torch.Generator) -> Batch:
-    """Turn and mirror each patch at random, and its label with it."""
+    """Batch with each patch rotated and mirrored at random, and its label with it."""
     count, device = len(batch.labels), batch.patches.device
     turns = torch.randint(4, (count,), generator=generator, device=device)
     if not model.allows_quarter_turns:
@@ -175,7 +179,7 @@ def turn(batch: Batch, model: PsfModel, generator: torch.Generator) -> Batch:
         for mirror in (False, True):
             rows = torch.nonzero((turns == quarter_turns) & (mirrored == mirror))[:, 0]
             if not len(rows):
-                continue  # a model may have no label for such a turn
+                continue  # `turn_labels` refuses quarter turns for some models
             chosen = torch.rot90(batch.patches[rows], quarter_turns, (1, 2))
             patches[rows] = chosen.flip(2) if mirror else chosen
             labels[rows] = turn_labels(model, batch.labels[rows], quarter_turns, mirror)
@@ -184,18 +188,18 @@ def turn(batch: Batch, model: PsfModel, generator: torch.Generator) -> Batch:
 
 @dataclass(frozen=True)
 class Exposure:
-    """What light and noise training patches are given; photons are means per pixel."""
+    """Illumination and noise of training patches; each value is drawn anew for every patch."""
 
-    photons: tuple[float, float] = (8.0, 30000.0)  # drawn uniformly in the logarithm
-    noise_free: float = 0.12  # share without any noise
-    eight_bit: float = 0.12  # share without noise but rounded to 8 bit
-    read_noise_e: tuple[float, float] = (0.5, 3.0)
-    vignetted: float = 0.3  # share with an uneven illumination
-    corner_loss: float = 0.5  # largest loss of light at a corner
+    photons: tuple[float, float] = (8.0, 30000.0)  # range of mean photons per pixel, logarithmic
+    noise_free: float = 0.12  # share of patches without noise
+    eight_bit: float = 0.12  # share of patches without noise, rounded to 8 bit
+    read_noise_e: tuple[float, float] = (0.5, 3.0)  # range of the read noise, electrons
+    vignetted: float = 0.3  # share of patches with uneven illumination
+    corner_loss: float = 0.5  # largest share of light lost at a corner
 
 
 def expose(patches: torch.Tensor, exposure: Exposure, generator: torch.Generator) -> torch.Tensor:
-    """Record noise-free training patches (N, H, W) with random illumination and fresh noise."""
+    """Recorded training patches (N, H, W): noise-free ones with random illumination and noise."""
     count, device = len(patches), patches.device
 
     def draw(low: float, high: float, *shape: int) -> torch.Tensor:

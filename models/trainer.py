@@ -1,8 +1,7 @@
-"""The training loop: settings, resumable progress, and one epoch at a time."""
+"""Training of a network: settings, progress that can be resumed, and the loop over one epoch."""
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.command import pick_device
 from common.files import whole_file
 from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose, normalise, turn
 from models.error_bars import FactorsByNoise, measure_factors_by_noise, noise_share
@@ -30,61 +28,63 @@ from models.loss import (
     value_loss,
 )
 from models.networks import build
+from models.processes import process_device, share_from_first
 from models.scoring import SCORES
 from psf.errors import InputError
 
-DEFAULT_EPOCHS = 12
-# Besides the benchmark's: intervals must hold at every photon level, not at three of them.
+DEFAULT_EPOCHS = 12  # 240,000 patches seen with the default training set; not tuned
+# More photon levels than the benchmark has, so that the intervals hold between them too.
 ERROR_BAR_CONDITIONS = (
     *CONDITIONS,
     *(Condition(f"{photons} photons", photons) for photons in (30, 300, 3000, 10_000)),
 )
-WARM_UP = 0.05  # share of the training during which the learning rate rises
+WARM_UP = 0.05  # share of the training during which the learning rate rises; not tuned
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the weights that come out of a training."""
+    """All that decides the weights of a trained network."""
 
-    data: Path  # folder of generate_training_set.py
+    data: Path  # training set, a folder of generate_training_set.py
+    # architecture of the network
     model: Literal["spectral_resnet", "resnet18", "resnet34", "resnet50", "resnext50"] = (
         "spectral_resnet"
     )
-    max_minutes: float | None = None  # train this long; or
-    epochs: int | None = None  # train this many passes over the data (default 12)
-    batch_size: int = 64  # per process
-    learning_rate: float = 2e-3  # peak, after the warm-up
-    weight_decay: float = 0.02
-    value_weight: float = VALUE_WEIGHT  # of the values' error against the cross-entropy
-    exposure: Exposure = field(default_factory=Exposure)  # light and noise of training patches
-    seed: int = 0
-    validation_patches: int | None = None  # use the first of them; default all
-    device: str = "auto"  # auto, cpu, cuda, mps
-    threads: int | None = None  # CPU threads; default all; two runs of one thread each do more
-    bf16: bool | None = None  # mixed precision; default where the processor is fast at it
+    max_minutes: float | None = None  # length of the training; or give --epochs
+    epochs: int | None = None  # passes over the training patches (default 12)
+    batch_size: int = 64  # patches per step and process; batches of 32 scored alike
+    learning_rate: float = 2e-3  # highest, after the warm-up; twice this rate scored lower
+    weight_decay: float = 0.02  # of weight matrices, as in AdamW; not tuned
+    value_weight: float = VALUE_WEIGHT  # weight of the Huber loss beside the cross-entropy
+    exposure: Exposure = field(default_factory=Exposure)  # illumination and noise of the patches
+    seed: int = 0  # decides initial weights, order of patches and noise
+    validation_patches: int | None = None  # use only the first of them (default all)
+    device: str = "auto"  # auto, cpu, cuda or mps
+    threads: int | None = None  # CPU threads of this process (default all)
+    bf16: bool | None = None  # mixed precision (default where the processor supports bfloat16)
 
 
 @dataclass
 class Progress:
-    """What a resumed run has to know besides the tensors."""
+    """State of a training besides its tensors; a resumed run needs it."""
 
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0  # spent in training steps
-    data_seconds: float = 0.0  # of them, reading patches
+    data_seconds: float = 0.0  # of these, spent reading patches
     patches_seen: int = 0
     best: float = math.inf  # validation loss of the saved weights
-    rows: list[dict[str, float]] = field(default_factory=list)  # of metrics.csv
+    rows: list[dict[str, float]] = field(default_factory=list)  # rows of metrics.csv
 
 
 class Trainer:
-    """A network, its optimiser and its data; one epoch at a time."""
+    """A network with its optimiser and data; trains one epoch at a time."""
 
     def __init__(self, config: Settings, rank: int, world: int) -> None:
         self.config, self.rank, self.world = config, rank, world
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.device = pick_device(config.device)
+        self.device = process_device(config.device)
         self.bf16 = prefers_bf16(self.device) if config.bf16 is None else config.bf16
         self.train_set = PatchSet(config.data, "train")
         self.validation_set = PatchSet(config.data, "validation", config.validation_patches)
@@ -93,29 +93,30 @@ class Trainer:
         torch.manual_seed(config.seed)
         outputs = output_count(len(self.model.label_names))
         self.network = build(config.model, outputs).to(self.device)
-        self.parallel = DistributedDataParallel(self.network) if world > 1 else self.network
+        self.parallel = in_parallel(self.network, self.device) if world > 1 else self.network
         self.optimizer = build_optimizer(self.network, config.learning_rate, config.weight_decay)
         self.progress = Progress()
         self.steps_per_epoch = self.train_set.count // (config.batch_size * world)
         if not self.steps_per_epoch:
             raise InputError(
                 f"{self.train_set.count} training patches are fewer than a batch of "
-                f"{config.batch_size} for each of {world} processes; lower --batch-size."
+                f"{config.batch_size} for each of {world} processes; give a smaller --batch-size."
             )
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision, where it is switched on."""
+        """Context of the forward pass: bfloat16 if it is switched on."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def done(self) -> float:
-        """Share of the training that is over, by the clock or by the steps; one for all ranks."""
+        """Share of the training that is over, by time or by steps; the same in all processes."""
         if self.config.max_minutes is None:
             epochs = self.config.epochs or DEFAULT_EPOCHS
             return self.progress.step / (self.steps_per_epoch * epochs)
-        return share_from_first(self.progress.seconds / (60 * self.config.max_minutes), self.world)
+        done = self.progress.seconds / (60 * self.config.max_minutes)
+        return share_from_first(done, self.world, self.device)
 
     def train_epoch(self, bar: tqdm) -> float:
-        """One pass over the training patches, or less when the time is up; the mean loss."""
+        """Mean loss of one pass over the training patches, or of a part when the time is up."""
         config, progress = self.config, self.progress
         self.parallel.train()
         order = epoch_order(
@@ -137,7 +138,7 @@ class Trainer:
         return float(np.mean(losses)) if losses else math.nan
 
     def train_step(self, batch: Batch, rate: float) -> float:
-        """One step on fresh light and noise; the loss."""
+        """Loss of one step, with illumination and noise drawn for it."""
         generator = step_generator(self.device, self.config.seed, self.progress.step, self.rank)
         batch = turn(batch, self.model, generator)
         patches = normalise(expose(batch.patches, self.config.exposure, generator))
@@ -150,7 +151,7 @@ class Trainer:
         if not math.isfinite(value):
             raise InputError(
                 f"the loss became {value} at step {self.progress.step}; the best weights so far "
-                "are kept. Try a smaller --learning-rate."
+                "are kept. Give a smaller --learning-rate."
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -161,9 +162,9 @@ class Trainer:
         return value
 
     def validate(self) -> tuple[float, dict[str, list[float]]]:
-        """Score the validation split: mean value loss over the conditions, R^2 of each parameter.
+        """Validation loss, and R^2 of each parameter by condition.
 
-        The first selects the weights.
+        The loss is the mean Huber loss of the values over the conditions. It selects the weights.
         """
         losses, scores = [], {}
         for condition in CONDITIONS:
@@ -174,7 +175,7 @@ class Trainer:
         return float(np.mean(losses)), scores
 
     def measure_error_bars(self) -> list[FactorsByNoise]:
-        """Measure the factors of the intervals of each parameter on the validation split."""
+        """Factors of the intervals of each parameter, measured on the validation patches."""
         found = [self.predict_validation(condition) for condition in ERROR_BAR_CONDITIONS]
         targets, values, deviations, noise = (
             torch.cat(c).double() for c in zip(*found, strict=True)
@@ -186,11 +187,10 @@ class Trainer:
     def predict_validation(
         self, condition: Condition
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Targets, values, standard deviations (N, P), standard units; shares of noise (N,).
+        """Targets, values and standard deviations (N, P), and noise shares (N,).
 
-        Of the patches with content.
-
-        Computed in float32, as `Estimator.predict` computes.
+        They are in standard units, of the validation patches with content, and computed in float32
+        as `Estimator.predict` does.
         """
         self.network.eval()
         parts = []
@@ -203,8 +203,14 @@ class Trainer:
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
+def in_parallel(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The network, with gradients averaged over all processes."""
+    on_gpu = device.type == "cuda"
+    return DistributedDataParallel(network, device_ids=[device] if on_gpu else None)
+
+
 def learning_rate(progress: float, peak: float) -> float:
-    """Linear warm-up, then half a cosine to zero; progress runs from 0 to 1."""
+    """Learning rate at a progress of 0 to 1: linear warm-up, then half a cosine down to zero."""
     if progress < WARM_UP:
         return peak * (0.02 + 0.98 * progress / WARM_UP)
     share = min((progress - WARM_UP) / (1 - WARM_UP), 1.0)
@@ -212,7 +218,7 @@ def learning_rate(progress: float, peak: float) -> float:
 
 
 def build_optimizer(network: nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); biases and normalisations do not decay."""
+    """AdamW (Loshchilov & Hutter 2019), without decay of biases and normalisations."""
     matrices = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
@@ -223,13 +229,13 @@ def build_optimizer(network: nn.Module, peak: float, weight_decay: float) -> tor
 
 
 def epoch_order(count: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> np.ndarray:
-    """Shuffled indices of one epoch; each of `world` processes takes every world-th of them."""
+    """Shuffled patch indices of one epoch; process `rank` of `world` takes every world-th."""
     order = np.random.default_rng([seed, epoch]).permutation(count)
     return order[: count // world * world][rank::world]
 
 
 def step_generator(device: torch.device, seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """Generator of one step's noise: a resumed run draws what the first one would have drawn."""
+    """Generator of one step's noise; a resumed run draws the noise it would have drawn anyway."""
     mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(mixed) % 2**63)
 
@@ -237,7 +243,7 @@ def step_generator(device: torch.device, seed: int, step: int, rank: int = 0) ->
 def save_state(
     path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]
 ) -> None:
-    """Write all that a resumed run needs to one safetensors file; JSON-able `facts` ride along."""
+    """Write all that a resumed run needs to one safetensors file; `facts` must suit JSON."""
     tensors = {f"network/{k}": v.contiguous() for k, v in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
@@ -247,7 +253,7 @@ def save_state(
 
 
 def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what `save_state` wrote and return its facts.
+    """Facts that `save_state` wrote; network and optimiser get back their saved state.
 
     Raises
     ------
@@ -259,7 +265,7 @@ def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer)
             facts = json.loads(file.metadata()["facts"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}); train again in a new folder.") from error
+        raise InputError(f"{path} is damaged ({error}); train again with another --out.") from error
     network.load_state_dict(
         {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
     )
@@ -272,31 +278,13 @@ def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer)
     return facts
 
 
-def start_processes() -> tuple[int, int]:
-    """Join the processes that torchrun started, if it did; (rank, world size)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return 0, 1
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend)
-    return torch.distributed.get_rank(), world
-
-
-def share_from_first(value: float, world: int) -> float:
-    """The first process' value, so that all of them take the same decision."""
-    if world == 1:
-        return value
-    shared = torch.tensor([value], dtype=torch.float64)
-    if torch.distributed.get_backend() == "nccl":
-        shared = shared.cuda()
-    torch.distributed.broadcast(shared, 0)
-    return float(shared)
-
-
 def prefers_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there: recent GPUs, CPUs with AMX or AVX512-BF16."""
+    """Whether the device computes in bfloat16: GPUs from Ampere on, CPUs with AMX or AVX512-BF16.
+
+    Elsewhere bfloat16 is emulated, which is slower than float32.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

@@ -1,6 +1,10 @@
 """Batches: read in order, recorded alike every time, turned with their labels."""
 
+import json
 import math
+import os
+import resource
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +14,7 @@ import torch
 from common.files import write_json
 from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose, normalise, turn
 from psf import InputError, Microscope, draw_labels, psf_model, synthesize_with_loss, turn_labels
-from simulation.shards import map_dataset, shard_path, write_shard
+from simulation.shards import read_column, shard_path, write_shard
 
 CPU = torch.device("cpu")
 TURNED = 2e-5  # share of the peak: PSFs in single precision
@@ -67,6 +71,36 @@ def test_batch_follows_the_order_asked_for_across_shards(three_shards):
     assert batch.cutoff.tolist() == pytest.approx((0.3 * (indices + 1)).tolist())
 
 
+def test_a_set_of_more_shards_than_open_files_can_be_read(three_shards, tmp_path):
+    """A paper-sized set has 489 shards; macOS allows 256 open files."""
+    shards = 40
+    config = json.loads((three_shards / "config.json").read_text())
+    write_json(tmp_path / "config.json", {**config, "patches": {"train": 5 * shards}})
+    for index in range(shards):
+        shutil.copy(shard_path(three_shards, "train", 0), shard_path(tmp_path, "train", index))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)  # the lowest free number: all below it are in use
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 20, limits[1]))
+    try:
+        patch_set = PatchSet(tmp_path, "train")
+        pixels = patch_set.read(np.arange(5 * shards))[:, 0, 0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert pixels.tolist() == list(range(5)) * shards
+
+
+def test_a_shard_that_ends_too_early_is_named(three_shards, tmp_path):
+    shutil.copytree(three_shards, tmp_path / "set")
+    path = shard_path(tmp_path / "set", "train", 1)
+    patch_set = PatchSet(tmp_path / "set", "train")
+    place = patch_set._shards[1]
+    os.truncate(path, place.offset + 3 * 32 * 32 * 2 + 100)
+    assert patch_set.read(np.array([7]))[0, 31, 31] == 7
+    with pytest.raises(InputError, match=r"train_00001\.h5 is damaged .*before patch 3"):
+        patch_set.read(np.array([8]))
+
+
 def test_source_names_follow_the_patches(three_shards):
     patch_set, chosen = PatchSet(three_shards, "train"), [0, 1, 5, 6, 13]
     assert patch_set.source_names[chosen].tolist() == ["", "image 0", "image 1", "", "image 2"]
@@ -74,7 +108,9 @@ def test_source_names_follow_the_patches(three_shards):
 
 
 def test_missing_shard_and_foreign_folder_are_named(three_shards, tmp_path):
-    with pytest.raises(InputError, match=r"validation_00000\.h5 is missing; finish"):
+    with pytest.raises(
+        InputError, match=r"validation_00000\.h5 is missing; run generate_training_set"
+    ):
         PatchSet(three_shards, "validation")
     with pytest.raises(InputError, match=r"config\.json is missing: .* is no training set"):
         PatchSet(tmp_path, "train")
@@ -99,7 +135,7 @@ def test_recorded_pixels_do_not_depend_on_the_batch_size(gaussian_data, conditio
 
 def test_noise_free_and_8_bit_recordings_round_the_stored_patch(gaussian_data):
     patch_set = PatchSet(gaussian_data, "test")
-    stored = map_dataset(shard_path(gaussian_data, "test", 0), "patches").astype(np.float32)
+    stored = read_column(shard_path(gaussian_data, "test", 0), "patches").astype(np.float32)
     exact, rounded = (next(patch_set.recorded(c, 48, CPU)).patches for c in CONDITIONS[:2])
     assert np.array_equal(exact, stored)
     assert np.array_equal(rounded, np.round(stored * np.float32(255 / 65535)))

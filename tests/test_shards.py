@@ -16,7 +16,7 @@ import generate_training_set
 from psf import InputError
 from psf.microscope import OPTICS_NAMES
 from simulation.patches import simulate
-from simulation.shards import map_dataset, read_column, release, shard_path, to_uint16, write_shard
+from simulation.shards import StoredPatches, read_column, shard_path, to_uint16, write_shard
 from simulation.sources import HELD_OUT, SPLITS, load_sources, split_sources
 
 ROOT = Path(__file__).parents[1]
@@ -87,8 +87,8 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path, two_shard_config, uninte
 def test_another_seed_is_another_data_set(tmp_path, gaussian_config, gaussian_data):
     small = replace(gaussian_config, train_patches=20, seed=1, out=tmp_path / "seed")
     generate_training_set.main(small)
-    first = map_dataset(shard_path(gaussian_data, "train", 0), "patches")[:20]
-    other = map_dataset(shard_path(small.out, "train", 0), "patches")
+    first = read_column(shard_path(gaussian_data, "train", 0), "patches")[:20]
+    other = read_column(shard_path(small.out, "train", 0), "patches")
     assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
@@ -119,7 +119,7 @@ def test_no_source_image_is_in_two_splits(gaussian_data):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_patches_use_all_of_uint16(gaussian_data, split):
-    patches = map_dataset(shard_path(gaussian_data, split, 0), "patches")
+    patches = read_column(shard_path(gaussian_data, split, 0), "patches")
     assert patches.dtype == np.uint16
     assert (patches.max((1, 2)) == 65535).all()
 
@@ -133,7 +133,7 @@ def test_stored_patches_are_the_noise_free_simulation(gaussian_config, gaussian_
     count = 64 if split == "train" else gaussian_config.test_patches
     drawn = simulate(simulation, chosen, count, rng, augment=split == "train")
     path = shard_path(gaussian_data, split, 0)
-    stored = map_dataset(path, "patches")[:count].astype(int)
+    stored = read_column(path, "patches")[:count].astype(int)
     exact = drawn.blurred / drawn.blurred.amax((1, 2), keepdim=True) * 65535
     assert np.abs(stored - exact.numpy()).max() < 0.51  # rounding to whole counts
     assert np.array_equal(read_column(path, "labels")[:count], drawn.labels.numpy())
@@ -161,19 +161,13 @@ def test_held_out_patches_alone_carry_noise_seeds(gaussian_data):
         assert "noise_seed" not in file
 
 
-def test_memory_map_reads_what_hdf5_reads(gaussian_data):
-    path = shard_path(gaussian_data, "train", 0)
+def test_single_patches_are_those_that_hdf5_reads(gaussian_data):
+    path, indices = shard_path(gaussian_data, "train", 0), np.array([7, 199, 0, 7])
     with h5py.File(path) as file:
         assert file["patches"].chunks is None  # contiguous, hence uncompressed
-        assert np.array_equal(map_dataset(path, "patches"), file["patches"])
-        assert np.array_equal(map_dataset(path, "labels"), file["labels"])
-
-
-def test_released_pages_are_read_again(gaussian_data):
-    mapped = map_dataset(shard_path(gaussian_data, "train", 0), "patches")
-    before = mapped[7:9].copy()
-    release(mapped)
-    assert np.array_equal(mapped[7:9], before)
+        stored = file["patches"][()]
+    assert len(np.unique(stored[indices], axis=0)) == 3
+    assert np.array_equal(StoredPatches.of(path).read(indices), stored[indices])
 
 
 # --- writing
