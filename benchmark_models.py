@@ -1,15 +1,16 @@
-"""Score trained networks on the held-out test patches of data sets: the paper's table.
+"""Score trained networks on the test patches of data sets: the paper's table.
 
     python benchmark_models.py --checkpoints runs/zernike1d runs/resnet18 \
         --data data/zernike1d --out results/zernike1d
     python benchmark_models.py --noise --checkpoints runs/zernike1d --data data/zernike1d
 
-Each checkpoint is scored on the data set of its PSF model. Writes benchmark.csv (per network,
-parameter, kind of images and condition: R^2 with bootstrap 95 % interval, squared Pearson, rmse
-and median absolute error in label units and um, SNR of the PSF itself, coverage of the intervals,
-content flag; weights, training, speed), benchmark.md, scatter.png and reliability.png. With
---noise instead noise.csv: R^2 against the strength of each degradation of the paper, for
-figure_noise_resistance.py. Test patches keep their noise between runs and batch sizes.
+Each network is scored on the data set of its PSF model. Writes benchmark.csv, benchmark.md,
+scatter.png and reliability.png. A row of benchmark.csv holds the scores of one network, parameter,
+kind of images and condition: R^2 with its 95 % interval over source images, squared Pearson
+correlation, rmse and median absolute error in label units and um, SNR of the PSF, coverage of the
+error bars, content flag, and size, training and speed of the network.
+With --noise it writes noise.csv instead: R^2 at each level of the paper's degradations, for
+figure_noise_resistance.py. The noise of a test patch is the same in all runs.
 """
 
 import warnings
@@ -54,14 +55,14 @@ class Config:
     out: Path = Path("results")  # folder to write
     noise: bool = False  # R^2 against the strength of degradations instead of the table
     noise_patches: int = 400  # test patches per level of a degradation
-    test_patches: int | None = None  # score the first of each data set; default all
-    batch_size: int = 64
-    device: str = "auto"  # auto, cpu, cuda, mps
+    test_patches: int | None = None  # score only the first of each data set (default all)
+    batch_size: int = 64  # patches that are on the device at once
+    device: str = "auto"  # auto, cpu, cuda or mps
 
 
 @dataclass(frozen=True)
 class Contest:
-    """A network and the test patches it is scored on."""
+    """A network and the test set it is scored on."""
 
     name: str
     estimator: Estimator
@@ -73,20 +74,22 @@ def check_labels(estimator: Estimator, test_set: PatchSet, checkpoint: Path) -> 
     names = tuple(estimator.config["label_names"])
     if (estimator.psf_model.name, names) != (test_set.model.name, test_set.model.label_names):
         raise InputError(
-            f"{checkpoint} predicts {estimator.psf_model.name} ({', '.join(names)}), the data hold "
-            f"{test_set.model.name} ({', '.join(test_set.model.label_names)})."
+            f"{checkpoint} predicts {estimator.psf_model.name} ({', '.join(names)}), but the data "
+            f"hold {test_set.model.name} ({', '.join(test_set.model.label_names)}); give --data of "
+            "the same PSF model."
         )
     if estimator.patch_size != test_set.config["patch_size"]:
         raise InputError(
-            f"{checkpoint} takes patches of {estimator.patch_size} px, the data hold "
-            f"{test_set.config['patch_size']} px."
+            f"{checkpoint} takes patches of {estimator.patch_size} px, but the data hold patches "
+            f"of {test_set.config['patch_size']} px; give --data with --patch-size "
+            f"{estimator.patch_size}."
         )
 
 
 def warn_of_seen_images(estimator: Estimator, test_set: PatchSet, checkpoint: Path) -> None:
-    """Say so if test images were trained on: the scores then promise too much.
+    """Warn if a network was trained on some of the test images.
 
-    Procedural images of another seed bear the same names and are other images.
+    Procedural images of different seeds have the same names, but are different images.
     """
     data = estimator.config["data"]
     trained = set(data["source_images"]["train"])
@@ -96,24 +99,25 @@ def warn_of_seen_images(estimator: Estimator, test_set: PatchSet, checkpoint: Pa
     if seen:
         warnings.warn(
             f"{checkpoint} was trained on {len(seen)} of the test images ({', '.join(seen[:3])}); "
-            "its scores are too good.",
+            "its scores will be too high.",
             stacklevel=2,
         )
 
 
 def pair_up(config: Config) -> list[Contest]:
-    """Load every checkpoint and find the data of its PSF model.
+    """Every network, each with the test set of its PSF model.
 
     Raises
     ------
     InputError
-        If two checkpoints or two data sets cannot be told apart, or do not fit together.
+        If two checkpoints have the same name, two data sets have the same PSF model, or a network
+        does not fit its data.
     """
     device = pick_device(config.device)
     test_sets = [PatchSet(folder, "test", config.test_patches) for folder in config.data]
     by_model = {test_set.model.name: test_set for test_set in test_sets}
     if len(by_model) < len(test_sets):
-        raise InputError("two --data folders hold the same PSF model; give one of each.")
+        raise InputError("two --data folders hold the same PSF model; give one folder per model.")
     contests: list[Contest] = []
     for checkpoint in config.checkpoints:
         estimator = load_estimator(checkpoint, device)
@@ -128,33 +132,40 @@ def pair_up(config: Config) -> list[Contest]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """R^2 with intervals: a row per network, parameter and kind of images."""
+    """Text of benchmark.md: a row per network, parameter and kind of images."""
     conditions = list(dict.fromkeys(table["condition"]))
     lines = [
-        "R² (95 % interval over patches) on the test images; rmse, median SNR of the PSF (dB) and "
-        "coverage of the 68 % and 95 % intervals at 1000 photons per pixel.",
+        "R² (95 % interval over source images, drawn with replacement) on the test images; rmse, "
+        "median SNR of the PSF (dB) and coverage of the 68 % and 95 % intervals at 1000 photons "
+        "per pixel.",
         "",
-        "| PSF model | network | trained on | parameter | test images (patches) | "
+        "| PSF model | network | trained on | parameter | test images | "
         f"{' | '.join(conditions)} | rmse | µm | PSF SNR | covered |",
         "|---|---|---|---|---|" + "---|" * (len(conditions) + 4),
     ]
     keys = ["psf_model", "network", "trained_on", "parameter", "images"]
     for (model, network, trained_on, parameter, images), rows in table.groupby(keys, sort=False):
         rows = rows.set_index("condition")
-        cells = [f"{r.r2:.3f} ({r.r2_low:.3f} to {r.r2_high:.3f})" for r in rows.itertuples()]
+        cells = [r2_cell(r.r2, r.r2_low, r.r2_high) for r in rows.itertuples()]
         at_1000 = rows.loc["1000 photons"]
-        cells += [f"{at_1000.rmse:.3f} {at_1000.unit}", f"{at_1000.rmse_um:.2f}"]
+        cells += [f"{at_1000.rmse:.3f} {at_1000.unit}"]
+        cells += [f"{at_1000.rmse_um:.2f}" if np.isfinite(at_1000.rmse_um) else ""]
         cells += [f"{at_1000.psf_snr_db:.1f}"]
         cells += [f"{at_1000.coverage_68:.0%}, {at_1000.coverage_95:.0%}"]
-        name = f"{images} ({at_1000.patches})"
+        name = f"{images} ({at_1000.source_images} images, {at_1000.patches} patches)"
         lines.append(
             f"| {model} | {network} | {trained_on} | {parameter} | {name} | {' | '.join(cells)} |"
         )
     return "\n".join(lines) + "\n"
 
 
+def r2_cell(r2: float, low: float, high: float) -> str:
+    """R^2 with its interval, which a single source image does not have."""
+    return f"{r2:.3f} ({low:.3f} to {high:.3f})" if np.isfinite(low) else f"{r2:.3f}"
+
+
 def scatter_panels(scored: list[Scored], models: list[PsfModel]) -> list[list[Panel]]:
-    """A row per network and parameter, a column per condition."""
+    """Panels of scatter.png: a row per network and parameter, a column per condition."""
     rows: dict[tuple[str, str, int], list[Panel]] = {}
     for s, model in zip(scored, models, strict=True):
         for column, name in enumerate(model.label_names):
@@ -166,7 +177,7 @@ def scatter_panels(scored: list[Scored], models: list[PsfModel]) -> list[list[Pa
 
 
 def score_all(contests: list[Contest], config: Config) -> None:
-    """Write the table, the scatter plots and the reliability diagram."""
+    """Score all networks under all conditions; write the table and its two figures."""
     scored: list[Scored] = []
     rows: list[dict[str, Any]] = []
     jobs = [(contest, condition) for contest in contests for condition in CONDITIONS]
@@ -198,7 +209,7 @@ def score_all(contests: list[Contest], config: Config) -> None:
 
 
 def noise_rows(contest: Contest, degradation: Degradation, count: int) -> Iterator[dict]:
-    """R^2 of each parameter at each level of one degradation."""
+    """Rows of noise.csv: R^2 of each parameter at each level of one degradation."""
     test_set, estimator = contest.test_set, contest.estimator
     if degradation.record is None:
         simulation = from_config(test_set.config)
@@ -208,14 +219,15 @@ def noise_rows(contest: Contest, degradation: Degradation, count: int) -> Iterat
         levels = turned_levels(simulation, test, degradation.levels, count, BOOTSTRAP_SEED)
     else:
         levels = recorded_levels(test_set, degradation, count, BOOTSTRAP_SEED)
-    for level, batch in levels:
+    for level in levels:
+        batch = level.batch
         optics = simulated_microscopes(batch.optics.tolist())
         same = bool((batch.optics == batch.optics[0]).all())
         predicted = estimator.predict(batch.patches, optics[0] if same else optics).values
         for column, parameter in enumerate(test_set.model.label_names):
             truth, values = batch.labels[:, column].numpy(), predicted[:, column].numpy()
             rng = np.random.default_rng(BOOTSTRAP_SEED)
-            low, high = r2_interval(truth, values, rng)
+            low, high = r2_interval(truth, values, level.source_names, rng)
             yield {
                 "network": contest.name,
                 "psf_model": test_set.model.name,
@@ -223,7 +235,8 @@ def noise_rows(contest: Contest, degradation: Degradation, count: int) -> Iterat
                 "degradation": degradation.name,
                 "axis": degradation.axis,
                 "unit": degradation.unit,
-                "level": level,
+                "level": level.value,
+                "source_images": len(np.unique(level.source_names)),
                 "patches": len(truth),
                 "r2": float(SCORES["r2"](truth, values)),
                 "r2_low": low,
@@ -232,7 +245,7 @@ def noise_rows(contest: Contest, degradation: Degradation, count: int) -> Iterat
 
 
 def score_noise(contests: list[Contest], config: Config) -> None:
-    """Write noise.csv."""
+    """Score all networks at all levels of all degradations; write noise.csv."""
     jobs = [(contest, degradation) for contest in contests for degradation in DEGRADATIONS]
     rows = []
     for contest, degradation in tqdm(jobs, unit="degradation", desc="noise"):
@@ -245,13 +258,15 @@ def score_noise(contests: list[Contest], config: Config) -> None:
 
 
 def main(config: Config) -> None:
-    """Score every checkpoint under every condition, or at every level."""
-    if not config.checkpoints or not config.data or config.batch_size < 1:
-        raise InputError("give --checkpoints, --data and a --batch-size above 0.")
+    """Score every network under every condition, or at every level."""
+    if not config.checkpoints or not config.data:
+        raise InputError("give at least one folder each for --checkpoints and --data.")
+    if config.batch_size < 1:
+        raise InputError(f"--batch-size is {config.batch_size}; give 1 or more.")
     if config.test_patches is not None and config.test_patches < 2:
-        raise InputError("--test-patches must be at least 2.")
+        raise InputError(f"--test-patches is {config.test_patches}; give 2 or more.")
     if config.noise_patches < 2:
-        raise InputError("--noise-patches must be at least 2.")
+        raise InputError(f"--noise-patches is {config.noise_patches}; give 2 or more.")
     keep_freed_memory()
     contests = pair_up(config)
     if config.noise:

@@ -91,7 +91,7 @@ def main(config: Config) -> None:
     handles, labels = axes.ravel()[min(1, len(names) - 1)].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=len(labels))
     figure.suptitle(
-        f"{config.psf_model}, {config.parameter}: held-out images, 95 % intervals over patches"
+        f"{config.psf_model}, {config.parameter}: test images, 95 % intervals over images"
     )
     for suffix in ("png", "pdf"):
         save_figure(config.results / f"figure_noise_resistance.{suffix}", figure)

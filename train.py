@@ -2,10 +2,11 @@
 
     python train.py --data data/zernike1d --out runs/zernike1d --max-minutes 4
 
-Writes model.safetensors (best weights by validation), config.json with error bars calibrated on
-the validation split, README.md (model card), metrics.csv and curves.png. `--resume` goes on after
-a kill: with --epochs onto the same weights as without the kill; with --max-minutes, whose schedule
-follows the clock, with the time left. Several processes: torchrun --nproc-per-node 2 train.py ...
+Writes model.safetensors (the weights with the lowest validation loss), config.json with the error
+bars measured on the validation split, README.md (model card), metrics.csv and curves.png.
+`--resume` continues a run that was stopped. With --epochs it ends with the weights of a run without
+a stop; with --max-minutes it trains for the time that is left.
+Several GPUs: torchrun --nproc-per-node 2 train.py ...
 """
 
 import platform
@@ -32,13 +33,18 @@ class Config(Settings):
     """Settings of a training run."""
 
     out: Path  # folder to write, e.g. runs/zernike1d
-    start_from: Path | None = None  # weights to begin with: a folder, or a shipped name
-    resume: bool = False  # go on where a killed run stopped
+    start_from: Path | None = None  # checkpoint to begin with: a folder, or a shipped name
+    resume: bool = False  # continue the run that is in --out
     tensorboard: bool = False  # also write TensorBoard events (needs the package tensorboard)
 
 
+# Settings that must be above 0 if they are given, and settings that must not be below 0.
+POSITIVE = ("max_minutes", "epochs", "batch_size", "learning_rate", "threads", "validation_patches")
+NOT_NEGATIVE = ("seed", "value_weight")
+
+
 def describe(config: Config, data: dict[str, Any]) -> dict[str, Any]:
-    """Content of run_config.json: what a resumed run must share with the one it goes on with."""
+    """Content of run_config.json; a resumed run must have the same."""
     fixed = ("max_minutes", "epochs", "batch_size", "learning_rate", "weight_decay", "seed")
     fixed += ("value_weight", "validation_patches")
     made = config.data / "run.json"
@@ -76,7 +82,7 @@ def checkpoint_config(
 
 
 def processor_name(device: torch.device) -> str:
-    """What did the work, in words."""
+    """Name of the GPU, or of the CPU with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -84,7 +90,7 @@ def processor_name(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """Name of the processor where Linux tells it, else its architecture."""
+    """Name of the CPU on Linux, its architecture elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -96,7 +102,7 @@ def cpu_name() -> str:
 def record_epoch(
     trainer: Trainer, description: dict[str, Any], train_loss: float, writer: Any
 ) -> None:
-    """Validate, keep the weights if they are the best, write metrics, curves and state."""
+    """Validate, save the weights if they are the best, and write metrics, curves and state."""
     progress, out = trainer.progress, trainer.config.out
     loss, scores = trainer.validate()
     row = {"epoch": progress.epoch, "minutes": progress.seconds / 60}
@@ -119,7 +125,7 @@ def record_epoch(
 
 
 def add_error_bars(trainer: Trainer) -> None:
-    """Measure the error bars of the saved weights on the validation split and add them."""
+    """Measure the error bars of the saved weights, and add them to config.json."""
     best = load_estimator(trainer.config.out, trainer.device)
     trainer.network.load_state_dict(best.network.state_dict())
     found = error_bars.to_config(trainer.measure_error_bars())
@@ -127,23 +133,27 @@ def add_error_bars(trainer: Trainer) -> None:
 
 
 def open_writer(config: Config) -> Any:
-    """TensorBoard writer, if asked for."""
+    """TensorBoard writer if --tensorboard is given, else None."""
     if not config.tensorboard:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError("--tensorboard needs the package: pip install tensorboard.") from error
+        raise InputError(
+            "--tensorboard needs a package that is missing: pip install tensorboard."
+        ) from error
     return SummaryWriter(str(config.out / "tensorboard"))
 
 
 def prepare(config: Config, trainer: Trainer) -> dict[str, Any]:
-    """Claim the output folder, or take up the run that is in it."""
+    """Description of the run; claims the output folder, or loads the run that is in it."""
     description = describe(config, trainer.train_set.config)
     state = config.out / "state.safetensors"
     if trainer.rank == 0:
         if state.exists() and not config.resume:
-            raise InputError(f"{config.out} holds a run; add --resume to go on, or choose another.")
+            raise InputError(
+                f"{config.out} holds a run; give --resume to continue it, or another --out."
+            )
         claim_folder(config.out, description, "training run", "run_config.json")
     if config.start_from is not None:
         start_from(config.start_from, trainer)
@@ -155,41 +165,73 @@ def prepare(config: Config, trainer: Trainer) -> dict[str, Any]:
 
 
 def start_from(checkpoint: Path, trainer: Trainer) -> None:
-    """Begin with the weights of a checkpoint, e.g. to fit a shipped one to other optics."""
+    """Load the weights of a checkpoint, e.g. to adapt a shipped one to other optics."""
     estimator = load_estimator(checkpoint, trainer.device)
     found = (estimator.config["architecture"], estimator.psf_model.name)
     asked = (trainer.config.model, trainer.model.name)
     if found != asked:
         raise InputError(
             f"{checkpoint} is a {found[0]} for {found[1]}; this training is of a {asked[0]} for "
-            f"{asked[1]}."
+            f"{asked[1]}. Give another --start-from, --model or --data."
         )
     trainer.network.load_state_dict(estimator.network.state_dict())
 
 
-def main(config: Config) -> None:
-    """Train until the time or the epochs are over."""
+def check_settings(config: Config) -> None:
+    """Refuse numbers that no training can use."""
     if config.max_minutes is not None and config.epochs is not None:
         raise InputError("give --max-minutes or --epochs, not both.")
-    for name in (
-        "max_minutes",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "threads",
-        "validation_patches",
-    ):
+    for name in POSITIVE:
         value = getattr(config, name)
         if value is not None and not value > 0:
-            raise InputError(f"--{name.replace('_', '-')} must be positive.")
-    for name in ("seed", "value_weight"):
-        if not getattr(config, name) >= 0:
-            raise InputError(f"--{name.replace('_', '-')} cannot be negative.")
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be positive.")
+    for name in NOT_NEGATIVE:
+        value = getattr(config, name)
+        if not value >= 0:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it cannot be negative.")
+
+
+def run_epoch(trainer: Trainer) -> float:
+    """Mean loss of one epoch, shown by a progress bar."""
+    config, world = trainer.config, trainer.world
+    with tqdm(
+        total=trainer.steps_per_epoch * config.batch_size * world,
+        unit="patch",
+        desc=f"epoch {trainer.progress.epoch + 1}",
+        disable=trainer.rank > 0,
+        mininterval=1,
+    ) as bar:
+        loss = trainer.train_epoch(bar)
+    trainer.progress.epoch += 1
+    return loss
+
+
+def finish(trainer: Trainer) -> None:
+    """Add the error bars to the checkpoint, and print where the results are."""
+    config, progress = trainer.config, trainer.progress
+    add_error_bars(trainer)
+    rate = progress.patches_seen / max(progress.seconds, 1e-9)
+    share = progress.data_seconds / max(progress.seconds, 1e-9)
+    print(
+        f"{progress.patches_seen:,} patches in {progress.seconds / 60:.1f} minutes: "
+        f"{rate:.0f} per second, {share:.1%} of the time reading data"
+    )
+    write_json(config.out / "run.json", run_record(minutes=progress.seconds / 60))
+    print(f"wrote {config.out} (look at {config.out / 'curves.png'})")
+    print(
+        f"next: python benchmark_models.py --checkpoints {config.out} "
+        f"--data {config.data} --out results/{config.out.name}"
+    )
+
+
+def main(config: Config) -> None:
+    """Train until the time or the epochs are over."""
+    check_settings(config)
     keep_freed_memory()
     rank, world = start_processes(process_device(config.device))
     trainer = Trainer(config, rank, world)
     description = prepare(config, trainer)
-    progress, writer = trainer.progress, open_writer(config) if rank == 0 else None
+    writer = open_writer(config) if rank == 0 else None
     if rank == 0:
         weights = sum(p.numel() for p in trainer.network.parameters())
         print(
@@ -197,35 +239,14 @@ def main(config: Config) -> None:
             f"{', bf16' if trainer.bf16 else ''}; {trainer.train_set.count:,} patches"
         )
     while trainer.done() < 1:
-        with tqdm(
-            total=trainer.steps_per_epoch * config.batch_size * world,
-            unit="patch",
-            desc=f"epoch {progress.epoch + 1}",
-            disable=rank > 0,
-            mininterval=1,
-        ) as bar:
-            train_loss = trainer.train_epoch(bar)
-        progress.epoch += 1
+        train_loss = run_epoch(trainer)
         if rank == 0:
             record_epoch(trainer, description, train_loss, writer)
-            last = progress.rows[-1]
-            print("  ".join(f"{k} {v:.4g}" for k, v in last.items()))
+            print("  ".join(f"{k} {v:.4g}" for k, v in trainer.progress.rows[-1].items()))
         if world > 1:
             torch.distributed.barrier()
     if rank == 0:
-        add_error_bars(trainer)
-        rate = progress.patches_seen / max(progress.seconds, 1e-9)
-        share = progress.data_seconds / max(progress.seconds, 1e-9)
-        print(
-            f"{progress.patches_seen:,} patches in {progress.seconds / 60:.1f} minutes: "
-            f"{rate:.0f} per second, {share:.1%} of the time reading data"
-        )
-        write_json(config.out / "run.json", run_record(minutes=progress.seconds / 60))
-        print(f"wrote {config.out} (look at {config.out / 'curves.png'})")
-        print(
-            f"next: python benchmark_models.py --checkpoints {config.out} "
-            f"--data {config.data} --out results/{config.out.name}"
-        )
+        finish(trainer)
     if world > 1:
         torch.distributed.destroy_process_group()
 

@@ -194,7 +194,7 @@ def main(config: Config) -> None:
         context = {
             "signed": is_signed(estimator.psf_model, name),
             "microscope": recording.microscope,
-            "um_per_unit": estimator.um_per_unit(recording.microscope),
+            "um_per_unit": estimator.um_per_unit(recording.microscope)[name],
         }
         bands = map_bands(config, estimator, truth, recording)
         rows = [

@@ -1,7 +1,7 @@
-"""Checkpoints: a folder with model.safetensors, config.json and a model card for people.
+"""Checkpoints: folders with model.safetensors, config.json and a model card, and their use.
 
-config.json holds all that is needed to rebuild the network and to apply it: architecture, label
-names, units and ranges, the optics it was trained for, patch size.
+config.json describes how to rebuild and apply the network: architecture, patch size, names, units
+and ranges of the labels, and the optics of the training.
 """
 
 import hashlib
@@ -27,16 +27,15 @@ from models.loss import Scaler, output_count, split_outputs
 from models.networks import build, for_inference
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES, Microscope, Microscopes, cutoffs
-from psf.model import PsfModel, from_config
+from psf.model import PsfModel, from_config, um_per_label
 
-OPTICS_TOLERANCE = 0.02  # relative excess over the trained range that still draws no warning
-
+# Relative excess over the trained range that draws no warning: objectives and pixel sizes are
+# rarely known to better than 2 %.
+OPTICS_TOLERANCE = 0.02
+# Entries of config.json without which a network cannot be applied.
 REQUIRED = ("architecture", "psf_model", "label_names", "label_unit", "label_ranges")
-REQUIRED += ("patch_size", "optics_limits")  # what config.json must say to apply a network
-
-
-# the weights that come with the project
-SHIPPED = Path(__file__).parents[1] / "checkpoints"
+REQUIRED += ("patch_size", "optics_limits")
+SHIPPED = Path(__file__).parents[1] / "checkpoints"  # the weights that come with the project
 
 
 class OpticsWarning(UserWarning):
@@ -45,14 +44,14 @@ class OpticsWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says about N patches."""
+    """PSF parameters of N patches, with error bars."""
 
     names: tuple[str, ...]  # of the P parameters
     unit: str  # of values and standard deviations
     values: torch.Tensor  # (N, P)
     standard_deviations: torch.Tensor  # (N, P), half widths of the 68 % intervals
     half_widths_95: torch.Tensor  # (N, P) of the 95 % intervals
-    content_probability: torch.Tensor  # (N,), that the patch holds anything to estimate from
+    content_probability: torch.Tensor  # (N,), that the patch has content to estimate from
 
 
 @dataclass(frozen=True)
@@ -83,26 +82,26 @@ class Estimator:
 
     @property
     def patch_size(self) -> int:
-        """Edge of the patches it was trained on, px."""
+        """Side of the patches that the network takes, px."""
         return self.config["patch_size"]
 
-    def um_per_unit(self, microscope: Microscope) -> float:
-        """Length in um of one label unit: of focus depth for waves, of a pixel for px."""
-        lengths = {"um": 1.0, "px": microscope.pixel_size_um, "waves": microscope.um_per_wave}
-        return lengths[self.config["label_unit"]]
+    def um_per_unit(self, microscope: Microscope) -> dict[str, float]:
+        """Length in um of one unit of each label that is a length; see `psf.model.um_per_label`."""
+        return um_per_label(self.psf_model, microscope)
 
     @torch.inference_mode()
     def predict(
         self, patches: torch.Tensor, microscope: Microscopes, batch_size: int = 64
     ) -> Prediction:
-        """Estimate the PSF parameters of patches.
+        """PSF parameters of patches, with error bars.
 
         Parameters
         ----------
         patches : (N, H, W) tensor or array
-            Of the trained size, in any linear intensity unit; they are normalised here.
+            H and W are `patch_size`. Any unit that is linear in intensity; they are normalised
+            here.
         microscope : one Microscope, or a sequence of N
-        batch_size : patches in memory at once
+        batch_size : patches that are on the device at once
 
         Raises
         ------
@@ -115,27 +114,13 @@ class Estimator:
             If optics or sampling lie outside the range of the training.
         """
         patches = torch.as_tensor(patches)
-        if patches.ndim != 3 or patches.shape[1:] != (self.patch_size, self.patch_size):
-            raise InputError(
-                f"patches have shape {tuple(patches.shape)}; this network takes "
-                f"(N, {self.patch_size}, {self.patch_size})."
-            )
-        if not torch.isfinite(patches).all():
-            raise InputError("patches contain NaN or infinite values.")
+        self._check_patches(patches)
         self._check_optics(microscope)
-        cutoff = self._cutoffs(microscope).expand(len(patches))
-        outputs = [torch.zeros(0, output_count(len(self.psf_model.label_names)))]
-        noise = [torch.zeros(0)]
-        for part, part_cutoff in zip(
-            patches.split(batch_size), cutoff.split(batch_size), strict=True
-        ):
-            batch = normalise(part.to(self.device, torch.float32))
-            noise.append(error_bars.noise_share(batch).cpu())
-            outputs.append(self._fast_network(batch, part_cutoff).float().cpu())
-        values, log_variances, logits = split_outputs(torch.cat(outputs))
+        outputs, noise = self._outputs(patches, self._cutoffs(microscope), batch_size)
+        values, log_variances, logits = split_outputs(outputs)
         scaler = Scaler.from_ranges(self.config["label_ranges"])
         deviations = (log_variances / 2).exp()
-        factors = interval_factors(self.config, deviations, torch.cat(noise))  # (2, N, P)
+        factors = interval_factors(self.config, deviations, noise)  # (2, N, P)
         return Prediction(
             names=tuple(self.config["label_names"]),
             unit=self.config["label_unit"],
@@ -145,10 +130,35 @@ class Estimator:
             content_probability=logits.sigmoid(),
         )
 
+    def _check_patches(self, patches: torch.Tensor) -> None:
+        if patches.ndim != 3 or patches.shape[1:] != (self.patch_size, self.patch_size):
+            raise InputError(
+                f"patches have shape {tuple(patches.shape)}; this network takes "
+                f"(N, {self.patch_size}, {self.patch_size})."
+            )
+        if not torch.isfinite(patches).all():
+            raise InputError("patches contain NaN or infinite values.")
+
+    def _outputs(
+        self, patches: torch.Tensor, cutoff: torch.Tensor, batch_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs of the network (N, outputs) and noise shares (N,), on the CPU."""
+        outputs = [torch.zeros(0, output_count(len(self.psf_model.label_names)))]
+        noise = [torch.zeros(0)]
+        cutoff = cutoff.expand(len(patches))
+        for part, part_cutoff in zip(
+            patches.split(batch_size), cutoff.split(batch_size), strict=True
+        ):
+            # converted first, because MPS has no float64, and no uint16 before torch 2.9
+            batch = normalise(part.float().to(self.device))
+            noise.append(error_bars.noise_share(batch).cpu())
+            outputs.append(self._fast_network(batch, part_cutoff).float().cpu())
+        return torch.cat(outputs), torch.cat(noise)
+
     def _cutoffs(self, microscope: Microscopes) -> torch.Tensor:
         """Cut-off frequencies (N,) or (1,), cycles per px.
 
-        Of a blur in pixels the optics say nothing: its spectra keep the scale of the training.
+        The optics do not decide a blur in pixels, so Gaussians take the cut-off of the training.
         """
         if self.psf_model.is_gaussian:
             trained = self.config["optics_limits"]["cutoff_cycles_per_pixel"]
@@ -164,7 +174,7 @@ class Estimator:
             if outside:
                 warnings.warn(
                     f"this network was trained for other optics: {'; '.join(outside)}. "
-                    "Its values may be wrong; train one for yours.",
+                    "Its values may be wrong; train a network for your optics.",
                     OpticsWarning,
                     stacklevel=3,
                 )
@@ -174,7 +184,7 @@ class Estimator:
 def interval_factors(
     config: Mapping[str, Any], deviations: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
-    """Factors from raw standard deviations (N, P) to half widths of 68 and 95 %, (2, N, P).
+    """Factors (2, N, P) from raw standard deviations (N, P) to half widths of 68 % and 95 %.
 
     `noise` (N,) is the `noise_share` of the patches.
     """
@@ -188,7 +198,7 @@ def interval_factors(
 
 
 def outside_limits(microscope: Microscope, limits: Mapping[str, Any]) -> list[str]:
-    """Say which numbers of a microscope lie outside {name: [low, high]}, one phrase each."""
+    """Numbers of a microscope that lie outside limits {name: [low, high]}, one phrase each."""
     numbers = dict(zip(OPTICS_NAMES, astuple(microscope), strict=True))
     numbers["cutoff_cycles_per_pixel"] = microscope.cutoff_cycles_per_pixel
     outside = {
@@ -197,27 +207,27 @@ def outside_limits(microscope: Microscope, limits: Mapping[str, Any]) -> list[st
         if not low * (1 - OPTICS_TOLERANCE) <= numbers[name] <= high * (1 + OPTICS_TOLERANCE)
     }
     if len(outside) > 1:
-        outside.pop("cutoff_cycles_per_pixel", None)  # it follows from the others
+        outside.pop("cutoff_cycles_per_pixel", None)  # the user gave the other numbers, not this
     return list(outside.values())
 
 
 def save_checkpoint(folder: Path, network: nn.Module, config: Mapping[str, Any]) -> None:
-    """Write weights, then config and model card, each whole or not at all."""
+    """Write weights, config and model card, each whole or not at all."""
     weights = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     with whole_file(folder / "model.safetensors") as partial:
-        partial.write_bytes(save(weights))  # save_file has an error of its own for a full disk
+        partial.write_bytes(save(weights))  # unlike save_file, this raises OSError on a full disk
     write_json(folder / "config.json", config)
     with whole_file(folder / "README.md") as partial:
         partial.write_text(model_card(config), encoding="utf-8")
 
 
 def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Estimator:
-    """Load a checkpoint ready to predict: a folder, or the name of one that is shipped.
+    """Estimator of a checkpoint, ready to predict.
 
     Parameters
     ----------
     path : folder, e.g. "runs/zernike1d", or a name in `shipped_names`, e.g. "zernike1d"
-    device : where the network runs
+    device : on which the network runs
 
     Raises
     ------
@@ -229,10 +239,13 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
         folder = SHIPPED / path
     if not folder.is_dir():
         names = ", ".join(shipped_names()) or "none"
-        raise InputError(f"there is no checkpoint folder {folder}; shipped by name: {names}.")
+        raise InputError(
+            f"there is no checkpoint folder {folder}; give a folder of train.py, or a shipped "
+            f"name: {names}."
+        )
     inside = sorted(path.parent.name for path in folder.glob("*/model.safetensors"))
     if inside and not (folder / "config.json").exists():
-        raise InputError(f"{folder} holds several checkpoints; name one: {', '.join(inside)}.")
+        raise InputError(f"{folder} holds several checkpoints; give one: {', '.join(inside)}.")
     config = read_json(folder / "config.json", "checkpoint")
     weights_path = folder / "model.safetensors"
     if config.get("kind") != "checkpoint" or not weights_path.is_file():
@@ -274,10 +287,11 @@ def model_card(config: Mapping[str, Any]) -> str:
         "|---|---|",
         *optics,
         "",
-        "Outside of these numbers `predict` warns. Widefield images of thin objects, photon noise "
-        f"from {config['exposure']['photons'][0]:g} photons per pixel up. Of defocus alone only "
-        "the magnitude can be known from one image. Thick objects, haze from other planes, "
-        "compressed or sharpened images were not trained on.",
+        "Outside these limits `predict` warns. The network is trained on widefield images of thin "
+        f"objects with {config['exposure']['photons'][0]:g} or more photons per pixel. Without a "
+        "known astigmatism, one image gives the magnitude of the defocus but not its sign. Thick "
+        "objects, light from other planes, and compressed or sharpened images were not in the "
+        "training.",
         "",
         "## Trained with",
         "",

@@ -1,8 +1,8 @@
-"""The degradations of the paper's robustness figure, at physical strengths, on test patches.
+"""Degradations of the paper's robustness figure, with physical units, applied to test patches.
 
-Shajkofci & Liebling (2020) degrade test images by Gaussian and Poisson noise, both, rotation, and
-global and axial changes of the illumination. Each is here a `Degradation`: levels with a unit, and
-a function from noise-free patches and a level to recorded ones.
+Shajkofci & Liebling (2020) degrade test images by Gaussian noise, Poisson noise, both, rotation,
+and global and axial changes of the illumination. Each is a `Degradation` here: its levels with
+their unit, and a function that records noise-free patches at one level.
 """
 
 import math
@@ -30,24 +30,36 @@ from simulation.crops import draw_crops
 from simulation.patches import Simulation, draw_microscopes
 from simulation.sources import Source, read_plane
 
-LEVELS = 25
-MEAN_ELECTRONS = 1000.0  # per pixel, where Gaussian noise is added without shot noise
-READ_NOISE_E = 3.0  # beside Poisson noise: the upper end of what the networks are trained with
+LEVELS = 25  # per degradation: enough for a smooth curve in the figure
+MEAN_ELECTRONS = (
+    1000.0  # per pixel, under Gaussian noise without shot noise: the table's best light
+)
+READ_NOISE_E = 3.0  # added to Poisson noise: the largest read noise of the training
+# Mean per pixel; the training has 8 to 30,000.
 PHOTONS = tuple(np.geomspace(3, 30_000, LEVELS).tolist())
-FULL_SCALE = 2**16 - 1  # of the camera whose lamp is dimmed
+FULL_SCALE = 2**16 - 1  # counts; a 16-bit camera, under a lamp that is dimmed
 
 Record = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """One panel of the figure; `record` is None where the object itself is changed."""
+    """One panel of the figure."""
 
     name: str
-    axis: str
-    unit: str
-    levels: tuple[float, ...]
-    record: Record | None
+    axis: str  # label of the figure's axis
+    unit: str  # of the levels
+    levels: tuple[float, ...]  # rising
+    record: Record | None  # None: the object is rotated before the blur instead
+
+
+@dataclass(frozen=True)
+class Level:
+    """Recorded patches at one level of a degradation."""
+
+    value: float  # in the unit of the degradation
+    batch: Batch
+    source_names: np.ndarray  # (N,) source image of each patch
 
 
 def _gaussian(patches: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
@@ -109,35 +121,40 @@ DEGRADATIONS = (
 
 def recorded_levels(
     test_set: PatchSet, degradation: Degradation, count: int, seed: int
-) -> Iterator[tuple[float, Batch]]:
-    """First `count` test patches with content at each level, the same noise for every network."""
+) -> Iterator[Level]:
+    """First `count` test patches with content at each level, with the same noise at each call."""
     rows = np.flatnonzero(test_set.has_content.numpy())[:count]
     batch = test_set.batch(rows, torch.device("cpu"))
-    for index, level in enumerate(degradation.levels):
+    for index, value in enumerate(degradation.levels):
         generator = torch.Generator().manual_seed(seed + index)
-        patches = degradation.record(batch.patches, level, generator)
-        yield level, Batch(patches, batch.labels, batch.has_content, batch.optics)
+        patches = degradation.record(batch.patches, value, generator)
+        recorded = Batch(patches, batch.labels, batch.has_content, batch.optics)
+        yield Level(value, recorded, test_set.source_names[rows])
 
 
 def turned_levels(
     simulation: Simulation,
     sources: list[Source],
-    levels: tuple[float, ...],
+    angles_degrees: tuple[float, ...],
     count: int,
     seed: int,
-) -> Iterator[tuple[float, Batch]]:
-    """The same objects turned by each angle before the same blur.
+) -> Iterator[Level]:
+    """The same `count` objects, rotated by each angle and then blurred by the same PSFs.
 
-    Sources that are too small for a turned crop are left out.
+    Raises
+    ------
+    InputError
+        If no source is large enough for a rotated crop; smaller sources are left out.
     """
     rng = np.random.default_rng(seed)
     side = math.ceil((simulation.crop_size + 3) * math.sqrt(2)) + 2
     large = [source for source in sources if _fits(source, side)]
     if not large:
         raise InputError(
-            f"no test image has the {side} x {side} px that a turned crop takes; use larger images."
+            f"no test image has the {side} x {side} px of a rotated crop; give --data with larger "
+            "--images."
         )
-    crops = draw_crops(large, count, side, simulation.patch_size, rng, augment=False).pixels
+    crops = draw_crops(large, count, side, simulation.patch_size, rng, augment=False)
     labels = draw_labels(simulation.model, count, rng)
     microscopes = draw_microscopes(simulation, count, rng)
     psfs = synthesize(simulation.model, labels, microscopes, simulation.psf_size)
@@ -145,10 +162,11 @@ def turned_levels(
     optics = torch.tensor(
         [[m.na, m.wavelength_um, m.pixel_size_um, m.refractive_index] for m in each]
     )
-    for degrees in levels:
-        turned = rotate(crops, degrees, simulation.crop_size).clamp(min=0)
+    for degrees in angles_degrees:
+        turned = rotate(crops.pixels, degrees, simulation.crop_size).clamp(min=0)
         patches = blur_valid(turned, psfs).clamp_(min=0)
-        yield degrees, Batch(patches, labels, torch.ones(count, dtype=torch.bool), optics)
+        batch = Batch(patches, labels, torch.ones(count, dtype=torch.bool), optics)
+        yield Level(degrees, batch, np.array(crops.names))
 
 
 def _fits(source: Source, side: int) -> bool:

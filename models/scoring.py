@@ -1,5 +1,10 @@
-"""Score a network on held-out patches: values, the PSF they stand for, error bars, content flag."""
+"""Scores of a network on test patches: parameters, PSFs, error bars and the content flag.
 
+The 95 % intervals of R^2 are over source images. Patches of one image share its content, and with
+it their errors; an interval over patches would be too narrow.
+"""
+
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,12 +21,13 @@ from psf.microscope import Microscope, simulated_microscopes
 from psf.model import PsfModel
 from psf.synthesis import synthesize
 
-BOOTSTRAP_SEED = 0
-SPEED_PATCHES = 1024
+BOOTSTRAP_SEED = 0  # of the intervals: equal tables from equal predictions
+SPEED_PATCHES = 1024  # per measurement of the speed: 16 batches, so that single pauses hardly count
+LEAST_ERROR = 1e-12  # of a PSF of norm below 1; keeps the logarithm finite
 
 
 def squared_pearson(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Squared Pearson correlation; blind to a wrong scale or offset. 0 if either is constant."""
+    """Squared Pearson correlation, 0 if either is constant; it ignores a wrong scale or offset."""
     if np.ptp(truth) == 0 or np.ptp(prediction) == 0:
         return 0.0
     return float(np.corrcoef(truth, prediction)[0, 1] ** 2)
@@ -45,16 +51,17 @@ class Scored:
     truth: np.ndarray  # (N, P)
     predicted: np.ndarray  # (N, P)
     half_widths: np.ndarray  # (2, N, P) of the 68 % and 95 % intervals
-    um_per_unit: np.ndarray  # (N,)
+    um_per_unit: np.ndarray  # (N, P); NaN for a label that is no length
     psf_snr_db: np.ndarray  # (N,)
     kinds: np.ndarray  # (N,) of the source images: builtin, procedural or file
-    content_auc: float  # area under ROC of the content flag; NaN without blank patches
+    sources: np.ndarray  # (N,) names of the source images
+    content_auc: float  # area under the ROC curve of the content flag; NaN without blank patches
 
 
 def score_condition(
     name: str, estimator: Estimator, test_set: PatchSet, condition: Condition, batch_size: int
 ) -> Scored:
-    """Predict all test patches under one condition."""
+    """Predictions for all test patches under one condition."""
     columns: dict[str, list[torch.Tensor]] = {}
     for batch in test_set.recorded(condition, batch_size, torch.device("cpu")):
         for key, value in _predict_batch(estimator, test_set, batch, batch_size).items():
@@ -71,6 +78,7 @@ def score_condition(
         found["um"][rows],
         found["psf_snr_db"][rows],
         test_set.source_kinds[rows],
+        test_set.source_names[rows],
         float(roc_auc_score(rows, found["flags"])) if mixed else float("nan"),
     )
 
@@ -83,7 +91,8 @@ def _predict_batch(
         optics = optics[:1]
     microscopes = optics[0] if len(optics) == 1 else optics
     prediction = estimator.predict(batch.patches, microscopes, batch_size)
-    um = [estimator.um_per_unit(microscope) for microscope in optics]
+    names = test_set.model.label_names
+    um = [[estimator.um_per_unit(m).get(name, math.nan) for name in names] for m in optics]
     return {
         "truth": batch.labels,
         "predicted": prediction.values,
@@ -91,7 +100,7 @@ def _predict_batch(
         "half_95": prediction.half_widths_95,
         "content": batch.has_content,
         "flags": prediction.content_probability,
-        "um": torch.tensor(um).expand(len(batch.labels)),
+        "um": torch.tensor(um).expand(len(batch.labels), len(names)),
         "psf_snr_db": psf_snr_db(
             test_set.model,
             batch.labels,
@@ -109,20 +118,20 @@ def psf_snr_db(
     microscopes: Microscope | list[Microscope],
     psf_size: int,
 ) -> torch.Tensor:
-    """Error of the PSF itself, 20 log10 |h| / |h - h_estimated|, of labels (N, P). (N,) dB.
+    """SNR in dB (N,) of the PSFs of labels (N, P), 20 log10 |h| / |h - h_estimated|.
 
-    The figure of merit of Deep-blur (Biol. Imaging 4, 2024). Estimates beyond the label range
-    count as its end, since no PSF has, say, a negative width.
+    The figure of merit of Deep-blur (Biol. Imaging 4, 2024). Estimates outside the label range are
+    moved to its end, since no PSF has, for example, a negative width.
     """
     low, high = torch.tensor(model.label_ranges).T
     true_psfs = synthesize(model, truth, microscopes, psf_size).flatten(1)
     found = synthesize(model, predicted.clamp(low, high), microscopes, psf_size).flatten(1)
-    error = (true_psfs - found).norm(dim=1).clamp(min=1e-12)
+    error = (true_psfs - found).norm(dim=1).clamp(min=LEAST_ERROR)
     return 20 * (true_psfs.norm(dim=1) / error).log10()
 
 
 def table_rows(scored: Scored, facts: dict[str, Any], model: PsfModel) -> Iterator[dict[str, Any]]:
-    """Rows of benchmark.csv: per parameter, for all images and for each kind of them."""
+    """Rows of benchmark.csv: each parameter, for all images and for each kind of images."""
     kinds = np.unique(scored.kinds).tolist()
     groups = kinds if len(kinds) == 1 else ["all", *kinds]
     for column, parameter in enumerate(model.label_names):
@@ -136,11 +145,13 @@ def table_rows(scored: Scored, facts: dict[str, Any], model: PsfModel) -> Iterat
                 "unit": model.unit,
                 "images": images,
                 "condition": scored.condition,
+                "source_images": len(np.unique(scored.sources[rows])),
                 "patches": int(rows.sum()),
                 **score_parameter(
                     scored.truth[rows, column],
                     scored.predicted[rows, column],
-                    scored.um_per_unit[rows],
+                    scored.um_per_unit[rows, column],
+                    scored.sources[rows],
                 ),
                 "coverage_68": coverage(errors, half_68),
                 "coverage_95": coverage(errors, half_95),
@@ -150,11 +161,11 @@ def table_rows(scored: Scored, facts: dict[str, Any], model: PsfModel) -> Iterat
 
 
 def score_parameter(
-    truth: np.ndarray, predicted: np.ndarray, um_per_unit: np.ndarray
+    truth: np.ndarray, predicted: np.ndarray, um_per_unit: np.ndarray, sources: np.ndarray
 ) -> dict[str, float]:
-    """All scores of one parameter (N,), in its unit and in um."""
+    """All scores of one parameter (N,), in its unit and in um; `sources` (N,) names the images."""
     scores = {name: float(score(truth, predicted)) for name, score in SCORES.items()}
-    low, high = r2_interval(truth, predicted, np.random.default_rng(BOOTSTRAP_SEED))
+    low, high = r2_interval(truth, predicted, sources, np.random.default_rng(BOOTSTRAP_SEED))
     error_um = np.abs(predicted - truth) * um_per_unit
     return {
         "r2": scores["r2"],
@@ -181,7 +192,7 @@ def prediction_rate(estimator: Estimator, test_set: PatchSet, batch_size: int) -
 
 
 def checkpoint_facts(name: str, estimator: Estimator) -> dict[str, Any]:
-    """What a row of the table says of a network besides its scores."""
+    """Columns of the table that describe a network, besides its scores."""
     run = estimator.config.get("run", {})
     return {
         "network": name,
@@ -195,13 +206,40 @@ def checkpoint_facts(name: str, estimator: Estimator) -> dict[str, Any]:
 
 
 def r2_interval(
-    truth: np.ndarray, prediction: np.ndarray, rng: np.random.Generator, repetitions: int = 500
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    sources: np.ndarray,
+    rng: np.random.Generator,
+    repetitions: int = 500,
 ) -> tuple[float, float]:
-    """95 % percentile interval of R^2 over patches (N,) drawn with replacement."""
-    draws = rng.integers(len(truth), size=(repetitions, len(truth)))
-    drawn = truth[draws].astype(np.float64)
-    residual = ((drawn - prediction[draws]) ** 2).sum(1)
-    total = ((drawn - drawn.mean(1, keepdims=True)) ** 2).sum(1)
-    values = 1 - residual[total > 0] / total[total > 0]  # of few patches, all may be the same one
-    low, high = np.percentile(values, (2.5, 97.5))
+    """95 % percentile interval of R^2, from source images drawn with replacement.
+
+    Parameters
+    ----------
+    truth, prediction : (N,) of the patches
+    sources : (N,) source image of each patch; all patches of a drawn image count (cluster
+        bootstrap: Davison & Hinkley 1997, section 3.8)
+    rng : draws the images
+    repetitions : number of draws; 500 give each end to about 3 % of the width
+
+    Returns
+    -------
+    low, high
+        NaN if there is only one source image, which does not tell how images differ, or if the
+        truth is constant.
+    """
+    names, index = np.unique(sources, return_inverse=True)
+    if len(names) < 2:
+        return math.nan, math.nan
+    centred = truth.astype(np.float64) - truth.mean(dtype=np.float64)
+    squared_error = (truth.astype(np.float64) - prediction) ** 2
+    columns = (np.ones(len(truth)), centred, centred**2, squared_error)
+    sums = np.stack([np.bincount(index, column) for column in columns], 1)  # (S, 4)
+    draws = rng.integers(len(names), size=(repetitions, len(names)))
+    count, first, second, residual = sums[draws].sum(1).T
+    total = second - first**2 / count
+    usable = total > 1e-12 * second  # of few patches, all drawn ones may be the same one
+    if not usable.any():
+        return math.nan, math.nan
+    low, high = np.percentile(1 - residual[usable] / total[usable], (2.5, 97.5))
     return float(low), float(high)

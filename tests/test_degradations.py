@@ -122,8 +122,11 @@ def test_levels_are_recorded_of_the_first_patches_with_content(focus_data):
     test_set = PatchSet(focus_data, "test")
     rows = np.flatnonzero(test_set.has_content.numpy())[:5]
     vignette = BY_NAME["axial illumination"]
-    found = dict(recorded_levels(test_set, vignette, 5, 0))
+    levels = list(recorded_levels(test_set, vignette, 5, 0))
+    found = {level.value: level.batch for level in levels}
     assert tuple(found) == vignette.levels
+    for level in levels:
+        assert level.source_names.tolist() == test_set.source_names[rows].tolist()
     assert torch.equal(found[0.0].patches, test_set.read(rows).float())
     for batch in found.values():
         assert torch.equal(batch.labels, test_set.labels[rows])
@@ -135,7 +138,7 @@ def test_the_same_seed_records_the_same_noise(focus_data):
 
     def recorded(seed):
         levels = recorded_levels(test_set, BY_NAME["both"], 2, seed)
-        return torch.stack([batch.patches for _, batch in levels])
+        return torch.stack([level.batch.patches for level in levels])
 
     first = recorded(0)
     assert torch.equal(first, recorded(0))

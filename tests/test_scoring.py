@@ -1,4 +1,4 @@
-"""Scores by value: the SNR of a PSF, coverage, content flag, rows for each kind of images."""
+"""Scores by value: R^2 and its interval over images, the SNR of a PSF, coverage, content flag."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,16 @@ from PIL import Image
 from common.pictures import draw_reliability
 from models.checkpoint import Prediction
 from models.data import CONDITIONS, Batch
-from models.scoring import Scored, psf_snr_db, score_condition, score_parameter, table_rows
+from models.scoring import (
+    SCORES,
+    Scored,
+    psf_snr_db,
+    r2_interval,
+    score_condition,
+    score_parameter,
+    squared_pearson,
+    table_rows,
+)
 from psf import Microscope, psf_model
 
 MICROSCOPE = Microscope()
@@ -20,6 +29,8 @@ OTHER = Microscope(na=0.3, pixel_size_um=0.4)
 GAUSSIAN = psf_model("gaussian1d")
 FOCUS = psf_model("zernike1d")
 DB = 0.02  # of 20 log10: rounding of float32 PSFs
+TRUTH = np.array([0.0, 1.0, 2.0, 3.0])
+PREDICTION = np.array([0.0, 1.0, 2.0, 5.0])
 
 
 def column(*values):
@@ -30,6 +41,121 @@ def snr(model, truth, predicted, microscopes=MICROSCOPE, size=127):
     found = psf_snr_db(model, column(*truth), column(*predicted), microscopes, size)
     assert found.shape == (len(truth),)
     return found.tolist()
+
+
+# --- scores of one parameter
+
+
+def test_r2_divides_by_the_spread_of_the_truth():
+    # residual sum 4; the truth spreads by 5, the prediction by 14: swapped it would be 1 - 4/14
+    assert SCORES["r2"](TRUTH, PREDICTION) == pytest.approx(1 - 4 / 5)
+    assert SCORES["r2"](PREDICTION, TRUTH) == pytest.approx(1 - 4 / 14)
+    assert SCORES["r2"](TRUTH, np.full(4, 1.5)) == pytest.approx(0)
+
+
+def test_rmse_and_median_absolute_error_by_hand():
+    assert SCORES["rmse"](TRUTH, PREDICTION) == pytest.approx(1.0)
+    assert SCORES["median_abs_error"](TRUTH, PREDICTION) == 0.0
+    assert SCORES["median_abs_error"](TRUTH, TRUTH - [0.5, 1, 2, 7]) == pytest.approx(1.5)
+
+
+def test_scores_are_not_rounded():
+    assert SCORES["rmse"](TRUTH, TRUTH + 1e-7) == pytest.approx(1e-7)
+    assert SCORES["r2"](TRUTH, TRUTH + 1e-4) < 1
+
+
+def test_squared_pearson_is_blind_to_scale_offset_and_sign():
+    rng = np.random.default_rng(0)
+    prediction = TRUTH + rng.normal(size=4)
+    value = squared_pearson(TRUTH, prediction)
+    assert 0 < value < 1
+    assert squared_pearson(TRUTH, -3 * prediction + 7) == pytest.approx(value)
+    assert squared_pearson(TRUTH, 0.1 * TRUTH + 5) == pytest.approx(1)
+    assert SCORES["r2"](TRUTH, 0.1 * TRUTH + 5) < 0
+
+
+def test_squared_pearson_of_a_constant_is_0():
+    assert squared_pearson(TRUTH, np.ones(4)) == 0
+    assert squared_pearson(np.ones(4), TRUTH) == 0
+
+
+# --- intervals
+
+
+def sample(count):
+    rng = np.random.default_rng(count)
+    truth = rng.uniform(0, 4, count)
+    return truth, truth + rng.normal(0, 0.5, count)
+
+
+def width(truth, prediction, sources, repetitions=500):
+    rng = np.random.default_rng(0)
+    low, high = r2_interval(truth, prediction, sources, rng, repetitions)
+    assert low < SCORES["r2"](truth, prediction) < high
+    return high - low
+
+
+def test_interval_shrinks_with_the_root_of_the_number_of_images():
+    few, many = (width(*sample(count), np.arange(count)) for count in (100, 1600))
+    # 16 times the images: a quarter of the width, within the scatter of 100 images
+    assert 2.5 < few / many < 6
+
+
+def test_interval_is_that_of_scores_of_images_drawn_anew():
+    truth, prediction = sample(200)
+    sources = np.sort(np.random.default_rng(4).integers(0, 30, 200))
+    rows = [np.flatnonzero(sources == name) for name in range(30)]
+    draws = np.random.default_rng(3).integers(30, size=(100, 30))
+    drawn = [np.concatenate([rows[name] for name in draw]) for draw in draws]
+    scores = [SCORES["r2"](truth[chosen], prediction[chosen]) for chosen in drawn]
+    names = np.array([f"image {name:02d}" for name in sources])
+    interval = r2_interval(truth, prediction, names, np.random.default_rng(3), repetitions=100)
+    np.testing.assert_allclose(interval, np.percentile(scores, (2.5, 97.5)), rtol=1e-9)
+
+
+def test_patches_of_one_image_with_the_same_error_count_once():
+    """25 patches per image repeat its error: the interval is that of 1 patch per image.
+
+    Over patches it would be sqrt(25) = 5 times too narrow.
+    """
+    truth, prediction = sample(80)
+    once = width(truth, prediction, np.arange(80))
+    repeated = [np.repeat(values, 25) for values in (truth, prediction)]
+    assert width(*repeated, np.repeat(np.arange(80), 25)) == pytest.approx(once, rel=1e-9)
+    over_patches = width(*repeated, np.arange(2000), 2000)
+    assert once / over_patches == pytest.approx(5, rel=0.25)
+
+
+def test_errors_shared_within_images_widen_the_interval_by_the_design_effect():
+    """Variance grows by 1 + (m - 1) c for m patches per image of correlation c (Kish 1965)."""
+    images, patches, ratios = 300, 10, []
+    each = np.arange(images * patches)
+    sources = each // patches
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        # half of the variance of the squared errors belongs to the image, half to the patch
+        shared, own = rng.choice([-1, 1], images)[sources], rng.choice([-1, 1], len(each))
+        errors = np.sqrt(0.25 * (1 + 0.4 * shared + 0.4 * own)) * rng.choice([-1, 1], len(each))
+        truth = rng.choice([0.0, 4.0], len(each))  # the spread of the truth adds no variance
+        ratios.append(width(truth, truth + errors, sources) / width(truth, truth + errors, each))
+    assert np.mean(ratios) == pytest.approx(math.sqrt(1 + (patches - 1) * 0.5), rel=0.1)
+
+
+def test_one_image_has_no_interval():
+    truth, prediction = sample(50)
+    rng = np.random.default_rng(0)
+    assert np.isnan(r2_interval(truth, prediction, np.array(["coins"] * 50), rng)).all()
+    assert np.isnan(r2_interval(np.ones(50), prediction, np.arange(50), rng)).all()
+
+
+def test_interval_follows_its_generator():
+    truth, prediction = sample(50)
+    first, again, other = (
+        r2_interval(truth, prediction, np.arange(50), np.random.default_rng(seed), 50)
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
 
 
 # --- SNR of the PSF
@@ -83,6 +209,7 @@ class Patches:
     model = FOCUS
     config = {"psf_size": 127}  # noqa: RUF012
     source_kinds = np.array(["builtin", "file"] * 3 + ["", ""])
+    source_names = np.array(["coins", "a.tif"] * 3 + ["", ""])
     truth = torch.linspace(0.5, 2.6, 8)[:, None]
 
     def recorded(self, condition, batch_size, device):
@@ -99,7 +226,7 @@ class Reader:
         self.flags = torch.tensor(flags)
 
     def um_per_unit(self, microscope):
-        return microscope.um_per_wave
+        return {"focus": microscope.um_per_wave}
 
     def predict(self, patches, microscope, batch_size):
         rows = patches[:, 0, 0].long()
@@ -121,7 +248,8 @@ def test_a_condition_is_scored_patch_by_patch(batch_size):
     assert errors == pytest.approx(0.1 * np.arange(6), abs=1e-6)
     assert scored.half_widths[:, :, 0] == pytest.approx(np.array([[0.25] * 6, [0.45] * 6]))
     waves = [MICROSCOPE.um_per_wave] * 4 + [OTHER.um_per_wave] * 2
-    assert scored.um_per_unit == pytest.approx(waves, rel=1e-6)
+    assert scored.um_per_unit[:, 0] == pytest.approx(waves, rel=1e-6)
+    assert scored.sources.tolist() == ["coins", "a.tif"] * 3
     assert scored.kinds.tolist() == ["builtin", "file"] * 3
     assert scored.content_auc == pytest.approx(11 / 12)
     truth = Patches.truth[:6]
@@ -144,13 +272,17 @@ def test_without_blank_patches_the_flag_has_no_score():
 # --- rows of the table
 
 
-def scored_errors(errors, kinds):
+def scored_errors(errors, kinds, um=2.0):
     errors = np.array(errors)[:, None]
     truth = np.linspace(0, 4, len(errors))[:, None]
     half_widths = np.stack([np.full_like(errors, 0.25), np.full_like(errors, 0.45)])
-    um = np.full(len(errors), 2.0)
+    um = np.full((len(errors), 1), um)
     snrs = 10.0 * np.arange(len(errors))
-    return Scored("n", "c", truth, truth + errors, half_widths, um, snrs, np.array(kinds), 0.75)
+    kinds = np.array(kinds)
+    names = np.char.add(kinds, (np.arange(len(errors)) % 12).astype(str))
+    return Scored(
+        "n", "c", truth, truth + errors, half_widths, um, snrs, kinds, names, content_auc=0.75
+    )
 
 
 def test_rows_for_all_images_and_for_each_kind():
@@ -159,6 +291,8 @@ def test_rows_for_all_images_and_for_each_kind():
     rows = {row["images"]: row for row in table_rows(scored, {"network": "n"}, FOCUS)}
     assert list(rows) == ["all", "builtin", "file"]
     assert [row["patches"] for row in rows.values()] == [120, 80, 40]
+    # names of 12 patches in turn, 4 of which are files
+    assert [row["source_images"] for row in rows.values()] == [12, 8, 4]
     assert [row["coverage_68"] for row in rows.values()] == pytest.approx([1 / 3, 0, 1])
     assert [row["coverage_95"] for row in rows.values()] == pytest.approx([2 / 3, 0.5, 1])
     mean_snr = [10 * (middle + 57) for middle in (2.5, 3.5, 0.5)]  # 19 / 2 rounds of 6 patches
@@ -176,10 +310,18 @@ def test_one_kind_of_images_has_one_row():
     assert [row["images"] for row in rows] == ["builtin"]
 
 
+def test_labels_that_are_no_length_have_no_error_in_um(tmp_path):
+    rows = list(table_rows(scored_errors([0.1] * 30, ["file"] * 30, um=math.nan), {}, FOCUS))
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    table = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    assert table["rmse_um"].tolist() == table["median_abs_error_um"].tolist() == [""]
+    assert float(table["rmse"].iloc[0]) == pytest.approx(0.1)
+
+
 def test_scores_of_a_parameter_by_hand():
     truth = np.tile([0.0, 1.0, 2.0, 3.0], 10)
     predicted, um = truth + (truth == 3), np.where(truth == 3, 3.0, 1.0)
-    found = score_parameter(truth, predicted, um)
+    found = score_parameter(truth, predicted, um, np.arange(40))
     assert found["r2"] == pytest.approx(1 - 1 / 5)
     assert found["rmse"] == pytest.approx(0.5)
     assert found["rmse_um"] == pytest.approx(1.5)

@@ -191,7 +191,8 @@ def test_benchmark_table_and_picture_show_the_same(scored):
     text = (scored / "benchmark.md").read_text(encoding="utf-8")
     shown = np.array([float(number) for number in re.findall(r"\| (-?[\d.]+) \(", text)])
     for row in pd.read_csv(scored / "benchmark.csv").itertuples():
-        assert f"{row.images} ({row.patches})" in text
+        assert f"{row.images} ({row.source_images} images, {row.patches} patches)" in text
+        assert row.source_images == 4  # camera, coins, gravel, immunohistochemistry
         # three decimals in the one, five digits in the other
         assert np.isclose(shown, row.r2, rtol=1e-4, atol=6e-4).any()
     assert_shows_something(scored / "scatter.png")
@@ -562,7 +563,7 @@ def test_checkpoints_of_a_benchmark(tmp_path, focus_data, focus_run):
     twice = ("--data", focus_data, focus_data, "--out", tmp_path / "out")
     message = refuse("benchmark_models.py", "--checkpoints", focus_run, *twice)
     assert "two --data folders hold the same PSF model" in message
-    assert "give --checkpoints, --data and a --batch-size above 0" in error()
+    assert "at least one folder each for --checkpoints and --data" in error()
     weights = tmp_path / "focus" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     assert "model.safetensors is truncated" in error(tmp_path / "focus")

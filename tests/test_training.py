@@ -334,7 +334,7 @@ def test_killed_run_resumes_onto_the_same_weights(two_epochs, uninterrupted, tmp
         with pytest.raises(Killed):
             train.main(config)
     assert len(pd.read_csv(config.out / "metrics.csv")) == 1
-    with pytest.raises(InputError, match="holds a run; add --resume"):
+    with pytest.raises(InputError, match="holds a run; give --resume"):
         train.main(replace(config, resume=False))
     with pytest.raises(InputError, match=r"different configuration \(settings\)"):
         train.main(replace(config, epochs=3))
@@ -408,12 +408,12 @@ def test_time_budget_ends_the_training(two_epochs, tmp_path):
     ("changes", "message"),
     [
         ({"max_minutes": 1.0}, "--max-minutes or --epochs, not both"),
-        ({"epochs": 0}, "--epochs must be positive"),
-        ({"epochs": None, "max_minutes": 0.0}, "--max-minutes must be positive"),
-        ({"batch_size": 0}, "--batch-size must be positive"),
-        ({"batch_size": -64}, "--batch-size must be positive"),
-        ({"learning_rate": math.nan}, "--learning-rate must be positive"),
-        ({"seed": -1}, "--seed cannot be negative"),
+        ({"epochs": 0}, "--epochs is 0; it must be positive"),
+        ({"epochs": None, "max_minutes": 0.0}, r"--max-minutes is 0\.0; it must"),
+        ({"batch_size": 0}, "--batch-size is 0; it must"),
+        ({"batch_size": -64}, "--batch-size is -64; it must"),
+        ({"learning_rate": math.nan}, "--learning-rate is nan; it must"),
+        ({"seed": -1}, "--seed is -1; it cannot be negative"),
         ({"batch_size": 201}, "200 training patches are fewer than a batch of 201"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
         ({"data": Path("no/such/folder")}, "config.json is missing: .* is no training set"),

@@ -24,7 +24,7 @@ def sources():
 @pytest.fixture(scope="module")
 def turned(sources):
     levels = (0.0, 45.0, 90.0, 180.0)
-    return dict(turned_levels(ROUND, sources, levels, 4, seed=0))
+    return {level.value: level.batch for level in turned_levels(ROUND, sources, levels, 4, seed=0)}
 
 
 def test_turning_the_object_turns_a_round_blur_with_it(turned):
@@ -49,10 +49,19 @@ def test_turns_keep_labels_and_optics(turned):
 
 
 def test_the_same_seed_turns_the_same_objects(sources, turned):
-    again = dict(turned_levels(ROUND, sources, (0.0, 45.0), 4, seed=0))
-    assert torch.equal(again[45.0].patches, turned[45.0].patches)
-    other = dict(turned_levels(ROUND, sources, (0.0,), 4, seed=1))
-    assert not torch.equal(other[0.0].labels, turned[0.0].labels)
+    _, again = turned_levels(ROUND, sources, (0.0, 45.0), 4, seed=0)
+    assert torch.equal(again.batch.patches, turned[45.0].patches)
+    (other,) = turned_levels(ROUND, sources, (0.0,), 4, seed=1)
+    assert not torch.equal(other.batch.labels, turned[0.0].labels)
+
+
+def test_each_turned_patch_names_its_source(sources):
+    first, second = turned_levels(ROUND, sources, (0.0, 30.0), 12, seed=0)
+    assert set(first.source_names) == {"camera", "gravel"}
+    assert first.source_names.tolist() == second.source_names.tolist()
+    for source in sources:
+        (alone, *_) = turned_levels(ROUND, [source], (0.0,), 3, seed=0)
+        assert alone.source_names.tolist() == [source.name] * 3
 
 
 def test_sources_too_small_for_a_turn_are_left_out(sources, tmp_path):
@@ -62,17 +71,17 @@ def test_sources_too_small_for_a_turn_are_left_out(sources, tmp_path):
     Image.fromarray(noise[:142]).save(small)
     Image.fromarray(noise).save(large)
     files = {path: Source(path.name, "file", path=str(path)) for path in (small, large)}
-    (_, batch), *_ = turned_levels(ROUND, [files[large], files[small]], (0.0,), 4, 0)
-    (_, alone), *_ = turned_levels(ROUND, [files[large]], (0.0,), 4, 0)
-    assert torch.equal(batch.patches, alone.patches)
+    (both,) = turned_levels(ROUND, [files[large], files[small]], (0.0,), 4, 0)
+    (alone,) = turned_levels(ROUND, [files[large]], (0.0,), 4, 0)
+    assert torch.equal(both.batch.patches, alone.batch.patches)
     with pytest.raises(InputError, match="143 x 143 px"):
         next(turned_levels(ROUND, [files[small]], (0.0,), 4, 0))
 
 
 def test_varied_optics_are_drawn_for_each_patch(sources):
     varied = replace(ROUND, optics_ranges=OpticsRanges())
-    (_, batch), *_ = turned_levels(varied, sources, (0.0,), 4, 0)
-    na, wavelength, pixel, _ = batch.optics.T
+    (level,) = turned_levels(varied, sources, (0.0,), 4, 0)
+    na, wavelength, pixel, _ = level.batch.optics.T
     assert len(na.unique()) == 4
     share = pixel * 4 * na / wavelength
     low, high = varied.optics_ranges.nyquist_share
