@@ -2,15 +2,15 @@
 
     python reproduce.py --scale quick
 
-smoke: tiny numbers, about a minute, to see that everything runs. quick: 20,000 patches and two
-trainings of 3.6 minutes on two cores. full: the size of the paper, five PSF models and three
-networks, for a GPU.
+The scale smoke takes about a minute and shows that everything runs. The scale quick simulates
+20,000 patches and trains two networks for 3.6 minutes each. The scale full has the size of the
+paper, with five PSF models and three networks, and needs a GPU.
 """
 
 import subprocess
 import sys
 import time
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,75 +20,72 @@ from common.command import run
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES, Microscope
 
-MAPPED = "zernike1d"  # the PSF model of the tilted plane that the map is made of
+MAPPED = "zernike1d"  # PSF model of the tilted plane, which shows pure defocus
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to reproduce."""
+    """Settings of a reproduction."""
 
-    scale: Literal["smoke", "quick", "full"] = "quick"
+    scale: Literal["smoke", "quick", "full"] = "quick"  # size of the data sets and trainings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Size of a reproduction, and what it must reach."""
+    """Size of a reproduction, and the scores that it must reach."""
 
     psf_models: tuple[str, ...]
-    networks: tuple[str, ...]  # the first one also draws the map
-    images: str
+    networks: tuple[str, ...]  # the first one also makes the map
+    images: str  # as --images of generate_training_set.py
     train_patches: int
     validation_patches: int
     test_patches: int
-    budget: tuple[str, str]  # option of train.py
-    stride: int
-    restoration: tuple[str, ...]  # options of deconvolve.py
-    expected_r2: dict[str, float]  # of the first network, by condition
+    budget: tuple[str, str]  # option of train.py that ends the training
+    stride: int  # of the map, px
+    restoration: tuple[str, ...] = ()  # options of deconvolve.py
+    # Least R^2 of the first network by condition. Lower scores mean that something is broken.
+    expected_r2: dict[str, float] = field(default_factory=dict)
 
 
 SCALES = {
     "smoke": Scale(
-        ("zernike1d",),
-        ("spectral_resnet", "resnet18"),
-        "builtin",
-        512,
-        64,
-        128,
-        ("--epochs", "1"),
-        32,
-        ("--iterations", "10", "--refine", "no"),
-        {},
+        psf_models=("zernike1d",),
+        networks=("spectral_resnet", "resnet18"),
+        images="builtin",
+        train_patches=512,
+        validation_patches=64,
+        test_patches=128,
+        budget=("--epochs", "1"),
+        stride=32,
+        restoration=("--iterations", "10", "--refine", "no"),
     ),
     "quick": Scale(
-        ("zernike1d",),
-        ("spectral_resnet", "resnet18"),
-        "mixed",
-        20_000,
-        500,
-        1600,
-        ("--max-minutes", "3.6"),
-        16,
-        (),
-        {"noise-free": 0.98, "1000 photons": 0.86, "100 photons": 0.84},
+        psf_models=("zernike1d",),
+        networks=("spectral_resnet", "resnet18"),
+        images="mixed",
+        train_patches=20_000,
+        validation_patches=500,
+        test_patches=1600,
+        budget=("--max-minutes", "3.6"),
+        stride=16,
+        expected_r2={"noise-free": 0.98, "1000 photons": 0.86, "100 photons": 0.84},
     ),
     "full": Scale(
-        ("gaussian1d", "gaussian2d", "zernike1d", "zernike2d", "astigmatic"),
-        ("spectral_resnet", "resnet34", "resnext50"),
-        "mixed",
-        500_000,
-        5000,
-        10_000,
-        ("--epochs", "30"),
-        16,
-        (),
-        {},
+        psf_models=("gaussian1d", "gaussian2d", "zernike1d", "zernike2d", "astigmatic"),
+        networks=("spectral_resnet", "resnet34", "resnext50"),
+        images="mixed",
+        train_patches=500_000,
+        validation_patches=5000,
+        test_patches=10_000,
+        budget=("--epochs", "30"),
+        stride=16,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command; it is finished when `marker` exists and is newer than those it needs."""
+    """One command; it is finished when `marker` exists and is newer than the files in `needs`."""
 
     title: str
     command: tuple[str, ...]
@@ -96,7 +93,7 @@ class Step:
     needs: tuple[Path, ...] = ()
 
     def is_finished(self) -> bool:
-        """Whether its result is there and up to date."""
+        """Whether the result exists and is up to date."""
         if not self.marker.exists():
             return False
         written = self.marker.stat().st_mtime
@@ -104,14 +101,14 @@ class Step:
 
 
 def model_steps(name: str, model: str, scale: Scale) -> list[Step]:
-    """Simulate, train every network and benchmark, for one PSF model."""
+    """Steps of one PSF model: simulate, train every network, benchmark."""
     data = Path("data") / f"{name}_{model}"
     runs = {network: Path("runs") / f"{name}_{model}" / network for network in scale.networks}
     results = Path("results") / name / model
     counts = ("--train-patches", str(scale.train_patches))
     counts += ("--validation-patches", str(scale.validation_patches))
     counts += ("--test-patches", str(scale.test_patches))
-    counts += ("--patches-per-crop", "1")  # slower, but every patch shows content of its own
+    counts += ("--patches-per-crop", "1")  # slower, but no two patches show the same content
     generate = ("generate_training_set.py", "--psf-model", model, "--images", scale.images, *counts)
     steps = [Step(f"simulate {model}", (*generate, "--out", str(data)), data / "run.json")]
     for network, folder in runs.items():
@@ -127,7 +124,7 @@ def model_steps(name: str, model: str, scale: Scale) -> list[Step]:
 
 
 def map_steps(name: str, scale: Scale) -> list[Step]:
-    """Blur a held-out image as a tilted plane, map and restore it."""
+    """Steps that blur a test image as a tilted plane, map its PSF and restore it."""
     plane, out = Path("data") / f"{name}_tilted_plane", Path("results") / name / "map"
     checkpoint = Path("runs") / f"{name}_{MAPPED}" / scale.networks[0]
     optics = zip(OPTICS_NAMES, astuple(Microscope()), strict=True)
@@ -159,7 +156,7 @@ def map_steps(name: str, scale: Scale) -> list[Step]:
 
 
 def run_step(step: Step, number: int, total: int) -> None:
-    """Run a step as a command of its own, or say that it is done."""
+    """Run a step in a process of its own, unless it is finished."""
     if step.is_finished():
         print(f"[{number}/{total}] {step.title}: already done ({step.marker.parent})")
         return
@@ -168,20 +165,20 @@ def run_step(step: Step, number: int, total: int) -> None:
     code = subprocess.run([sys.executable, *step.command], check=False).returncode
     if code:
         raise InputError(
-            f"'{step.title}' stopped with exit code {code} (see above). The same command of "
-            "reproduce.py goes on from here."
+            f"'{step.title}' stopped with exit code {code}; its message is above. Give the same "
+            "command again to continue from this step."
         )
     print(f"[{number}/{total}] {step.title}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def compare(name: str, scale: Scale) -> None:
-    """Print the reached beside the expected R^2."""
+    """Print the R^2 that was reached beside the least that is expected."""
     if not scale.expected_r2:
         return
     table = pd.read_csv(Path("results") / name / MAPPED / "benchmark.csv")
     rows = (table["architecture"] == scale.networks[0]) & (table["images"] == "builtin")
     first = table[rows].set_index("condition")
-    print(f"\nR² of focus on photographs and micrographs never seen, {scale.networks[0]}")
+    print(f"\nR² of focus on photographs and micrographs never trained on, {scale.networks[0]}")
     for condition, expected in scale.expected_r2.items():
         reached = first.loc[condition, "r2"]
         verdict = "reached" if reached >= expected else "NOT reached"
@@ -189,7 +186,7 @@ def compare(name: str, scale: Scale) -> None:
 
 
 def main(config: Config) -> None:
-    """Run the steps, then say what is where."""
+    """Run the steps, then print where the results are."""
     name, scale = config.scale, SCALES[config.scale]
     steps = [step for model in scale.psf_models for step in model_steps(name, model, scale)]
     steps += map_steps(name, scale)

@@ -1,11 +1,11 @@
-"""What each part of the default network and its training is worth, on the validation split.
+"""Scores of the default network without single parts of it, on the validation split.
 
     python benchmarks/ablation.py --data data/zernike1d --epochs 2
 
-Trains one variant after the other for the same number of patches, each with one change, and
-writes results/ablation.csv: R^2 per condition and kind of validation images (mean over the
-parameters), and patches per second. The test images are not looked at. A variant that is in the
-table already is skipped, so that an interrupted run goes on. See docs/experiments.md.
+Trains each variant, which has one change, on the same number of patches. Writes
+results/ablation.csv: R^2 by condition and kind of validation images (mean over the parameters), and
+patches per second. Test images are not used. A variant that is in the table already is skipped, so
+that the same command continues an interrupted run. See docs/experiments.md.
 """
 
 import sys
@@ -33,7 +33,7 @@ from models.trainer import Settings, Trainer, build_optimizer
 
 @dataclass(frozen=True)
 class Variant:
-    """One change: arguments of `SpectralResNet`, or settings of the training."""
+    """One change, of arguments of `SpectralResNet` or of settings of the training."""
 
     network: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -67,13 +67,13 @@ class Config:
 
     data: Path  # folder of generate_training_set.py
     epochs: int = 2  # passes over the data per variant
-    variants: Sequence[str] = tuple(VARIANTS)  # some of them
-    threads: int | None = None  # CPU threads; default all
-    out: Path = Path("results/ablation.csv")
+    variants: Sequence[str] = tuple(VARIANTS)  # names of variants to train
+    threads: int | None = None  # CPU threads (default all)
+    out: Path = Path("results/ablation.csv")  # table to write
 
 
 def train_variant(config: Config, variant: Variant) -> Trainer:
-    """Train one variant from scratch."""
+    """Trainer of one variant, after its training."""
     settings = {"epochs": config.epochs, "threads": config.threads, **variant.settings}
     trainer = Trainer(Settings(data=config.data, **settings), rank=0, world=1)
     if variant.network:
@@ -91,9 +91,9 @@ def train_variant(config: Config, variant: Variant) -> Trainer:
 
 
 def validation_scores(trainer: Trainer) -> dict[str, float]:
-    """R^2 per condition and kind of images, mean over the parameters."""
-    held_out = trainer.validation_set
-    kinds = held_out.source_kinds[held_out.has_content.numpy()]
+    """R^2 by condition and kind of validation images, mean over the parameters."""
+    patch_set = trainer.validation_set
+    kinds = patch_set.source_kinds[patch_set.has_content.numpy()]
     scores = {}
     for condition in CONDITIONS:
         targets, values, *_ = (t.numpy() for t in trainer.predict_validation(condition))
@@ -106,7 +106,7 @@ def validation_scores(trainer: Trainer) -> dict[str, float]:
 
 
 def main(config: Config) -> None:
-    """Train what is missing from the table, one variant after the other."""
+    """Train the variants that are missing from the table, and print the table."""
     keep_freed_memory()
     rows = pd.read_csv(config.out).to_dict("records") if config.out.exists() else []
     for name in config.variants:

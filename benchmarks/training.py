@@ -1,11 +1,11 @@
-"""Training speed of the networks, and map speed, in one run.
+"""Speed of the training and of a map, for each network.
 
     python benchmarks/training.py --data data/quick_zernike1d
 
-Prints and writes results/benchmark_training.csv: patches per second of complete training steps
-(reading, turning, noise, network, optimiser) in bf16 where the processor is fast at it, relative
-to resnet18, the share of time spent reading data, the peak memory of the process, and the seconds
-of a map of a 1024 x 1024 image at stride 32.
+Prints and writes results/benchmark_training.csv: patches per second of complete training steps,
+the same relative to resnet18, the share of the time for reading data, the peak memory of the
+process, and the seconds for a map of a 1024 x 1024 image at stride 32. A step reads, rotates and
+records the patches, and trains the network, in bf16 where the processor supports it.
 """
 
 import resource
@@ -29,7 +29,7 @@ from models.mapping import predict_map
 from models.trainer import Progress, Settings, Trainer
 from psf import Microscope
 
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 3  # not counted: the first steps fill caches and choose algorithms
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Config:
     """Settings of the benchmark."""
 
     data: Path  # folder of generate_training_set.py
-    networks: Sequence[str] = ("resnet18", "spectral_resnet")
-    steps: int = 40  # per measurement
-    rounds: int = 2  # measurements of each network, taken in turn; the best counts
-    out: Path = Path("results/benchmark_training.csv")
+    networks: Sequence[str] = ("resnet18", "spectral_resnet")  # as --model of train.py
+    steps: int = 40  # training steps per measurement
+    rounds: int = 2  # measurements of each network, in turn; the fastest counts
+    out: Path = Path("results/benchmark_training.csv")  # table to write
 
 
 def training_rate(config: Config, network: str) -> dict[str, float]:
-    """Patches per second of whole training steps, and the share of reading."""
+    """Speed of whole training steps, share of the time for reading, and seconds of a map."""
     trainer = Trainer(Settings(data=config.data, model=network), rank=0, world=1)
     with tqdm(disable=True) as bar:
         trainer.steps_per_epoch = WARM_UP_STEPS
@@ -61,7 +61,7 @@ def training_rate(config: Config, network: str) -> dict[str, float]:
 
 
 def map_seconds(trainer: Trainer) -> float:
-    """Seconds of a map of a 1024 x 1024 image at stride 32."""
+    """Seconds for a map of a 1024 x 1024 image at stride 32."""
     estimator = Estimator(trainer.network.eval(), trainer.train_set.config, trainer.device)
     image = torch.from_numpy(np.random.default_rng(0).random((1024, 1024), np.float32))
     started = time.perf_counter()
@@ -70,7 +70,7 @@ def map_seconds(trainer: Trainer) -> float:
 
 
 def main(config: Config) -> None:
-    """Measure in turn, print, write."""
+    """Measure the networks in turn; print and write the table."""
     keep_freed_memory()
     measured = [
         {"network": network, **training_rate(config, network)}

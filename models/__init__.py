@@ -1,4 +1,4 @@
-"""Networks that read PSF parameters off a patch, their data, training and checkpoints."""
+"""Networks that estimate PSF parameters from image patches; training, checkpoints and maps."""
 
 from models.checkpoint import Estimator, OpticsWarning, Prediction, load_estimator
 from models.networks import MODEL_NAMES, build

@@ -1,43 +1,51 @@
-"""Parts of the training loop: loss, schedule, resumable state, processes."""
+"""Loss of a network that predicts a histogram of each parameter and a content flag.
+
+Values are in standard units: half of the label range, from its middle.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-BINS = 80  # of each parameter's histogram
-SUPPORT = 1.25  # half ranges, the histogram's ends: beyond the label range by a quarter
-BLUR = 0.75  # bins, standard deviation of the histogram that is the target
-HUBER_WIDTH = 0.25  # half ranges; larger errors count linearly, since some patches say nothing
-VALUE_WEIGHT = 5.0  # of the values' error against the histograms' cross-entropy
-FLAG_WEIGHT = 0.1  # of the content flag's cross-entropy
-SMALLEST_VARIANCE = 1e-6  # half ranges squared; keeps the logarithm finite
+# The trials behind these values are in docs/experiments.md.
+BINS = 80  # of each parameter's histogram; other numbers were not tried
+# The histogram ends here, in standard units. A label at the end of its range, which is 1, then
+# keeps both tails of its target.
+SUPPORT = 1.25
+BLUR = 0.75  # standard deviation of the target, bins; 2 scored no better
+# Errors above this many standard units count linearly, since some patches show no blur. A width of
+# 0.1 scored higher on bright patches, 0.5 on dim ones; this one lies between.
+HUBER_WIDTH = 0.25
+VALUE_WEIGHT = 5.0  # of the Huber loss; 0 scored lower on dim natural images
+FLAG_WEIGHT = 0.1  # of the content flag, which is easy to learn; not tuned
+SMALLEST_VARIANCE = 1e-6  # standard units squared; keeps the logarithm finite
 
 
 @dataclass(frozen=True)
 class Scaler:
-    """Labels in units of half their range, centred: what the network regresses."""
+    """Conversion between labels and standard units."""
 
     middle: torch.Tensor  # (P,)
     half_range: torch.Tensor  # (P,)
 
     @staticmethod
     def from_ranges(ranges: list[list[float]]) -> "Scaler":
-        """From the label ranges [[low, high], ...] of a data set."""
+        """Scaler for the label ranges [[low, high], ...] of a data set."""
         low, high = torch.tensor(ranges, dtype=torch.float32).T
         return Scaler((low + high) / 2, (high - low) / 2)
 
     def scale(self, labels: torch.Tensor) -> torch.Tensor:
-        """(N, P) labels in their unit -> standard units."""
+        """Labels (N, P) in standard units."""
         return (labels - self.middle.to(labels)) / self.half_range.to(labels)
 
     def unscale(self, values: torch.Tensor) -> torch.Tensor:
-        """(N, P) standard units -> label unit."""
+        """Standard units (N, P) in the unit of the labels."""
         return values * self.half_range.to(values) + self.middle.to(values)
 
 
 def output_count(parameters: int) -> int:
-    """Outputs of a network: the logits of a histogram per parameter, and the content logit."""
+    """Number of outputs of a network: a histogram per parameter, and the content flag."""
     return parameters * BINS + 1
 
 
@@ -47,16 +55,15 @@ def bin_edges(like: torch.Tensor) -> torch.Tensor:
 
 
 def histogram_logits(outputs: torch.Tensor) -> torch.Tensor:
-    """(N, P BINS + 1) -> (N, P, BINS), unnormalised log probabilities."""
+    """Unnormalised log probabilities (N, P, BINS), from outputs (N, P BINS + 1)."""
     parameters = (outputs.shape[1] - 1) // BINS
     return outputs[:, :-1].unflatten(1, (parameters, BINS))
 
 
 def split_outputs(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(N, P BINS + 1) -> values (N, P), log-variances (N, P), content logits (N,).
+    """Values (N, P), log-variances (N, P) and content logits (N,), from outputs (N, P BINS + 1).
 
-    Values and variances, in standard units, are the mean and the variance of the histograms: of
-    what the patch leaves possible.
+    Values and variances are the mean and the variance of the histograms, in standard units.
     """
     edges = bin_edges(outputs)
     middles = (edges[1:] + edges[:-1]) / 2
@@ -67,7 +74,7 @@ def split_outputs(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def target_histograms(targets: torch.Tensor) -> torch.Tensor:
-    """(N, P) standard units -> (N, P, BINS): a normal distribution around each, in bins."""
+    """Histograms (N, P, BINS) of normal distributions around targets (N, P) in standard units."""
     blur = BLUR * 2 * SUPPORT / BINS
     below = torch.special.ndtr((bin_edges(targets) - targets[..., None]) / blur)
     shares = below.diff(dim=2)
@@ -77,7 +84,7 @@ def target_histograms(targets: torch.Tensor) -> torch.Tensor:
 def value_loss(
     values: torch.Tensor, targets: torch.Tensor, has_content: torch.Tensor
 ) -> torch.Tensor:
-    """Huber loss of values (N, P) in standard units; blank patches do not count."""
+    """Mean Huber loss of values (N, P) in standard units, over the patches with content."""
     mask = has_content[:, None].to(values)
     errors = functional.smooth_l1_loss(values, targets, beta=HUBER_WIDTH, reduction="none")
     return (errors * mask).sum() / mask.sum().clamp(min=1) / targets.shape[1]
@@ -89,15 +96,15 @@ def estimation_loss(
     has_content: torch.Tensor,
     value_weight: float = VALUE_WEIGHT,
 ) -> torch.Tensor:
-    """Cross-entropy of the histograms, Huber loss of their means, cross-entropy of the flag.
+    """Weighted sum of three losses: of the histograms, of their means, and of the content flag.
 
-    Regression as classification into blurred bins (HL-Gauss: Imani & White 2018) learns fine
-    differences faster than a regression does; the error of the mean looks after the patches whose
-    histograms are wide, where most of the squared error is.
+    The cross-entropy of blurred bins learns fine differences faster than a regression does
+    (HL-Gauss: Imani & White 2018). The Huber loss of the means improves the patches with wide
+    histograms, which hold most of the squared error.
     """
     values, _, logits = split_outputs(outputs)
     mask = has_content[:, None].to(values)
-    # a label far beyond its range lies in no bin: NaN, which no mask takes away
+    # a label far out of range lies in no bin, and its target is NaN even under the mask
     targets = torch.where(has_content[:, None], targets, torch.zeros_like(targets))
     entropies = -(target_histograms(targets) * histogram_logits(outputs).log_softmax(2)).sum(2)
     fit = (entropies * mask).sum() / mask.sum().clamp(min=1) / targets.shape[1]

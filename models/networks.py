@@ -1,4 +1,4 @@
-"""Networks by name: the spectral one, and the paper's ResNets on pixels as its rivals."""
+"""Networks by name: the spectral ResNet, and the ResNets of the paper for comparison."""
 
 import copy
 import itertools
@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from models.spectral_resnet import CircularConv, SpectralResNet
 from psf.errors import InputError
 
+# Architectures of the paper, and a smaller ResNet; all see pixels only.
 RIVALS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": torchvision.models.resnet18,
     "resnet34": torchvision.models.resnet34,
@@ -22,10 +23,10 @@ MODEL_NAMES = ("spectral_resnet", *RIVALS)
 
 
 def build(name: str, n_outputs: int) -> nn.Module:
-    """Build a network by name, with random weights, in channels-last layout.
+    """Network with random weights, in channels-last layout, which is the faster one on CPUs.
 
-    Its forward takes patches (N, H, W) of mean 0 and standard deviation 1 and cut-off frequencies
-    (N,) in cycles per px, and returns (N, n_outputs).
+    It takes patches (N, H, W) of mean 0 and standard deviation 1, and cut-off frequencies (N,) in
+    cycles per px. It returns (N, n_outputs).
 
     Raises
     ------
@@ -40,10 +41,10 @@ def build(name: str, n_outputs: int) -> nn.Module:
 
 
 def for_inference(network: nn.Module) -> nn.Module:
-    """Copy a network in evaluation mode, batch normalisations folded into their convolutions.
+    """Copy of a network for prediction, with batch normalisations folded into convolutions.
 
-    The same values up to rounding, 1.6 times as fast on a CPU. Every network here registers a
-    normalisation right after the convolution whose output it takes.
+    It predicts the same values up to rounding, 1.6 times as fast on a CPU. All networks here
+    register a normalisation directly after the convolution before it.
     """
     folded = copy.deepcopy(network).eval()
     for parent in folded.modules():
@@ -58,7 +59,7 @@ def for_inference(network: nn.Module) -> nn.Module:
 
 
 class PixelResNet(nn.Module):
-    """A torchvision ResNet from scratch on grey patches; it is blind to the optics."""
+    """ResNet of torchvision with random weights, for one channel; it ignores the optics."""
 
     def __init__(self, name: str, outputs: int) -> None:
         super().__init__()
@@ -66,6 +67,6 @@ class PixelResNet(nn.Module):
         self.net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
 
     def forward(self, patches: torch.Tensor, cutoff: torch.Tensor) -> torch.Tensor:
-        """(N, H, W) normalised patches -> (N, outputs); `cutoff` is not used."""
+        """Outputs (N, outputs) for normalised patches (N, H, W); `cutoff` is not used."""
         images = patches[:, None].contiguous(memory_format=torch.channels_last)
         return self.net(images).float()

@@ -1,4 +1,4 @@
-"""The default network: residual networks on polar log spectra and on pixels, joined at the end."""
+"""Default network: residual networks on polar log spectra and on pixels, joined at the end."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from models.spectrum import HarmonicPooling, polar_log_spectra
 
 
 class CircularConv(nn.Module):
-    """3x3 convolution, zero-padded in radius, circular in angle; optional stride."""
+    """3x3 convolution with zero padding in radius and circular padding in angle."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, 3, stride, (1, 0), bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, R, A) -> (N, C', R / stride, A / stride)."""
+        """Features (N, C', R / stride, A / stride), from (N, C, R, A)."""
         return self.conv(functional.pad(x, (1, 1, 0, 0), mode="circular"))
 
 
@@ -27,7 +27,7 @@ def plain_conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a short cut (He et al. 2016), over either kind of convolution."""
+    """Two convolutions and a shortcut (He et al. 2016), with either kind of convolution."""
 
     def __init__(self, conv: type, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C', H / stride, W / stride)."""
+        """Features (N, C', H / stride, W / stride), from (N, C, H, W)."""
         return functional.relu(self.body(x) + self.short_cut(x))
 
 
 def residual_stages(conv: type, widths: Sequence[int]) -> nn.Sequential:
-    """One block per width, each but the first halving the resolution."""
+    """One block per width; each but the first halves the resolution."""
     pairs = zip(widths[:1] + widths[:-1], widths, strict=True)
     return nn.Sequential(
         *(ResidualBlock(conv, a, b, 1 if i == 0 else 2) for i, (a, b) in enumerate(pairs))
@@ -60,14 +60,17 @@ def residual_stages(conv: type, widths: Sequence[int]) -> nn.Sequential:
 
 
 class SpectralResNet(nn.Module):
-    """Spectral and pixel branch; see `models.spectrum` for what the first one sees.
+    """Network with a spectral branch on `polar_log_spectra`, and a branch on pixels.
+
+    The variants that were tried are in docs/experiments.md.
 
     Parameters
     ----------
     outputs : number of output values
-    windows : edges of the spectral windows, px
-    radii, angles : polar grid; angles a multiple of 8
-    spectral_widths, pixel_widths : channels per stage; an empty `pixel_widths` leaves it out
+    windows : sides of the spectral windows, px
+    radii, angles : size of the polar grid; a multiple of 8 angles
+    spectral_widths, pixel_widths : channels per stage; without `pixel_widths` there is no pixel
+        branch
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class SpectralResNet(nn.Module):
         super().__init__()
         self.windows, self.radii, self.angles = tuple(windows), radii, angles
         spectral_widths, pixel_widths = list(spectral_widths), list(pixel_widths)
-        # standardises the log power at each radius, over angles and patches
+        # normalises the log power at each radius, over angles and patches
         self.standardise = nn.BatchNorm1d(len(windows) * radii)
         self.spectral = nn.Sequential(
             CircularConv(len(windows), spectral_widths[0], 2),
@@ -109,8 +112,9 @@ class SpectralResNet(nn.Module):
         )
 
     def forward(self, patches: torch.Tensor, cutoff: torch.Tensor) -> torch.Tensor:
-        """(N, H, W) normalised patches and (N,) cut-offs in cycles per px -> (N, outputs)."""
-        with torch.autocast(patches.device.type, enabled=False):  # powers span ten decades
+        """Outputs (N, outputs) of normalised patches (N, H, W) and cut-offs (N,), cycles per px."""
+        # powers span ten decades, too many for bfloat16
+        with torch.autocast(patches.device.type, enabled=False):
             spectra = polar_log_spectra(
                 patches.float(), cutoff.float(), self.windows, self.radii, self.angles
             )

@@ -1,8 +1,8 @@
-"""Polar log power spectra: what a blurred patch says about its PSF, in units of the optics.
+"""Polar log power spectra of patches, sampled in units of the cut-off frequency.
 
-The power spectrum of an image is that of the object times |OTF|^2, plus a white floor of noise.
-Sampled at f / f_cutoff, it looks the same for every NA, wavelength and pixel size, and a turn of
-the aberration becomes a circular shift in angle.
+The power spectrum of an image is that of the object times |OTF|^2, plus white noise. At
+f / f_cutoff, the |OTF|^2 of an aberration is the same for every NA, wavelength and pixel size. A
+rotation of the aberration is a circular shift in angle.
 """
 
 import math
@@ -12,9 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-REACH = 1.25  # highest frequency sampled, in units of the cut-off; beyond 1 there is only noise
-SECTOR_SAMPLES = 4  # directions averaged into one angle of the polar grid
-FLOOR = 1e-9  # added to the power of a patch of unit variance: below 16-bit rounding
+# Highest frequency that is sampled, in units of the cut-off. Above 1 there is only noise, which the
+# network needs to see; the value was not tuned.
+REACH = 1.25
+# Directions whose power is averaged into one angle of the grid. 16 angles of 4 directions, tried
+# together with another Huber width, scored higher than 32 single directions (docs/experiments.md).
+SECTOR_SAMPLES = 4
+# Added to the power of patches of unit variance before the logarithm. Rounding to 16 bits adds
+# about as much: 1 / 12 count^2, when the standard deviation is 10,000 counts.
+FLOOR = 1e-9
 
 
 def welch_spectrum(patches: torch.Tensor, window: int) -> torch.Tensor:
@@ -23,12 +29,13 @@ def welch_spectrum(patches: torch.Tensor, window: int) -> torch.Tensor:
     Parameters
     ----------
     patches : (N, H, W) tensor
-    window : even edge of the windows, px, at most H and W
+    window : side of the windows, px, even, at most H and W
 
     Returns
     -------
-    (N, window, window / 2 + 1) tensor: f_y from -1/2 to 1/2 cycles per px, f_x from 0 to 1/2; its
-    mean over all frequencies is the windowed variance.
+    (N, window, window / 2 + 1) tensor
+        f_y from -1/2 to 1/2 cycles per px, f_x from 0 to 1/2. The mean over all frequencies is the
+        variance under the window.
     """
     hann = torch.hann_window(window, device=patches.device, dtype=patches.dtype)
     taper = hann[:, None] * hann
@@ -44,9 +51,9 @@ def polar_grid(
 ) -> torch.Tensor:
     """Sampling points for `grid_sample` on the output of `welch_spectrum`.
 
-    Radii are (k + 1/2) / radii * REACH cut-offs; angles are -90 to +90 degrees, half open: the
-    spectrum of a real image repeats beyond. Each angle is the middle of a sector of `samples`
-    directions. Points beyond the camera's Nyquist frequency take the value at its border.
+    Radii are (k + 1/2) / radii * REACH cut-offs. Angles are -90 to below +90 degrees, since the
+    other half of the spectrum is the same. Each angle is the middle of a sector of `samples`
+    directions. Points above the Nyquist frequency of the camera get the value at that frequency.
 
     Returns
     -------
@@ -56,7 +63,9 @@ def polar_grid(
     angle = polar_angles(angles, cutoff.device, cutoff.dtype)
     within = (torch.arange(samples, device=cutoff.device, dtype=cutoff.dtype) + 0.5) / samples - 0.5
     angle = (angle[:, None] + within * math.pi / angles).flatten()
-    angle = (angle + math.pi / 2) % math.pi - math.pi / 2  # the first sector reaches below -90
+    angle = (
+        angle + math.pi / 2
+    ) % math.pi - math.pi / 2  # the first sector starts below -90 degrees
     frequency = cutoff[:, None, None] * radius[:, None]  # (N, R, 1) cycles per px
     column = frequency * angle.cos() * window  # 0 .. window / 2
     row = frequency * angle.sin() * window + window / 2  # window / 2: zero frequency
@@ -79,15 +88,15 @@ def polar_log_spectra(
 ) -> torch.Tensor:
     """Log power on the polar grid, one channel per window length.
 
-    The power is averaged over the directions of each sector before the logarithm is taken: a
-    single window has a speckled spectrum, whose logarithm has deep, meaningless holes.
+    The power is averaged over the directions of a sector before the logarithm. Single directions
+    have speckle, whose logarithm is a strong noise.
 
     Parameters
     ----------
     patches : (N, H, W) tensor, mean 0 and standard deviation 1
     cutoff : (N,) tensor
         Cut-off frequency of the optics, cycles per px.
-    windows : even edges, px; one that is larger than the patch is cut to the patch
+    windows : sides, px, even; windows larger than the patch are reduced to its size
 
     Returns
     -------
@@ -105,10 +114,13 @@ def polar_log_spectra(
 
 
 class HarmonicPooling(nn.Module):
-    """Mean over angle, and the cosine and sine of twice the angle, so that orientation survives."""
+    """Means over angle, weighted by 1 and by cosine and sine of twice the angle.
+
+    The last two keep the orientation of an astigmatism.
+    """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, C, R, A) -> (N, 3 C R)."""
+        """Means (N, 3 C R), from features (N, C, R, A)."""
         angle = polar_angles(features.shape[-1], features.device, features.dtype)
         basis = torch.stack([torch.ones_like(angle), (2 * angle).cos(), (2 * angle).sin()])
         return torch.einsum("ncra,ha->nhcr", features, basis / len(angle)).flatten(1)

@@ -32,11 +32,14 @@ def test_every_weight_takes_part(name):
         assert weight.grad.abs().max() > 0, weight_name
 
 
-@pytest.mark.parametrize("size", [33, 96, 128])
-def test_default_network_takes_any_patch_size(size):
-    outputs = build("spectral_resnet", 3)(*batch(size=size))
-    assert outputs.shape == (4, 3)
-    assert torch.isfinite(outputs).all()
+@pytest.mark.parametrize(("size", "windows"), [(33, (32, 32)), (96, (64, 96)), (200, (64, 128))])
+def test_windows_larger_than_the_patch_take_its_size(size, windows):
+    outputs = []
+    for asked in ((64, 128), windows):
+        torch.manual_seed(0)
+        outputs.append(SpectralResNet(3, asked).eval()(*batch(size=size)))
+    assert torch.equal(*outputs)
+    assert float(outputs[0].std(0).min()) > 10 * FLOAT32  # patches differ
 
 
 def test_unknown_name_lists_the_known_ones():
