@@ -1,28 +1,36 @@
-"""The microscope: four numbers, what follows from them, and where they stop making sense.
+"""The microscope: its four numbers, what follows from them, and the values that are refused.
 
-All lengths are micrometres in object space: the pixel size is the camera pixel divided by the
-magnification, the wavelength is the emission wavelength in vacuum.
+All lengths are micrometres in object space. The pixel size is the camera pixel divided by the
+magnification. The wavelength is the emission wavelength in vacuum.
 """
 
 import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 
 from psf.errors import InputError
 
-# The reference optics (NA 0.45, 500 nm, 0.278 um) sit 0.08 % above Nyquist, where the OTF is
-# zero to five digits; a warning there would be noise.
+# The pixel of the reference optics (NA 0.45, 500 nm, 0.278 um) is 0.08 % larger than Nyquist's.
+# The OTF is zero to five digits there, so a warning would not help anybody.
 NYQUIST_TOLERANCE = 1.01
-LONGEST_WAVELENGTH_UM = 20.0  # beyond it somebody typed nanometres
-LARGEST_PIXEL_UM = 50.0  # the same
-OPTICS_NAMES = ("na", "wavelength_um", "pixel_size_um", "refractive_index")
+LONGEST_WAVELENGTH_UM = 20.0  # a larger number is surely in nanometres
+LARGEST_PIXEL_UM = 50.0  # a larger number is surely in nanometres too
 
 
 class SamplingWarning(UserWarning):
     """The camera samples the image too coarsely for the optics."""
+
+
+Number = TypeVar("Number", float, torch.Tensor)
+
+
+def cutoff_cycles_per_pixel(na: Number, wavelength_um: Number, pixel_size_um: Number) -> Number:
+    """Highest spatial frequency that the optics transmit, 2 NA pixel / lambda."""
+    return 2 * na * pixel_size_um / wavelength_um
 
 
 def plain(number: "float | torch.Tensor") -> float:
@@ -34,7 +42,7 @@ def plain(number: "float | torch.Tensor") -> float:
 class Microscope:
     """A widefield microscope.
 
-    From Python a number may also be a tensor without axes: gradients then flow through it.
+    In Python a number may also be a tensor without axes; gradients then flow through it.
 
     Raises
     ------
@@ -50,15 +58,16 @@ class Microscope:
     def __post_init__(self) -> None:
         for name, value in ((f.name, plain(getattr(self, f.name))) for f in fields(self)):
             if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} is {value}; it must be a positive number.")
+                raise InputError(f"{name} is {value}; give a positive number.")
         if plain(self.wavelength_um) > LONGEST_WAVELENGTH_UM:
             raise InputError(
-                f"wavelength_um is {plain(self.wavelength_um):g}; it is in um (500 nm are 0.5 um)."
+                f"wavelength_um is {plain(self.wavelength_um):g}; give it in um (500 nm are "
+                "0.5 um)."
             )
         if plain(self.pixel_size_um) > LARGEST_PIXEL_UM:
             raise InputError(
-                f"pixel_size_um is {plain(self.pixel_size_um):g}; it is in um in object space, the "
-                "camera pixel divided by the magnification."
+                f"pixel_size_um is {plain(self.pixel_size_um):g}; give it in um in object space, "
+                "the camera pixel divided by the magnification."
             )
         if plain(self.na) >= plain(self.refractive_index):
             raise InputError(
@@ -77,8 +86,8 @@ class Microscope:
 
     @property
     def cutoff_cycles_per_pixel(self) -> float:
-        """Highest spatial frequency that the optics pass, 2 NA pixel / lambda."""
-        return 2 * self.na * self.pixel_size_um / self.wavelength_um
+        """Highest spatial frequency that the optics transmit, 2 NA pixel / lambda."""
+        return cutoff_cycles_per_pixel(self.na, self.wavelength_um, self.pixel_size_um)
 
     @property
     def nyquist_pixel_um(self) -> float:
@@ -96,12 +105,13 @@ class Microscope:
         return 2 * self.depth_of_field_um
 
 
+OPTICS_NAMES = tuple(field.name for field in fields(Microscope))  # of config.json and shards
 Microscopes = Microscope | Sequence[Microscope]  # one for a whole batch, or one per sample
 
 
 @dataclass(frozen=True)
 class Optics:
-    """The numbers of one microscope, each of shape (1,), or of N, each of shape (N,)."""
+    """The numbers of one microscope, each of shape (1,), or of N microscopes, each (N,)."""
 
     na: torch.Tensor
     wavelength_um: torch.Tensor
@@ -115,21 +125,21 @@ class Optics:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float64,
     ) -> "Optics":
-        """Gather the numbers of one microscope, or of a sequence of them."""
+        """The numbers of one microscope, or of a sequence of microscopes."""
         if isinstance(microscopes, Microscope):
             microscopes = [microscopes]
         return cls(*(_column(microscopes, f.name, device, dtype) for f in fields(cls)))
 
     @property
     def cutoff_cycles_per_pixel(self) -> torch.Tensor:
-        """Highest spatial frequency that the optics pass, 2 NA pixel / lambda."""
-        return 2 * self.na * self.pixel_size_um / self.wavelength_um
+        """Highest spatial frequency that the optics transmit, 2 NA pixel / lambda."""
+        return cutoff_cycles_per_pixel(self.na, self.wavelength_um, self.pixel_size_um)
 
     def __len__(self) -> int:
         return len(self.na)
 
     def part(self, samples: slice) -> "Optics":
-        """Optics of some of N samples; one microscope serves them all."""
+        """Optics of some of N samples; a single microscope serves every sample."""
         if len(self) == 1:
             return self
         return Optics(*(getattr(self, f.name)[samples] for f in fields(self)))
@@ -145,9 +155,9 @@ def _column(
 
 
 def simulated_microscopes(optics: Iterable[Sequence[float]]) -> list[Microscope]:
-    """Microscopes of rows of (na, wavelength_um, pixel_size_um, refractive_index).
+    """Microscopes from rows of (na, wavelength_um, pixel_size_um, refractive_index).
 
-    Without the warning of coarse pixels: who simulates them knows.
+    They do not warn of coarse pixels, since a simulation chooses its pixels on purpose.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)

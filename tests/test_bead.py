@@ -256,7 +256,7 @@ def test_script_fits_a_stack_and_writes_a_calibrated_record(tmp_path):
         ({"modes_noll": (4, 5)}, "Noll mode 4 is the focus"),
         ({"modes_noll": (5, 5)}, "given twice"),
         ({"na": 1.2}, "NA 1.2 is not below the refractive index"),
-        ({"wavelength_um": 520}, "it is in um"),
+        ({"wavelength_um": 520}, "give it in um"),
         ({"size": 99}, "--size 99 does not fit"),
         ({"depth_um": -1.0}, "depth_um is -1.0"),
         ({"bead_um": -0.2}, "--bead-um is -0.2"),

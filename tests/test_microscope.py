@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from psf import InputError, Microscope
-from psf.microscope import Optics, SamplingWarning, cutoffs
+from psf.microscope import (
+    OPTICS_NAMES,
+    Optics,
+    SamplingWarning,
+    cutoff_cycles_per_pixel,
+    cutoffs,
+)
 
 ROUNDING = 5e-4  # expected values below are written with four digits
 
@@ -33,13 +39,26 @@ def test_cutoff_is_proportional_to_na_and_pixel_and_falls_with_wavelength(change
     assert changed == pytest.approx(factor * Microscope().cutoff_cycles_per_pixel, rel=1e-12)
 
 
+def test_one_formula_gives_the_cutoff_of_numbers_tensors_and_microscopes():
+    numbers = torch.tensor([0.45, 0.9]), torch.tensor([0.5, 0.6]), torch.tensor([0.278, 0.1])
+    found = cutoff_cycles_per_pixel(*numbers)
+    assert found.tolist() == pytest.approx([0.5004, 0.3])
+    microscopes = [Microscope(), Microscope(0.9, 0.6, 0.1, 1.33)]
+    assert cutoffs(microscopes).tolist() == pytest.approx(found.tolist())
+    assert Optics.of(microscopes).cutoff_cycles_per_pixel.tolist() == pytest.approx(found.tolist())
+
+
+def test_names_of_the_optics_keep_the_order_of_data_sets_on_disk():
+    assert OPTICS_NAMES == ("na", "wavelength_um", "pixel_size_um", "refractive_index")
+
+
 @pytest.mark.parametrize(("na", "index"), [(1.0, 1.0), (1.33, 1.33), (1.4, 1.33)])
 def test_refuses_na_not_below_the_index(na, index):
     with pytest.raises(InputError, match="refractive index"):
         Microscope(na=na, refractive_index=index)
 
 
-@pytest.mark.parametrize("field", ["na", "wavelength_um", "pixel_size_um", "refractive_index"])
+@pytest.mark.parametrize("field", OPTICS_NAMES)
 @pytest.mark.parametrize("value", [0.0, -0.3, math.nan, math.inf])
 def test_refuses_values_that_are_not_positive_and_finite_and_names_the_field(field, value):
     with pytest.raises(InputError, match=field):
@@ -71,7 +90,7 @@ def test_wavelength_typed_in_nanometres_is_told():
 
 
 def test_pixel_size_typed_in_nanometres_is_told():
-    with pytest.raises(InputError, match=r"pixel_size_um is 278; it is in um in object space"):
+    with pytest.raises(InputError, match=r"pixel_size_um is 278; give it in um in object space"):
         Microscope(pixel_size_um=278)
 
 

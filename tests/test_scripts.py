@@ -428,7 +428,7 @@ LAYERED = "--psf-model gibson_lanni --patch-size 64 --workers 1 --images procedu
         (["--z-um", "nan", 3], "z_um range nan to 3.0"),
         (["--modes-noll", 5], "gibson_lanni takes no modes here"),
         (["--psf-model", "zernike1d", "--depth-um", 1], "belong to the PSF model 'gibson_lanni'"),
-        (["--pixel-size-um", 278], "it is in um in object space"),
+        (["--pixel-size-um", 278], "give it in um in object space"),
     ],
 )
 def test_bad_settings_of_layers(tmp_path, arguments, message):
