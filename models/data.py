@@ -16,6 +16,7 @@ import torch
 
 from common.files import read_json
 from psf.errors import InputError
+from psf.microscope import cutoff_cycles_per_pixel
 from psf.model import PsfModel, from_config, turn_labels
 from psf.noise import (
     axial_illumination,
@@ -41,7 +42,7 @@ class Batch:
     def cutoff(self) -> torch.Tensor:
         """Cut-off frequencies (N,), cycles per px."""
         na, wavelength_um, pixel_size_um, _ = self.optics.unbind(1)
-        return 2 * na * pixel_size_um / wavelength_um
+        return cutoff_cycles_per_pixel(na, wavelength_um, pixel_size_um)
 
 
 @dataclass(frozen=True)
