@@ -31,9 +31,8 @@ from simulation.patches import Simulation, draw_microscopes
 from simulation.sources import Source, read_plane
 
 LEVELS = 25  # per degradation: enough for a smooth curve in the figure
-MEAN_ELECTRONS = (
-    1000.0  # per pixel, under Gaussian noise without shot noise: the table's best light
-)
+# Per pixel, under Gaussian noise without shot noise: the brightest light of the benchmark's table.
+MEAN_ELECTRONS = 1000.0
 READ_NOISE_E = 3.0  # added to Poisson noise: the largest read noise of the training
 # Mean per pixel; the training has 8 to 30,000.
 PHOTONS = tuple(np.geomspace(3, 30_000, LEVELS).tolist())

@@ -183,12 +183,12 @@ def test_small_errors_cost_20_db_per_factor_of_ten():
     assert above == pytest.approx(below, abs=0.2)
 
 
-def test_estimates_beyond_the_range_count_as_its_end():
+def test_estimates_out_of_range_count_as_its_end():
     assert snr(GAUSSIAN, (3.0, 18.0), (-7.0, 99.0), size=79) == pytest.approx(
         snr(GAUSSIAN, (3.0, 18.0), (0.0, 20.0), size=79), abs=DB
     )
-    at_end, beyond, inside = snr(FOCUS, (3.5,) * 3, (4.0, 4.4, 3.9))
-    assert beyond == pytest.approx(at_end, abs=DB)
+    at_end, outside, inside = snr(FOCUS, (3.5,) * 3, (4.0, 4.4, 3.9))
+    assert outside == pytest.approx(at_end, abs=DB)
     assert inside > at_end + 1
 
 

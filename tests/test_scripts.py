@@ -516,7 +516,7 @@ def test_training_set_that_lost_a_shard(tmp_path, gaussian_data):
     shutil.copytree(gaussian_data, tmp_path / "data")
     (tmp_path / "data" / "validation_00000.h5").unlink()
     error = refuse("train.py", "--data", tmp_path / "data", "--out", tmp_path / "run")
-    assert "validation_00000.h5 is missing; finish" in error
+    assert "validation_00000.h5 is missing; run generate_training_set.py again" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -534,7 +534,7 @@ def test_training_set_and_network_of_different_labels(tmp_path, gaussian_data, f
         *("benchmark_models.py", "--checkpoints", focus_run, "--data", gaussian_data),
         *("--out", tmp_path / "out"),
     )
-    assert "predicts zernike1d (focus), the data hold gaussian1d (fwhm)" in error
+    assert "predicts zernike1d (focus), but the data hold gaussian1d (fwhm)" in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -546,7 +546,7 @@ def test_training_set_and_network_of_different_patches(tmp_path, focus_data, foc
         *("benchmark_models.py", "--checkpoints", tmp_path / "run", "--data", focus_data),
         *("--out", tmp_path / "out"),
     )
-    assert "takes patches of 128 px, the data hold 64 px" in error
+    assert "takes patches of 128 px, but the data hold patches of 64 px" in error
     assert not (tmp_path / "out").exists()
 
 
