@@ -90,8 +90,10 @@ def main(config: Config) -> None:
         one.axis("off")
     handles, labels = axes.ravel()[min(1, len(names) - 1)].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=len(labels))
+    # tables without this column are older and have intervals over patches
+    over = "source images" if "source_images" in table else "patches"
     figure.suptitle(
-        f"{config.psf_model}, {config.parameter}: test images, 95 % intervals over images"
+        f"{config.psf_model}, {config.parameter}: test images, 95 % intervals over {over}"
     )
     for suffix in ("png", "pdf"):
         save_figure(config.results / f"figure_noise_resistance.{suffix}", figure)

@@ -55,6 +55,15 @@ def test_writes_png_and_pdf(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("wrote ")
 
 
+@pytest.mark.parametrize(
+    ("columns", "over"), [({}, "patches"), ({"source_images": 4}, "source images")]
+)
+def test_title_says_what_the_intervals_are_over(tmp_path, figures, columns, over):
+    noise_table().assign(**columns).to_csv(tmp_path / "noise.csv", index=False)
+    main(Config(tmp_path))
+    assert figures[0].get_suptitle().endswith(f"test images, 95 % intervals over {over}")
+
+
 def test_lines_show_the_numbers_of_the_table(tmp_path, figures):
     table = noise_table()
     table.to_csv(tmp_path / "noise.csv", index=False)
