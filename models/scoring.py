@@ -218,7 +218,8 @@ def r2_interval(
     ----------
     truth, prediction : (N,) of the patches
     sources : (N,) source image of each patch; all patches of a drawn image count (cluster
-        bootstrap: Davison & Hinkley 1997, section 3.8)
+        bootstrap: Davison & Hinkley 1997, section 3.8). Fewer than about ten images give a rough
+        interval; the tables hold their number.
     rng : draws the images
     repetitions : number of draws; 500 give each end to about 3 % of the width
 
