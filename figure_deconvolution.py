@@ -49,14 +49,14 @@ from restoration.scenes import SUPPORTS_PX, Case, Scene, make_scene, mean_psf, s
 from restoration.variant_blur import VariantBlur
 from restoration.with_map import restore_with_map
 from simulation.objects import OBJECTS
-from simulation.sources import HELD_OUT, VALIDATION
+from simulation.sources import TEST_IMAGES, VALIDATION_IMAGES
 
 # networks for maps of these PSF models; for others, the network of the model's own name
 NETWORKS = {"zernike1d": "zernike1d_tilted", "zernike2d": "zernike2d_tilted"}
 STRIDE = 32  # px between the patches of an estimated map, as estimate_psf_map.py has by default
 HERE = Path(__file__).parent
 CODE = (*(HERE / name for name in ("psf", "simulation", "models", "restoration")), Path(__file__))
-PHOTOGRAPHS = {"test": HELD_OUT, "validation": VALIDATION}
+PHOTOGRAPHS = {"test": TEST_IMAGES, "validation": VALIDATION_IMAGES}
 INPUT, OURS, ORACLE = "blurred input", "ours, estimated map", "ours, true map"
 BLIND = ("blind Richardson-Lucy", "blind total variation")
 BLIND_BEST = tuple(f"{name}, best setting (oracle)" for name in BLIND)

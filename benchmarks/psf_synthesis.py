@@ -2,17 +2,22 @@
 
     python benchmarks/psf_synthesis.py
 
-Prints and writes results/benchmark_psf_synthesis.csv: 64 PSFs of 127 x 127 pixels in plain
-defocus, -20 to 20 um, NA 0.45 in water, by every installed program in one process and one thread,
-timed in turn; medians over the rounds. Prints and writes results/agreement_psf_synthesis.csv: an
-oil lens that looks 0, 5 and 10 um into water, vectorial light, and where programs are wrong.
+Writes two tables and prints them.
 
-The reference is float64 quadrature (tests/reference.py). Errors are largest differences, over the
-peak of the same PSF and over that of the brightest PSF of the stack. Programs normalise
-differently: each PSF of theirs is first multiplied by the one factor of least squares. Ours are
-compared as they are. What integrates over pixels is compared with the integral, what does not
-with point samples. Tables that a program keeps between calls count as made. Best focus is
-given on each program's own z axis; `psf_peers` maps these axes to ours.
+results/benchmark_psf_synthesis.csv: 64 PSFs of 127 x 127 pixels in plain defocus, -20 to 20 um,
+NA 0.45 in water. Every installed program runs in one process and one thread. The programs are
+timed in turn; rates are medians over the rounds, and tables that a program keeps between calls are
+not timed.
+
+results/agreement_psf_synthesis.csv: an oil lens that looks 0, 5 and 10 um into water, vectorial
+light, and known faults of programs. Best focus is on each program's own z axis; `psf_peers` maps
+these axes to ours.
+
+The reference is float64 quadrature (benchmarks/psf_reference.py). An error is the largest
+difference, relative to the peak of the same PSF and to that of the brightest PSF of the stack.
+Programs normalise differently, so each of their PSFs is first scaled to the reference by least
+squares. Our PSFs are compared without scaling. Programs that integrate over pixels are compared
+with the integral, the others with point samples.
 """
 
 import os
@@ -36,12 +41,11 @@ import pandas as pd
 import torch
 from scipy.special import jv
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psf_peers
 from psf_peers import BESSEL, INSTALL, PEERS, Scene
-from reference import Profile, hankel_profile, pixels, points
+from psf_reference import Profile, hankel_profile, pixels, points
 
 from common.command import keep_freed_memory, run
 from common.files import whole_file
@@ -49,7 +53,7 @@ from psf import Layers, Microscope, psf_model, synthesize_with_loss
 from psf.microscope import SamplingWarning
 
 WATER, OIL = Layers(1.33, n_coverslip=1.33, n_sample=1.33), Layers(1.515, n_sample=1.33)
-NOLL_6 = ((2, 2),)  # a mode that turns with the angle, at 0: the road for any pupil
+NOLL_6 = ((2, 2),)  # a mode that turns with the angle, at 0: it selects the method for any pupil
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def ours(*args: Any, **kwargs: Any) -> np.ndarray:
 
 
 def available() -> set[str]:
-    """Packages of `PEERS` that can be imported; says how to get the others."""
+    """Packages of `PEERS` that can be imported; prints how to install the others."""
     found = set()
     for package, install in INSTALL.items():
         try:
@@ -166,7 +170,7 @@ def available() -> set[str]:
 def median_rates(
     work: dict[str, Callable[[], Any]], count: int, config: Config
 ) -> dict[str, float]:
-    """PSFs per second of each, timed in turn so that a busy machine slows all alike."""
+    """PSFs per second of each program; they run in turn, so that a busy machine slows all alike."""
     calls, rates = {}, {name: [] for name in work}
     for name, call in work.items():
         call()
@@ -226,7 +230,7 @@ def speed_table(found: set[str], config: Config) -> pd.DataFrame:
 def agreement_row(
     task: str, program: str, psfs: np.ndarray, truth: np.ndarray, scaled: bool = True, **more: Any
 ) -> dict[str, Any]:
-    """Errors of a stack of PSFs, and what else is known of it."""
+    """One row of the table: errors of a stack of PSFs, and further columns."""
     errors = differences(psfs, truth, scaled)
     names = ("error_of_own_peak", "error_of_brightest_peak")
     return {"task": task, "program": program, **dict(zip(names, errors, strict=True)), **more}
@@ -269,7 +273,7 @@ def vectorial_rows(found: set[str]) -> Iterator[dict[str, Any]]:
 
 
 def fault_rows(found: set[str]) -> Iterator[dict[str, Any]]:
-    """What no choice of convention mends."""
+    """Errors that no choice of convention explains."""
     if "psf_generator" in found:
         scope = replace(oil_scene(0.0).microscope, pixel_size_um=0.01)
         scene = Scene(scope, OIL, 0.0, np.zeros(1), 101)
@@ -293,7 +297,7 @@ def main(config: Config) -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    # 6.5 um camera pixels at 20x are coarser than Nyquist, as many real ones are
+    # The 6.5 um camera pixels at 20x are coarser than Nyquist on purpose, as in many real setups.
     warnings.simplefilter("ignore", SamplingWarning)
     found = available()
     speed = speed_table(found, config)

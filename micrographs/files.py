@@ -61,7 +61,7 @@ class FlatSource:
         self.sizes = {"C": 1, "Z": 1, "T": 1}
         self.names: list[str] = []
         self.notes: tuple[str, ...] = ()
-        self._pixels = _without_alpha(_flat_pixels(path))  # (H, W, samples)
+        self._pixels = _without_alpha(flat_pixels(path))  # (H, W, samples)
         self.shape = self._pixels.shape[:2]
         self.is_colour = self._pixels.shape[2] == len(LUMINANCE)
         if self.is_colour:
@@ -85,8 +85,11 @@ class FlatSource:
         self._pixels = self._pixels[:0]
 
 
-def _flat_pixels(path: Path) -> np.ndarray:
-    """Pixels of a PNG or JPEG with all their bits; Pillow cuts 16-bit colour down to 8."""
+def flat_pixels(path: Path) -> np.ndarray:
+    """Pixels of a PNG or JPEG with all their bits, (H, W) or (H, W, channels).
+
+    A PNG is decoded by libpng: Pillow cuts 16-bit colour down to 8 bits.
+    """
     data = path.read_bytes()
     if data.startswith(PNG_START) and data[PNG_COLOUR_TYPE_BYTE] != PNG_PALETTE:
         return png_decode(data)

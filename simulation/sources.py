@@ -1,7 +1,7 @@
 """Source images: built in, procedural or from the user's folder, as (H, W) float32 in [0, 1].
 
-A `Source` only says where an image comes from. Pixels are loaded when a crop needs them and are
-kept in a cache of bounded size, so a folder of any size runs in bounded memory.
+A `Source` only says where an image comes from. Its pixels are loaded when a crop needs them and
+stay in a cache of limited size, so a folder of any size needs a limited amount of memory.
 """
 
 from collections import OrderedDict
@@ -20,17 +20,19 @@ from psf.errors import InputError
 from simulation.decode import decode_planes, image_files, to_luminance
 from simulation.objects import OBJECTS
 
-HELD_OUT = ("camera", "coins", "gravel", "immunohistochemistry")  # test, never trained on
-# Fixed like HELD_OUT: with so few images a drawn pair is seldom typical. Fur, and smooth objects.
-VALIDATION = ("chelsea", "coffee")
-SPLITS = ("train", "validation", "test")
+# Built-in images for the tests of a network; no network is trained on them.
+TEST_IMAGES = ("camera", "coins", "gravel", "immunohistochemistry")
+# Fixed, since two images drawn at random from so few are seldom typical: fur and smooth objects.
+VALIDATION_IMAGES = ("chelsea", "coffee")
+SPLITS = ("train", "validation", "test")  # the order is part of the seed of every shard
+# Shares of train, validation and test; most images train, since variety of content limits accuracy.
 PROCEDURAL_SPLIT = (0.7, 0.1, 0.2)
 FILE_SPLIT = (0.7, 0.15, 0.15)
-MAX_UNREADABLE_SHARE = 0.2
+MAX_UNREADABLE_SHARE = 0.2  # of a folder's files; with more the folder or a codec is at fault
 # 11 kinds x 32 images of 1 MiB fit into the cache together with all built-in images.
 PROCEDURAL_COUNT_PER_KIND = 32
 
-_CACHE_LIMIT_BYTES = 512 * 2**20
+_CACHE_LIMIT_BYTES = 512 * 2**20  # of each process that simulates
 _cache: OrderedDict[tuple["Source", int], np.ndarray] = OrderedDict()
 
 
@@ -43,7 +45,7 @@ class Source:
 
     name: str
     kind: Literal["builtin", "procedural", "file"]
-    pages: tuple[int, ...] = (0,)  # usable planes: pages of a multi-page TIFF, else only 0
+    pages: tuple[int, ...] = (0,)  # usable pages of a multi-page TIFF; otherwise only 0
     path: str = ""  # file
     object_kind: str = ""  # procedural: a key of OBJECTS
     seed: int = 0  # procedural
@@ -65,7 +67,7 @@ def _sklearn_photograph(name: str) -> np.ndarray:
 
 
 def _half_size(image: np.ndarray) -> np.ndarray:
-    """Average 2x2 px, for images that aren't sharp at full size; uint8 becomes [0, 1] floats."""
+    """Means of 2 x 2 px in [0, 1] of a uint8 image, for images that are not sharp at full size."""
     factors = (2, 2, 1)[: image.ndim]
     rows, columns = (side - side % 2 for side in image.shape[:2])
     return transform.downscale_local_mean(image[:rows, :columns] / 255.0, factors)
@@ -95,7 +97,7 @@ _BUILTIN: dict[str, Callable[[], np.ndarray]] = {
 
 
 def builtin_sources() -> list[Source]:
-    """Images that come with scikit-image, scikit-learn and matplotlib; nothing is downloaded."""
+    """Images that scikit-image, scikit-learn and matplotlib install; nothing is downloaded."""
     return [Source(name, "builtin") for name in _BUILTIN]
 
 
@@ -111,21 +113,21 @@ def procedural_sources(count_per_kind: int, size: int = 512, seed: int = 0) -> l
 
 
 def folder_sources(folder: str | Path, min_side: int) -> tuple[list[Source], list[str]]:
-    """Find the usable images below `folder`, in the order of their relative path.
+    """Usable images below `folder`, in the order of their relative paths.
 
-    Each file is decoded once. Hidden files are passed over; a TIFF with several pages is one
-    source, and only its usable pages count.
+    Each file is decoded once. Hidden files are left out. A TIFF with several pages is one source
+    with its usable pages.
 
     Returns
     -------
     sources, skipped
-        The second list names each image or page that can't be used, with the reason.
+        The second list names each image or page that cannot be used, with the reason.
 
     Raises
     ------
     InputError
         If there is no such folder, no image in it, none large enough or none usable, or if more
-        than a fifth of the files can't be decoded.
+        than a fifth of the files cannot be decoded.
     """
     folder = Path(folder)
     files = image_files(folder)
@@ -133,49 +135,53 @@ def folder_sources(folder: str | Path, min_side: int) -> tuple[list[Source], lis
     for path in tqdm(files, desc="checking images", leave=False):
         name = path.relative_to(folder).as_posix()
         try:
-            flaws = [_flaw(plane, min_side) for plane in decode_planes(path)]
+            pages, flaws = _usable_pages(path, name, min_side)
         except DECODE_ERRORS as error:
             unreadable.append(name)
             skipped.append(f"{name}: cannot be decoded ({error})")
             continue
-        pages = tuple(page for page, flaw in enumerate(flaws) if flaw is None)
-        too_small += all(flaw is not None and flaw.startswith("too small") for flaw in flaws)
-        for page, flaw in enumerate(flaws):
-            if flaw is not None:
-                skipped.append(f"{name}{f' page {page}' if len(flaws) > 1 else ''}: {flaw}")
+        too_small += not pages and all(why.startswith("too small") for why in flaws.values())
+        skipped += [f"{page}: {why}" for page, why in flaws.items()]
         if pages:
             sources.append(Source(name, "file", pages, path=str(path.resolve())))
+    images = f"{len(files)} images in {folder}"
     if too_small == len(files):
         raise InputError(
-            f"All {len(files)} images in {folder} are too small: both sides must be "
-            f"at least {min_side} px, the crop size. Use larger images or smaller "
-            "patches."
+            f"All {images} are too small: both sides must be at least {min_side} px, the crop "
+            "size. Use larger images or smaller patches."
         )
     if not sources:
         raise InputError(
-            f"None of the {len(files)} images in {folder} can be used: "
-            f"{_some(skipped)}. Name a folder with sharp images of at least "
-            f"{min_side} x {min_side} px."
+            f"None of the {images} can be used: {_some(skipped)}. Give a folder with sharp images "
+            f"of at least {min_side} x {min_side} px."
         )
     if len(unreadable) > MAX_UNREADABLE_SHARE * len(files):
         raise InputError(
-            f"{len(unreadable)} of {len(files)} images in {folder} cannot be decoded "
-            f"({_some(unreadable)}). Repair or remove them."
+            f"{len(unreadable)} of {images} cannot be decoded ({_some(unreadable)}). Repair or "
+            "remove them."
         )
     return sources, skipped
 
 
-def load_sources(images: str, min_side: int, seed: int) -> tuple[list[Source], list[str]]:
-    """List the sources of a script's `--images`: `builtin`, `procedural`, `mixed` or a folder.
+def _usable_pages(path: Path, name: str, min_side: int) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Usable pages of a file, and the flaw of each other page by name (`stack.tif page 1`)."""
+    flaws = [_flaw(plane, min_side) for plane in decode_planes(path)]
+    names = [f"{name} page {page}" if len(flaws) > 1 else name for page in range(len(flaws))]
+    usable = tuple(page for page, flaw in enumerate(flaws) if flaw is None)
+    return usable, {n: flaw for n, flaw in zip(names, flaws, strict=True) if flaw is not None}
 
-    Images smaller than `min_side` px are left out and named in the second list. `seed` draws the
-    procedural images.
+
+def load_sources(images: str, min_side: int, seed: int) -> tuple[list[Source], list[str]]:
+    """Sources of a script's `--images`: `builtin`, `procedural`, `mixed` or a folder.
+
+    The second list names the images that are left out, such as those below `min_side` px. The
+    procedural images are drawn with `seed`.
     """
     if images not in ("builtin", "procedural", "mixed"):
         if not Path(images).exists():
             raise InputError(
-                f"There is no folder {images}. --images takes builtin, procedural, "
-                "mixed or the path of a folder with images."
+                f"There is no folder {images}. Give --images builtin, procedural, mixed or the "
+                "path of a folder with images."
             )
         return folder_sources(images, min_side)
     sources, skipped = [], []
@@ -196,17 +202,17 @@ def load_sources(images: str, min_side: int, seed: int) -> tuple[list[Source], l
 
 
 def split_sources(sources: list[Source], seed: int) -> dict[str, list[Source]]:
-    """Divide sources into train, validation and test; the same names and seed do it alike.
+    """Sources of train, validation and test; the same names and seed give the same split.
 
-    Of the built-in images HELD_OUT are the test and VALIDATION the validation. Procedural images
-    are divided by their number within each kind, files by a seeded shuffle.
+    Built-in images are divided by TEST_IMAGES and VALIDATION_IMAGES, procedural images by their
+    number within each kind, files by a seeded shuffle.
     """
     split: dict[str, list[Source]] = {key: [] for key in SPLITS}
     by_name = sorted(sources, key=lambda source: source.name)
     builtin = [source for source in by_name if source.kind == "builtin"]
-    split["test"] += [source for source in builtin if source.name in HELD_OUT]
-    split["validation"] += [source for source in builtin if source.name in VALIDATION]
-    rest = HELD_OUT + VALIDATION
+    split["test"] += [source for source in builtin if source.name in TEST_IMAGES]
+    split["validation"] += [source for source in builtin if source.name in VALIDATION_IMAGES]
+    rest = TEST_IMAGES + VALIDATION_IMAGES
     split["train"] += [source for source in builtin if source.name not in rest]
     for kind in OBJECTS:
         one_kind = [source for source in by_name if source.object_kind == kind]
@@ -221,8 +227,8 @@ def split_sources(sources: list[Source], seed: int) -> dict[str, list[Source]]:
     empty = [key for key in SPLITS if not split[key]]
     if empty:
         raise InputError(
-            f"No source image is left for {' and '.join(empty)}: use smaller patches "
-            "or more and larger images."
+            f"No source image is left for {' and '.join(empty)}. Use smaller patches, or more "
+            "and larger images."
         )
     return split
 
@@ -232,8 +238,9 @@ def read_plane(source: Source, page: int = 0) -> np.ndarray:
 
     The array belongs to the cache: do not write into it.
 
-    Unsigned integers are divided by the range of their type, floats kept if within [0, 1] and
-    otherwise scaled from their minimum and maximum. Colour becomes Rec. 709 luminance.
+    Integers are divided by the range of their type. Floats are kept if they lie within [0, 1];
+    otherwise they are scaled from their minimum to their maximum. Colour becomes Rec. 709
+    luminance.
     """
     key = (source, page)
     if key in _cache:
@@ -241,7 +248,7 @@ def read_plane(source: Source, page: int = 0) -> np.ndarray:
         return _cache[key]
     plane = _load_plane(source, page)
     _cache[key] = plane
-    # The newest plane stays even if it alone is larger than the limit.
+    # The newest plane is kept, even if it is larger than the limit.
     while len(_cache) > 1 and sum(kept.nbytes for kept in _cache.values()) > _CACHE_LIMIT_BYTES:
         _cache.popitem(last=False)
     return plane
@@ -251,7 +258,7 @@ def _load_plane(source: Source, page: int) -> np.ndarray:
     if source.kind == "builtin":
         return to_luminance(_BUILTIN[source.name]())
     if source.kind == "procedural":
-        # The kind is part of the seed, or beads_007 and nuclei_007 would share their layout.
+        # The kind is part of the seed; otherwise beads_007 and nuclei_007 would share their layout.
         kind_number = list(OBJECTS).index(source.object_kind)
         rng = np.random.default_rng((source.seed, kind_number, source.index))
         return OBJECTS[source.object_kind](rng, source.size)
@@ -259,13 +266,13 @@ def _load_plane(source: Source, page: int) -> np.ndarray:
         return next(decode_planes(Path(source.path), page))
     except DECODE_ERRORS as error:
         raise InputError(
-            f"{source.path} can no longer be decoded ({error}). Leave the images in "
-            "place while the program runs."
+            f"{source.path} can no longer be decoded ({error}). Leave the images in place while "
+            "the program runs."
         ) from error
 
 
 def _flaw(plane: np.ndarray, min_side: int) -> str | None:
-    """Why a plane can't be used, or None."""
+    """Reason why a plane cannot be used; None if it can."""
     height, width = plane.shape
     if min(height, width) < min_side:
         return f"too small ({width} x {height} px, {min_side} px needed)"
@@ -283,13 +290,13 @@ def _shuffled(sources: list[Source], seed: int) -> list[Source]:
 def _divide(
     split: dict[str, list[Source]], ordered: list[Source], shares: tuple[float, ...], what: str
 ) -> None:
-    """Append consecutive runs of `ordered` to train, validation (and test), one each at least."""
+    """Append consecutive parts of `ordered` to train, validation and test, one image at least."""
     if not ordered:
         return
     if len(ordered) < len(shares):
         raise InputError(
-            f"{len(ordered)} {what} can't be divided into {', '.join(SPLITS)}: at "
-            f"least {len(shares)} are needed, since no image may be in two of them."
+            f"{len(ordered)} {what} cannot be divided into {', '.join(SPLITS)}. Give at least "
+            f"{len(shares)}: no image may be in two splits."
         )
     later = [max(1, round(share * len(ordered))) for share in shares[1:]]
     start = 0

@@ -15,7 +15,7 @@ from psf.microscope import Microscope
 from psf.model import PsfModel
 from psf.synthesis import synthesize
 from simulation.objects import OBJECTS
-from simulation.sources import HELD_OUT, builtin_sources, read_plane
+from simulation.sources import TEST_IMAGES, builtin_sources, read_plane
 
 PROCEDURAL_SEED = 90_001  # training sets use small seeds, so no training object is drawn again
 # Focus between two levels gets a blend of their PSFs. Steps of 0.04 waves for a dome of 18 um at
@@ -31,10 +31,10 @@ def held_out_object(name: str, size: int) -> torch.Tensor:
     if name in OBJECTS:
         rng = np.random.default_rng([PROCEDURAL_SEED, list(OBJECTS).index(name)])
         return torch.from_numpy(np.asarray(OBJECTS[name](rng, size), np.float32))
-    if name not in HELD_OUT:
+    if name not in TEST_IMAGES:
         raise InputError(
             f"there is no held-out texture '{name}'; choose one of "
-            f"{', '.join((*HELD_OUT, *OBJECTS))}."
+            f"{', '.join((*TEST_IMAGES, *OBJECTS))}."
         )
     (source,) = (s for s in builtin_sources() if s.name == name)
     plane = read_plane(source)[:size, :size]

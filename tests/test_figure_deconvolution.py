@@ -19,7 +19,7 @@ from figure_deconvolution import (
     with_best_setting,
 )
 from restoration.scenes import BORDER, Case, Scene, make_scene, mean_psf, score, snr_db
-from simulation.sources import HELD_OUT
+from simulation.sources import TEST_IMAGES
 
 # a little light lies outside of the supports that render the truth
 pytestmark = pytest.mark.filterwarnings("ignore::psf.synthesis.EnergyWarning")
@@ -33,7 +33,7 @@ def test_snr_is_that_of_a_known_error():
 
 def test_cases_begin_with_the_test_images_and_take_turns():
     found = cases(Config(images=8, photons=(1000.0, 100.0)))
-    assert [case.name for case in found[:8:2]] == list(HELD_OUT)
+    assert [case.name for case in found[:8:2]] == list(TEST_IMAGES)
     assert len({case.key for case in found}) == 16
     assert {case.model for case in found} == {"zernike1d", "zernike2d", "gaussian2d"}
     assert {case.map_kind for case in found} == {"tilted plane", "random map"}

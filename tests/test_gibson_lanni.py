@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from reference import (
+from scipy.optimize import minimize_scalar
+
+from benchmarks.psf_reference import (
     dense_profile,
     difference,
     hankel_profile,
@@ -15,8 +17,6 @@ from reference import (
     points,
     vertex_of_parabola,
 )
-from scipy.optimize import minimize_scalar
-
 from psf import InputError, Layers, Microscope, draw_labels, psf_model, synthesize_with_loss
 from psf.gibson_lanni import layered_wavefront
 from psf.microscope import Optics

@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from reference import dense_profile, difference, dipole_points, points
 
+from benchmarks.psf_reference import dense_profile, difference, dipole_points, points
 from psf import LIGHTS, InputError, Layers, Microscope, psf_model, synthesize, synthesize_with_loss
 from psf.light import SCALAR_LIMIT, ScalarWarning, components, scalar_deviation
 from psf.microscope import Optics

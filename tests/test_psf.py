@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from reference import focus_wavefront, hankel_profile, pixels, points, pupil_points
 from scipy.special import j0, j1
 from scipy.stats import norm
 
+from benchmarks.psf_reference import focus_wavefront, hankel_profile, pixels, points, pupil_points
 from psf import MODEL_NAMES, InputError, Microscope, draw_labels, psf_model, synthesize
 from psf import synthesize_with_loss as with_loss
 from psf.microscope import SamplingWarning

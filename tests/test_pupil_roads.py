@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from reference import dense_profile, difference, pixels, pupil_on_lines
 
 import psf.fourier
 import psf.hankel
+from benchmarks.psf_reference import dense_profile, difference, pixels, pupil_on_lines
 from psf import InputError, Layers, Microscope, psf_model, synthesize_with_loss
 from psf.blur import blur_valid, transfer_functions
 from psf.fourier import assemble, fourier_psfs

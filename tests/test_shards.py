@@ -18,7 +18,7 @@ from psf import InputError
 from psf.microscope import OPTICS_NAMES
 from simulation.patches import simulate
 from simulation.shards import StoredPatches, read_column, shard_path, to_uint16, write_shard
-from simulation.sources import HELD_OUT, SPLITS, load_sources, split_sources
+from simulation.sources import SPLITS, TEST_IMAGES, load_sources, split_sources
 
 ROOT = Path(__file__).parents[1]
 LARGER_THAN_A_SHARD = 1030  # patches: a full shard and the beginning of a second one
@@ -153,7 +153,7 @@ def test_a_configuration_keeps_its_shards(mixed_shards, split):
 def test_no_source_image_is_in_two_splits(gaussian_data):
     config = json.loads((gaussian_data / "config.json").read_text())
     listed = {split: set(config["source_images"][split]) for split in SPLITS}
-    assert listed["test"] == set(HELD_OUT)
+    assert listed["test"] == set(TEST_IMAGES)
     assert not listed["train"] & listed["validation"]
     assert not (listed["train"] | listed["validation"]) & listed["test"]
     for split in SPLITS:

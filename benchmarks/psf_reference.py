@@ -1,4 +1,4 @@
-"""Independent PSFs for the tests: float64 quadrature with SciPy, nothing shared with `psf`."""
+"""Reference PSFs for tests and benchmarks: float64 quadrature that shares no code with `psf`."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,6 +12,7 @@ Profile = Callable[[np.ndarray], np.ndarray]  # radii in pixels -> intensity per
 
 
 def focus_wavefront(focus: float) -> Callable[[float], float]:
+    """Wavefront W(rho) = focus rho^2, waves."""
     return lambda rho: focus * rho**2
 
 
@@ -82,7 +83,7 @@ def unit_rule(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 def dense_profile(
     wavefront: Callable[[np.ndarray], np.ndarray], cutoff: float, nodes: int = 1600
 ) -> Profile:
-    """As `hankel_profile`, by a rule that is fixed and dense: hundreds of waves fit into it."""
+    """As `hankel_profile`, by a fixed rule that is dense enough for hundreds of waves."""
     rho, weight = unit_rule(nodes)
     pupil = 2 * rho * weight * np.exp(2j * np.pi * wavefront(rho))
 
@@ -99,10 +100,11 @@ def _bessel_table(nodes: int, cutoff: float, radii: bytes) -> np.ndarray:
 
 
 def optical_path_um(thickness_um: float, index: float, sine: np.ndarray) -> np.ndarray:
-    """Path through a layer along a ray, up to the plane at right angles to it in front.
+    """Optical path through a layer along a ray, up to a plane at right angles to the ray.
 
-    `sine` is n sin(angle), which Snell's law keeps. The ray runs n t / cos(angle) and leaves the
-    layer t tan(angle) to the side of the axis, which is nearer to that plane.
+    `sine` is n sin(angle), which is the same in all layers (Snell's law). The path in the layer is
+    n t / cos(angle). The ray leaves the layer t tan(angle) beside the axis, which shortens the rest
+    of the path by n t tan(angle) sin(angle).
     """
     angle = np.arcsin(sine / index)
     return index * thickness_um / np.cos(angle) - sine * thickness_um * np.tan(angle)
@@ -125,9 +127,9 @@ def layered_waves(
 ) -> np.ndarray:
     """Wavefront that layers leave, waves, by rays; 0 on the axis.
 
-    S. F. Gibson & F. Lanni, JOSA A 8, 1601 (1991): the path through the layers as they are, less
-    that through the layers of the design; the immersion fills what brings rays near the axis to
-    focus, and z.
+    S. F. Gibson & F. Lanni, JOSA A 8, 1601 (1991): the path through the actual layers minus the
+    path through the layers of the design. The immersion has the thickness that focuses rays near
+    the axis, plus z.
     """
     seen = depth_um / n_sample + coverslip_um / n_coverslip
     designed = immersion_um_design / n_immersion_design + coverslip_um_design / n_coverslip_design
@@ -200,11 +202,11 @@ def dipole_points(
 ) -> np.ndarray:
     """Intensity (L, L) of dipoles along x, y and z together, seen without a polariser.
 
-    B. Richards & E. Wolf, Proc. R. Soc. A 253, 358 (1959), from the object outwards, ray by ray:
-    the far field of a dipole p along the unit vector k is p - (p k) k; Weyl's integral makes it a
-    plane wave of amplitude 1 / cos; interfaces between `indices`, the sample's first, transmit
-    it; the objective turns k parallel to the axis and, by the sine condition, scales with
-    sqrt(cos) in the last medium. Of unit energy.
+    B. Richards & E. Wolf, Proc. R. Soc. A 253, 358 (1959), from the object outwards, ray by ray.
+    The far field of a dipole p along the unit vector k is p - (p k) k. Weyl's integral makes it a
+    plane wave of amplitude 1 / cos. The interfaces between `indices`, the sample's first, transmit
+    it. The objective turns k parallel to the axis and scales the field with sqrt(cos) in the last
+    medium (sine condition). The intensity has unit energy.
     """
     rho, theta, area = disc_rule(radial, angular)
     sine = na * rho

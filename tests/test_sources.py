@@ -11,7 +11,7 @@ from PIL import Image
 from psf.errors import InputError
 from simulation import sources as sources_module
 from simulation.sources import (
-    HELD_OUT,
+    TEST_IMAGES,
     Source,
     builtin_sources,
     folder_sources,
@@ -116,6 +116,8 @@ def write_good(folder, count, pixels):
     "name, damage",
     [
         ("cut.png", lambda data: data[: len(data) // 2]),
+        ("cut16.png", lambda data: data[: len(data) // 2]),
+        ("flipped.png", lambda data: data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]),
         ("cut.tif", lambda data: data[: len(data) // 2]),
         ("lzw.tif", lambda data: data[: len(data) // 2]),
         ("stack.tif", lambda data: data[: len(data) // 2]),
@@ -133,6 +135,8 @@ def test_corrupt_file_is_skipped_and_named(tmp_path, grey16, name, damage):
         tifffile.imwrite(
             path, pixels, photometric="minisblack", compression="lzw" if name == "lzw.tif" else None
         )
+    elif name == "cut16.png":
+        path.write_bytes(png_encode(np.dstack([grey16] * 3)))
     else:
         Image.fromarray((grey16 >> 8).astype(np.uint8)).save(path)
     path.write_bytes(damage(path.read_bytes()))
@@ -226,13 +230,13 @@ def test_split_is_disjoint_complete_and_keeps_hold_outs_for_the_test():
     for seed in range(5):
         sources = builtin_sources() + procedural_sources(10)
         names = names_of(split_sources(sources, seed))
-        assert set(HELD_OUT) <= names["test"]
+        assert set(TEST_IMAGES) <= names["test"]
         assert sum(len(part) for part in names.values()) == len(sources)
         assert set.union(*names.values()) == {source.name for source in sources}
         assert {"beads_000", "nuclei_006"} <= names["train"]
         assert "beads_007" in names["validation"] and "beads_009" in names["test"]
     only_builtin = names_of(split_sources(builtin_sources(), 0))
-    assert only_builtin["test"] == set(HELD_OUT) and len(only_builtin["validation"]) == 2
+    assert only_builtin["test"] == set(TEST_IMAGES) and len(only_builtin["validation"]) == 2
 
 
 def test_split_depends_on_names_and_seed_alone():
