@@ -1,4 +1,4 @@
-"""Optics: microscope, PSF models, blur, noise, source images."""
+"""Optics: microscope, PSF models, synthesis of PSFs, blur, camera noise."""
 
 from psf.blur import transfer_functions
 from psf.errors import InputError

@@ -1,4 +1,9 @@
-"""Blur on the valid region only: real content outside the patch, no wrap-around, no reflection."""
+"""Blur by one PSF, blur by a PSF that varies over the image, and the surfaces of test objects.
+
+All blurs return the valid region only: a pixel whose PSF reaches outside the object is cut off,
+so that nothing wraps around and no border is reflected. `transfer_functions` gives the OTFs for
+callers that multiply spectra themselves; the image is periodic there.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,7 +21,7 @@ CHUNK = 16  # columns whose PSFs are in memory together
 
 
 def blur_valid(images: torch.Tensor, psfs: torch.Tensor) -> torch.Tensor:
-    """Convolve each image with its PSF and keep what no border can have touched.
+    """Each image convolved with its PSF, on the region that no border affects.
 
     Parameters
     ----------
@@ -35,7 +40,7 @@ def blur_valid(images: torch.Tensor, psfs: torch.Tensor) -> torch.Tensor:
     height, width, size = *images.shape[-2:], psfs.shape[-1]
     if size > min(height, width):
         raise InputError(f"a PSF of {size} px does not fit an image of {height} x {width} px.")
-    # circular wrap-around reaches the first size - 1 rows and columns only, which are cut off
+    # the FFT wraps around into the first size - 1 rows and columns, which are cut off
     shape = tuple(next_fast_len(edge, real=True) for edge in (height, width))
     psfs = psfs.expand(len(images), -1, -1)
     parts = zip(images.split(GROUP), psfs.split(GROUP), strict=True)
@@ -44,10 +49,55 @@ def blur_valid(images: torch.Tensor, psfs: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.fft.irfft2(s, s=shape)[:, *valid] for s in spectra])
 
 
+def transfer_functions(
+    model: PsfModel | str,
+    labels: torch.Tensor,
+    microscope: Microscopes,
+    shape: tuple[int, int],
+) -> torch.Tensor:
+    """OTFs, complex (N, H, W // 2 + 1), on the grid of `torch.fft.rfft2`.
+
+    `torch.fft.irfft2(torch.fft.rfft2(images) * otf, s=shape)` blurs without a shift; the image is
+    periodic. The value at frequency 0 is the share of light that falls within half the shape of
+    its emitter. If the pixels sample the PSF at Nyquist or finer, the OTF is that of point samples
+    times the pixel's sinc(fx) sinc(fy). Coarser pixels are integrated before the transform, so
+    that aliasing is as in a camera.
+
+    Parameters
+    ----------
+    model, labels, microscope : as for `synthesize`
+    shape : height and width of the images, pixels
+
+    Raises
+    ------
+    InputError
+        As `synthesize`; for a shape below 2 pixels.
+    """
+    height, width = shape
+    if min(shape) < 2:
+        raise InputError(f"an image of {height} x {width} px is too small; give at least 2 x 2.")
+    model = psf_model(model) if isinstance(model, str) else model
+    sampled = not model.is_gaussian and float(cutoffs(microscope).max()) <= 0.5
+    size = max(shape) - 1 + max(shape) % 2  # odd: centred on a pixel
+    psfs, lost = synthesize_with_loss(model, labels, microscope, size, not sampled)
+    psfs = psfs * (1 - lost)[:, None, None]
+    middle = size // 2
+    rows, columns = (slice(middle - (n - 1) // 2, middle + (n - 1) // 2 + 1) for n in shape)
+    kernel = psfs.new_zeros(len(psfs), height, width)
+    cropped = psfs[:, rows, columns]
+    kernel[:, : cropped.shape[1], : cropped.shape[2]] = cropped
+    kernel = kernel.roll((-((height - 1) // 2), -((width - 1) // 2)), (1, 2))
+    otf = torch.fft.rfft2(kernel)
+    if sampled:
+        along_y, along_x = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+        otf = otf * (torch.sinc(along_y)[:, None] * torch.sinc(along_x)).to(psfs)
+    return otf
+
+
 def blur_varying(
     image: torch.Tensor, psfs: torch.Tensor, weights: torch.Tensor, chunk: int = 16
 ) -> torch.Tensor:
-    """Spatially variant blur y = sum_i h_i * (w_i x): each object point has one PSF.
+    """Spatially variant blur y = sum_i h_i * (w_i x), where each object point has one PSF.
 
     Parameters
     ----------
@@ -55,6 +105,8 @@ def blur_varying(
     psfs : (M, K, K) tensor
     weights : (M, H, W) tensor
         Share of PSF i at each object point; sums to 1 over i.
+
+    chunk : PSFs that are convolved together
 
     Returns
     -------
@@ -65,7 +117,7 @@ def blur_varying(
 
 
 def interpolation_weights(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Weights (M, H, W) that blend rising levels (M,) linearly into a map of values (H, W)."""
+    """Weights (M, H, W) that interpolate linearly between rising levels (M,) at values (H, W)."""
     if len(levels) == 1:
         return torch.ones_like(values)[None]
     upper = torch.searchsorted(levels, values.contiguous()).clamp(1, len(levels) - 1)
@@ -110,34 +162,12 @@ def _interpolate_axis(
     return torch.where(share == 0, first, torch.where(share == 1, second, blend))
 
 
-def tilted_depth_um(columns: int, degrees: float, pixel_size_um: float) -> torch.Tensor:
-    """Depth (columns,) of a plane tilted about the y axis, in focus at its middle.
-
-    The plane rises along x; a pixel is pixel_size_um wide in the image, that is across the axis.
-    """
-    if not abs(degrees) < 90:
-        raise InputError(f"a plane cannot be tilted by {degrees:g} degrees; give less than 90.")
-    x_um = (torch.arange(columns) - (columns - 1) / 2) * pixel_size_um
-    return x_um * math.tan(math.radians(degrees))
-
-
-def dome_depth_um(size: int, rim_um: float, top_um: float) -> torch.Tensor:
-    """Depth (size, size) of a spherical cap: top_um in the middle, rim_um from its rim outwards."""
-    half = (size - 1) / 2
-    share = torch.linspace(-half, half, size) / (0.9 * half)
-    squared = (share[:, None] ** 2 + share**2).clamp(max=1)
-    # of a sphere; the cap is a third of its radius high, so that its slope stays finite
-    radius = (1 + (1 / 3) ** 2) / (2 / 3)
-    height = (radius**2 - squared).sqrt() - (radius - 1 / 3)
-    return rim_um + (top_um - rim_um) * 3 * height
-
-
 def blur_by_column(
     sharp: torch.Tensor, psfs_of: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """Blur an object whose depth changes along x: each column has its own PSF, exactly.
+    """Exact blur of an object whose depth changes along x, so that each column has its own PSF.
 
-    y = sum_x h_x * (column x of the object), by FFTs along the columns.
+    y = sum_x h_x * (column x of the object), computed by FFTs along the columns.
 
     Parameters
     ----------
@@ -152,7 +182,7 @@ def blur_by_column(
     size = psfs_of(torch.zeros(1, dtype=torch.long)).shape[-1]
     if size > min(height, width):
         raise InputError(f"a PSF of {size} px does not fit an object of {height} x {width} px.")
-    # circular wrap-around reaches the first size - 1 rows only, which are cut off
+    # the FFT wraps around into the first size - 1 rows, which are cut off
     rows = next_fast_len(height, real=True)
     objects = torch.fft.rfft(sharp, n=rows, dim=0).T  # (W, F)
     blurred = objects.new_zeros(width + size - 1, objects.shape[1])
@@ -165,46 +195,24 @@ def blur_by_column(
     return valid.T.contiguous()
 
 
-def transfer_functions(
-    model: PsfModel | str,
-    labels: torch.Tensor,
-    microscope: Microscopes,
-    shape: tuple[int, int],
-) -> torch.Tensor:
-    """OTFs, complex (N, H, W // 2 + 1), on the grid of `torch.fft.rfft2`.
+def tilted_depth_um(columns: int, degrees: float, pixel_size_um: float) -> torch.Tensor:
+    """Depth (columns,) of a plane tilted about the y axis, in focus at its middle.
 
-    `torch.fft.irfft2(torch.fft.rfft2(images) * otf, s=shape)` blurs without shifting; the image is
-    periodic. At frequency 0 stands the share of the light that falls within half the shape of
-    its emitter. Where the pixels sample the PSF at Nyquist or better the OTF is that of points
-    times the pixel's sinc(fx) sinc(fy); coarser pixels are integrated before the transform, so
-    that aliasing is as in a camera.
-
-    Parameters
-    ----------
-    model, labels, microscope : as for `synthesize`
-    shape : height and width of the images, pixels
-
-    Raises
-    ------
-    InputError
-        As `synthesize`; for a shape below 2 pixels.
+    The plane rises along x. A pixel is pixel_size_um wide in the image, at right angles to the
+    optical axis.
     """
-    height, width = shape
-    if min(shape) < 2:
-        raise InputError(f"an image of {height} x {width} px is too small; give at least 2 x 2.")
-    model = psf_model(model) if isinstance(model, str) else model
-    sampled = not model.is_gaussian and float(cutoffs(microscope).max()) <= 0.5
-    size = max(shape) - 1 + max(shape) % 2  # odd: centred on a pixel
-    psfs, lost = synthesize_with_loss(model, labels, microscope, size, not sampled)
-    psfs = psfs * (1 - lost)[:, None, None]
-    middle = size // 2
-    rows, columns = (slice(middle - (n - 1) // 2, middle + (n - 1) // 2 + 1) for n in shape)
-    kernel = psfs.new_zeros(len(psfs), height, width)
-    cropped = psfs[:, rows, columns]
-    kernel[:, : cropped.shape[1], : cropped.shape[2]] = cropped
-    kernel = kernel.roll((-((height - 1) // 2), -((width - 1) // 2)), (1, 2))
-    otf = torch.fft.rfft2(kernel)
-    if sampled:
-        along_y, along_x = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
-        otf = otf * (torch.sinc(along_y)[:, None] * torch.sinc(along_x)).to(psfs)
-    return otf
+    if not abs(degrees) < 90:
+        raise InputError(f"a plane cannot be tilted by {degrees:g} degrees; give less than 90.")
+    x_um = (torch.arange(columns) - (columns - 1) / 2) * pixel_size_um
+    return x_um * math.tan(math.radians(degrees))
+
+
+def dome_depth_um(size: int, rim_um: float, top_um: float) -> torch.Tensor:
+    """Depth (size, size) of a spherical cap: top_um in the middle, rim_um outside its rim."""
+    half = (size - 1) / 2
+    share = torch.linspace(-half, half, size) / (0.9 * half)
+    squared = (share[:, None] ** 2 + share**2).clamp(max=1)
+    # radius of the sphere: the cap is a third as high as its rim is wide, so its slope is finite
+    radius = (1 + (1 / 3) ** 2) / (2 / 3)
+    height = (radius**2 - squared).sqrt() - (radius - 1 / 3)
+    return rim_um + (top_um - rim_um) * 3 * height

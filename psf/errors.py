@@ -1,5 +1,5 @@
-"""The one exception that scripts turn into a single line for the user."""
+"""The exception that scripts print as a single line for the user."""
 
 
-class InputError(Exception):  # not a ValueError: tyro would draw a box around that
-    """A mistake in the user's input: the message says what is wrong and what to do."""
+class InputError(Exception):  # not a ValueError, around which tyro draws a box
+    """A mistake in the user's input. The message says what is wrong and what to do."""

@@ -1,12 +1,12 @@
-"""PSFs of any pupil: exact quadrature over the disc, row by row, with cached bases.
+"""PSFs of any pupil: quadrature over the disc, column by column, with cached bases.
 
-The disc is cut into columns x; each is integrated along y by Gauss-Legendre nodes, the columns by
-Gauss-Chebyshev nodes of the second kind, whose weight sqrt(1 - x^2) is the length of a column.
-No pixel of a pupil is cut by the rim, so that the error falls faster than exponentially with the
-number of nodes, as in `psf.hankel`, and does not depend on the grid being odd or even.
+The disc is cut into columns x. Each column is integrated along y with Gauss-Legendre nodes. The
+columns are summed with Gauss-Chebyshev nodes of the second kind, whose weight sqrt(1 - x^2) is the
+length of a column. No pixel is cut by the rim of the pupil. The error therefore falls faster than
+exponentially with the number of nodes, as in `psf.hankel`, and is the same for odd and even grids.
 
-Nodes and grid are symmetric about 0, so that a pupil splits into parts even and odd in x and y,
-with cosine and sine transforms: real products of half the length, a quarter of the work.
+Nodes and grid are symmetric about 0, so a pupil splits into parts that are even and odd in x and y.
+Their cosine and sine transforms are real products of half the length: a quarter of the work.
 """
 
 import math
@@ -17,8 +17,8 @@ import torch
 
 from psf.pupil import Pupil, is_variable, node_count
 
-TAPS = 10  # grid steps on either side that interpolate the field of varied optics
-WINDOW_BETA = 13.0  # of their window: at the field's two-fold oversampling 1e-6 remains
+TAPS = 10  # grid steps on either side from which the field of varied optics is interpolated
+WINDOW_BETA = 13.0  # of the window of that kernel: error 1e-6 at the field's two-fold oversampling
 
 Parts = dict[tuple[int, int], torch.Tensor]  # (odd in y, odd in x) -> part on the quadrant y, x > 0
 
@@ -27,12 +27,12 @@ def fourier_psfs(pupil: Pupil, grid: int) -> torch.Tensor:
     """PSFs of any pupil on a grid G x G, as quadrants (2, 2, N, H, H), H = ceil(G / 2).
 
     h(r) = |1/pi int_disc A exp(2 pi i (W + x f)) d^2 rho|^2, rows y, columns x. The first two axes
-    are the sides of y and x, negative first; the first row and column are those next to the
-    grid's middle. The cut-off is at most about 0.5; an infinite grid would sum to 1.
+    are the sides of y and x, the negative side first. The first row and column of a quadrant lie
+    next to the grid's middle. The cut-off is at most about 0.5. The PSF sums to 1 on an infinite
+    grid.
 
     With varied optics in float32 the field is computed on the grid of the highest cut-off and
-    interpolated to the others; where double precision or derivatives are asked for, each PSF has
-    bases of its own.
+    interpolated to the others. In double precision, or for derivatives, each PSF has its own bases.
     """
     cutoff = pupil.cutoff
     if len(cutoff) == 1:
@@ -47,7 +47,7 @@ def fourier_psfs(pupil: Pupil, grid: int) -> torch.Tensor:
 
 def assemble(quadrants: torch.Tensor, grid: int) -> torch.Tensor:
     """The whole grid (N, G, G) from quadrants (2, 2, N, H, H)."""
-    skip = grid % 2  # an odd grid has its middle once
+    skip = grid % 2  # the middle row of an odd grid is not repeated
     rows = [torch.cat([q[0][..., skip:].flip(-1), q[1]], -1) for q in quadrants]
     return torch.cat([rows[0][:, skip:].flip(1), rows[1]], 1)
 
@@ -55,7 +55,10 @@ def assemble(quadrants: torch.Tensor, grid: int) -> torch.Tensor:
 def _intensity(
     pupil: Pupil, cutoff: torch.Tensor, grid: int, lines: tuple[torch.Tensor, ...] = ()
 ) -> torch.Tensor:
-    """Quadrants (2, 2, N, H, H) from the field at one cut-off (1,), interpolated by `lines`."""
+    """Quadrants (2, 2, N, H, H) from the field at one cut-off (1,).
+
+    The matrices `lines` interpolate the field to other cut-offs.
+    """
     nodes = node_count(pupil, math.pi * float(cutoff.detach()) * grid / 2)
     rho, theta, area = (torch.from_numpy(a).to(pupil.cutoff) for a in _disc_nodes(nodes)[:3])
     field = pupil.field(rho, theta)
@@ -83,7 +86,7 @@ def _intensity(
 def _transform(pupil: torch.Tensor, along_y: torch.Tensor, along_x: torch.Tensor) -> Parts:
     """Parts (2, N, H, H), real and imaginary, of the field of weighted pupils (N, X, Y).
 
-    Without the factors i and -1 of the odd parts.
+    The factors i and -1 of the odd parts are left to `_square`.
     """
     count, half = len(pupil), along_x.shape[-1]
     values = torch.view_as_real(pupil).permute(1, 3, 0, 2)  # (X, 2, N, Y)
@@ -97,7 +100,7 @@ def _transform(pupil: torch.Tensor, along_y: torch.Tensor, along_x: torch.Tensor
 
 
 def _even_and_odd(values: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum and difference of the rising half of an axis and of the mirrored other half."""
+    """Sum and difference of the upper half of an axis and its mirrored lower half."""
     lower, upper = values.chunk(2, axis)
     lower = lower.flip(axis)
     return upper + lower, upper - lower
@@ -106,7 +109,7 @@ def _even_and_odd(values: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.
 def _square(parts: Parts) -> torch.Tensor:
     """|field|^2 in the four quadrants, (2, 2, N, H, H), from the field's even and odd parts.
 
-    The field is CC - SS sy sx + i (CS sx + SC sy), with the signs sy, sx of the quadrant.
+    The field is CC - SS sy sx + i (CS sx + SC sy), where sy and sx are the signs of the quadrant.
     """
     diagonal, across = parts[0, 0] - parts[1, 1], parts[0, 0] + parts[1, 1]
     both, either = parts[0, 1] + parts[1, 0], parts[0, 1] - parts[1, 0]
@@ -150,7 +153,7 @@ def _bases(
 def _cached_bases(
     nodes: int, grid: int, cutoff: float, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    double = torch.tensor([cutoff], dtype=torch.float64)  # made once, on the CPU
+    double = torch.tensor([cutoff], dtype=torch.float64)  # the same bases on every device
     along_y, along_x = _bases(nodes, grid, double, dtype)
     return along_y.to(device), along_x.to(device)
 
@@ -160,8 +163,8 @@ def _interpolation(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Matrices (N, H, H + TAPS), for even and odd lines, from unit steps to `stretch` <= 1, (N,).
 
-    A sinc under the window exp(beta (sqrt(1 - x^2) - 1)) (A. Barnett, J. Magland & L. af
-    Klinteberg, SIAM J. Sci. Comput. 41, C479 (2019)); both grids share a middle.
+    The kernel is a sinc times the window exp(beta (sqrt(1 - x^2) - 1)) (A. Barnett, J. Magland &
+    L. af Klinteberg, SIAM J. Sci. Comput. 41, C479 (2019)). Both grids have the same middle.
     """
     line = torch.arange((grid + 1) // 2 + TAPS).to(stretch) + (grid + 1) % 2 / 2
     near = stretch[:, None] * line[: len(line) - TAPS]  # (N, H)
@@ -174,5 +177,5 @@ def _interpolation(
 
     direct, mirrored = kernel(near[..., None] - line), kernel(near[..., None] + line)
     if grid % 2:
-        mirrored[..., 0] = 0  # the middle counts once
+        mirrored[..., 0] = 0  # the middle is counted once
     return direct + mirrored, direct - mirrored

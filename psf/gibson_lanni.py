@@ -1,19 +1,20 @@
-"""Layers between objective and particle, and the wavefront that they leave.
+"""Layers between objective and particle, and the wavefront that they cause.
 
-S. F. Gibson & F. Lanni, JOSA A 8, 1601 (1991); the formula in the form of J. Li, F. Xue & T. Blu,
-JOSA A 34, 1029 (2017), Eq. (3): the optical path difference between the real and the design
+The model of S. F. Gibson & F. Lanni, JOSA A 8, 1601 (1991), in the form of J. Li, F. Xue & T. Blu,
+JOSA A 34, 1029 (2017), Eq. (3). The optical path difference between the real and the design
 system, for the ray through the pupil radius rho, is
 
     OPD = d P(n_s) + t_g P(n_g) - t_g* P(n_g*) + t_i P(n_i) - t_i* P(n_i*),
     P(n) = sqrt(n^2 - NA^2 rho^2),
 
-with d the depth of the particle below the coverslip, s, g, i sample, coverslip (glass) and
-immersion, stars the design values. The stage sets the thickness of the immersion,
+where d is the depth of the particle below the coverslip, the indices s, g, i stand for sample,
+coverslip (glass) and immersion, and stars mark design values. The stage sets the thickness of the
+immersion,
 
-    t_i = n_i (t_i* / n_i* + t_g* / n_g* - t_g / n_g - d / n_s) + z :
+    t_i = n_i (t_i* / n_i* + t_g* / n_g* - t_g / n_g - d / n_s) + z.
 
-at z = 0 the particle is in paraxial focus (no rho^2 in OPD), and z > 0 moves the sample away from
-the objective, which makes z the defocus of `psf.model` where all indices are equal.
+At z = 0 the particle is in paraxial focus: OPD has no term in rho^2. z > 0 moves the sample away
+from the objective. If all indices are equal, z is the defocus of `psf.model`.
 """
 
 import math
@@ -24,16 +25,16 @@ import torch
 from psf.errors import InputError
 from psf.microscope import Optics, plain
 
-LAYER_INDICES = ("n_immersion", "n_coverslip", "n_sample")
+LAYER_INDICES = ("n_immersion", "n_coverslip", "n_sample")  # from the objective to the object
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Immersion, coverslip and sample, as they are and as the objective was designed for.
+    """Immersion, coverslip and sample: their actual values and those of the objective's design.
 
-    None stands for the microscope's refractive index (n_immersion, n_sample) or for the actual
-    value (of a design). The coverslip counts only where it differs from its design. From Python a
-    number may also be a tensor without axes: gradients then flow through it.
+    None stands for the microscope's refractive index (n_immersion, n_sample) or, for a design
+    value, for the actual value. The coverslip matters only if it differs from its design. In
+    Python a number may also be a tensor without axes; gradients then flow through it.
 
     Raises
     ------
@@ -41,23 +42,23 @@ class Layers:
         If a number is not positive and finite.
     """
 
-    n_immersion: float | None = None  # air 1.0, water 1.33, oil 1.515; None: as the microscope
-    n_immersion_design: float | None = None  # None: n_immersion
-    n_coverslip: float = 1.515
-    n_coverslip_design: float | None = None  # None: n_coverslip
-    n_sample: float | None = None  # around the particle; None: the microscope's refractive index
-    immersion_um_design: float = 150.0  # working distance, um
-    coverslip_um: float = 170.0
-    coverslip_um_design: float | None = None  # None: coverslip_um
+    n_immersion: float | None = None  # index; air 1.0, water 1.33, oil 1.515; None: microscope's
+    n_immersion_design: float | None = None  # index that the objective needs; None: n_immersion
+    n_coverslip: float = 1.515  # index of the glass
+    n_coverslip_design: float | None = None  # index that the objective needs; None: n_coverslip
+    n_sample: float | None = None  # index around the particle; None: the microscope's
+    immersion_um_design: float = 150.0  # working distance of the objective, um
+    coverslip_um: float = 170.0  # thickness of the glass, um
+    coverslip_um_design: float | None = None  # thickness by design, um; None: coverslip_um
 
     def __post_init__(self) -> None:
         given = ((f.name, getattr(self, f.name)) for f in fields(self))
         for name, value in ((n, plain(v)) for n, v in given if v is not None):
             if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} is {value}; it must be a positive number.")
+                raise InputError(f"{name} is {value}; give a positive number.")
 
     def of(self, optics: Optics) -> dict[str, torch.Tensor]:
-        """Every number by name, each of shape (1,) or (N,), nothing left open.
+        """Every number by name, of shape (1,) or (N,), with the value that each None stands for.
 
         Raises
         ------
@@ -69,7 +70,7 @@ class Layers:
         if self.n_sample is not None and bool((index - plain(self.n_sample)).abs().max() > 1e-9):
             raise InputError(
                 f"n_sample {plain(self.n_sample):g} is not the microscope's refractive index "
-                f"{plain(index[0]):g}; both are the medium around the object: give one value."
+                f"{plain(index[0]):g}. Both are the medium around the object; give one value."
             )
         names = (*LAYER_INDICES, "immersion_um_design", "coverslip_um")
         filled = {name: _or(getattr(self, name), index) for name in names}
@@ -80,8 +81,8 @@ class Layers:
             if bool((optics.na >= index).any()):
                 raise InputError(
                     f"NA {plain(optics.na.max()):g} is not below {name} {plain(index.min()):g}: "
-                    "light of that angle does not pass the layer; give a smaller effective NA or "
-                    "check the index."
+                    "light of that angle does not pass the layer. Give a smaller effective NA or "
+                    "correct the index."
                 )
         return filled
 
@@ -89,7 +90,7 @@ class Layers:
 def _or(
     value: float | None, like: torch.Tensor, default: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The value as a tensor (1,), or where it is None the default."""
+    """The value as a tensor (1,); the default if it is None."""
     if value is None:
         return like if default is None else default
     if isinstance(value, torch.Tensor):
@@ -98,9 +99,9 @@ def _or(
 
 
 def immersion_change_um(layers: dict[str, torch.Tensor], depth_um: torch.Tensor) -> torch.Tensor:
-    """Immersion t_i - t_i* that brings a particle at this depth to paraxial focus.
+    """Change t_i - t_i* of the immersion that brings a particle at this depth to paraxial focus.
 
-    Written as a difference, so that a long working distance does not cost digits.
+    The difference is computed directly, so that a long working distance costs no digits.
     """
     reduced = (
         layers["coverslip_um_design"] / layers["n_coverslip_design"]
@@ -128,8 +129,8 @@ def layered_wavefront(
     Raises
     ------
     InputError
-        If an NA is not below an index, a depth is negative, or the immersion would have to be
-        thinner than nothing.
+        If an NA is not below an index, a depth is negative, or the thickness of the immersion
+        would be negative.
     """
     filled = layers.of(optics)
     change_um = immersion_change_um(filled, depth_um) + z_um
@@ -141,11 +142,11 @@ def layered_wavefront(
     sine2 = (column(optics.na) * rho) ** 2
 
     def path(index: str) -> torch.Tensor:
-        """P(n) - n, without the cancellation of its two terms."""
+        """P(n) - n, in a form in which no digits cancel."""
         n = column(filled[index])
         return -sine2 / (n + torch.sqrt(n**2 - sine2))
 
-    # t P(n) - t* P(n*) = (t - t*) P(n) + t* (P(n) - P(n*)), without what is as designed
+    # t P(n) - t* P(n*) = (t - t*) P(n) + t* (P(n) - P(n*)); values as designed contribute nothing
     terms = [(depth_um, path("n_sample")), (change_um, path("n_immersion"))]
     for name in ("immersion", "coverslip"):
         if filled[f"n_{name}"] is not filled[f"n_{name}_design"]:
@@ -163,8 +164,8 @@ def _check_working_distance(
 ) -> None:
     if bool((depth_um < 0).any()):
         raise InputError(
-            f"depth_um {plain(depth_um.min()):g} is negative: the particle cannot lie inside the "
-            "coverslip; depths count from the coverslip into the sample."
+            f"depth_um {plain(depth_um.min()):g} is negative; give the distance from the coverslip "
+            "into the sample."
         )
     thinnest = plain(immersion_um.min())
     if thinnest < 0:
@@ -172,5 +173,5 @@ def _check_working_distance(
         raise InputError(
             f"a particle {deepest:g} um deep is beyond the working distance: the immersion, "
             f"{plain(layers['immersion_um_design'].max()):g} um by design, would be "
-            f"{thinnest:.3g} um thick; check depth_um, z_um and immersion_um_design."
+            f"{thinnest:.3g} um thick. Check depth_um, z_um and immersion_um_design."
         )

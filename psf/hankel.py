@@ -1,4 +1,4 @@
-"""Axisymmetric PSFs: Hankel integrals with Gauss-Legendre nodes and cached Bessel tables."""
+"""Axisymmetric PSFs: Hankel integrals by Gauss-Legendre quadrature with cached Bessel tables."""
 
 import math
 from functools import lru_cache, partial
@@ -9,16 +9,16 @@ from scipy.special import j0, j1, jv
 
 from psf.pupil import Pupil, is_variable, node_count
 
-V_STEP = 0.125  # of the Bessel table that serves varied optics, optical units
+V_STEP = 0.125  # optical units between columns of the Bessel table that varied optics share
 BESSEL = {0: j0, 1: j1, 2: partial(jv, 2)}  # by order; j0 and j1 are faster than jv
-TAPS = {torch.float32: 4, torch.float64: 10}  # points that interpolate in it
+TAPS = {torch.float32: 4, torch.float64: 10}  # columns per interpolated value: see `_interpolate`
 
 
 def hankel_profiles(pupil: Pupil, grid: int) -> torch.Tensor:
     """Axisymmetric PSFs (N, R) at the unique radii of a grid of G x G points.
 
-    h(r) = |int_0^1 A exp(2 pi i W) J0(v rho) 2 rho d rho|^2, v = pi cutoff r, and the like with
-    J1 and J2 for the components of vectorial light; an infinite grid would sum to 1.
+    h(r) = |int_0^1 A exp(2 pi i W) J0(v rho) 2 rho d rho|^2 with v = pi cutoff r. The components
+    of vectorial light have J1 and J2 in place of J0. The PSF sums to 1 on an infinite grid.
     """
     radii = _unique_radii(grid)[0]
     v_max = math.pi * float(pupil.cutoff.detach().max()) * float(radii[-1])
@@ -38,8 +38,8 @@ def hankel_profiles(pupil: Pupil, grid: int) -> torch.Tensor:
 
 
 def quadrants(profiles: torch.Tensor, grid: int) -> torch.Tensor:
-    """One quadrant (N, H, H), H = ceil(G / 2), of the grid, from its middle outwards."""
-    # index_select by 32-bit indices: ten times as fast as profiles[:, place]
+    """One quadrant (N, H, H), H = ceil(G / 2), of the grid; it starts in the middle."""
+    # index_select with 32-bit indices is ten times as fast as profiles[:, place]
     place = torch.from_numpy(_unique_radii(grid)[1]).to(profiles.device, torch.int32)
     half = (grid + 1) // 2
     return profiles.index_select(1, place).reshape(-1, half, half)
@@ -53,7 +53,7 @@ def sum_on_grid(profiles: torch.Tensor, grid: int) -> torch.Tensor:
 def unfold(quadrant: torch.Tensor, grid: int) -> torch.Tensor:
     """The whole grid (N, G, G) from one quadrant (N, H, H)."""
     half = quadrant.shape[-1]
-    mirrored = quadrant[..., grid % 2 :].flip(-1)  # an odd grid has its middle once
+    mirrored = quadrant[..., grid % 2 :].flip(-1)  # the middle row of an odd grid is not repeated
     rows = torch.cat([mirrored, quadrant], -1)
     return torch.cat([rows[:, grid % 2 : half].flip(1), rows], 1)
 
@@ -78,7 +78,7 @@ def _interpolate(samples: torch.Tensor, place: torch.Tensor, taps: int) -> torch
     """Lagrange interpolation of (N, 2, V) at fractional columns (N, R); (N, 2, R).
 
     Column 0 of the samples lies at place 1 - taps / 2. No derivative of a Bessel function exceeds
-    1, so that the error stays below 2e-6 with 4 taps and 1e-14 with 10.
+    1, so the error stays below 2e-6 with 4 taps and below 1e-14 with 10.
     """
     left = place.detach().floor()
     t, first = (place - left).to(samples.dtype), left.long()
@@ -101,12 +101,14 @@ def _gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=16)
 def _unique_radii(grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct distances from the grid's middle, ascending.
+    """Distinct distances from the grid's middle in rising order, with two tables.
 
-    With the index of each of H*H points of a quadrant, and how many points of the grid there are
-    at each distance.
+    They are the index of the distance of each of H * H points of a quadrant, and the number of
+    points of the whole grid at each distance.
     """
-    twice = 2 * np.arange((grid + 1) // 2) + (grid + 1) % 2  # integers: radii compare exactly
+    twice = (
+        2 * np.arange((grid + 1) // 2) + (grid + 1) % 2
+    )  # integers, so that equal radii compare equal
     squares, place = np.unique(twice[:, None] ** 2 + twice**2, return_inverse=True)
     sides = np.where(twice == 0, 1.0, 2.0)
     counts = np.bincount(place.ravel(), weights=np.outer(sides, sides).ravel())
@@ -126,7 +128,7 @@ def _bessel_on_grid(
 def _bessel_on_line(
     order: int, columns: int, taps: int, nodes: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """J_order(v rho) at the nodes (rows) and v in steps of V_STEP, some of them below 0."""
+    """J_order(v rho) at the nodes (rows) and at v in steps of V_STEP that start below 0."""
     v = V_STEP * (np.arange(columns) + 1 - taps // 2)
     return _table(order, nodes, v).to(device, dtype)
 

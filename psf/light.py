@@ -1,23 +1,23 @@
-"""Kinds of light: what amplitude and polarisation an emitter leaves in the pupil.
+"""Kinds of light: amplitude and polarisation in the pupil of the light of an emitter.
 
-For emitters that turn freely or point in all directions, seen without a polariser; theta is the
-angle of a ray in the medium around the emitter, n sin(theta) = NA rho:
+The emitters rotate freely or point in all directions, and no polariser is used. theta is the angle
+of a ray in the medium around the emitter, n sin(theta) = NA rho.
 
 scalar      a uniform pupil, as in Born & Wolf, 8.8, and in Gibson & Lanni (1991)
-aplanatic   the same with the amplitude (cos theta)^(-1/2) of an objective that obeys the sine
-            condition: equal light per solid angle, not per area of the pupil
-vectorial   that amplitude and the polarisation of dipoles along x, y and z (B. Richards & E. Wolf,
-            Proc. R. Soc. A 253, 358 (1959), Eqs. 3.1-3.4, read backwards by reciprocity), with
-            the Fresnel transmission of the layers of `gibson_lanni`
+aplanatic   a pupil of amplitude (cos theta)^(-1/2), as of an objective that obeys the sine
+            condition: equal light per solid angle
+vectorial   that amplitude, the polarisation of dipoles along x, y and z (B. Richards & E. Wolf,
+            Proc. R. Soc. A 253, 358 (1959), Eqs. 3.1-3.4, in reverse by reciprocity), and the
+            Fresnel transmission of the layers of `gibson_lanni`
 
-A dipole's field in the pupil has components exp(i m phi) of order m = 0, 1, 2; averaged over the
-dipoles the intensity is |A_0|^2 + |A_1|^2 / 2 + |A_2|^2, with A_m the transform of
+A dipole's field in the pupil has components exp(i m phi) of order m = 0, 1, 2. Averaged over the
+dipoles the intensity is |A_0|^2 + |A_1|^2 / 2 + |A_2|^2, where A_m is the transform of
 
     a_0 = (t_s + t_p cos theta) / 2,  a_1 = t_p sin theta,  a_2 = (t_s - t_p cos theta) / 2.
 
-The rule: above NA / n = 0.38 the scalar PSF in focus differs from the vectorial one, both scaled to
-the same peak, by more than 1 % of the peak, and `ScalarWarning` says so. Out of focus it is worse:
-4 waves out 1 % is reached at NA / n = 0.2.
+Above NA / n = 0.38 the scalar and the vectorial PSF in focus, scaled to the same peak, differ by
+more than 1 % of the peak, and `ScalarWarning` is given. Out of focus they differ more: at 4 waves
+of defocus the difference reaches 1 % at NA / n = 0.2.
 """
 
 import warnings
@@ -31,18 +31,18 @@ from scipy.special import jv
 from psf.gibson_lanni import Layers
 from psf.microscope import Optics
 
-SCALAR_LIMIT = 0.38  # NA / n
+SCALAR_LIMIT = 0.38  # NA / n at which `scalar_deviation` reaches 1 %
 
 
 class ScalarWarning(UserWarning):
-    """The NA is too high for a scalar model."""
+    """The NA is too high for scalar light."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """Part of a pupil function that turns with exp(i order phi)."""
+    """Part of a pupil function that varies with the angle as exp(i order phi)."""
 
-    order: int  # 0, 1 or 2; orders m > 0 stand for -m and m
+    order: int  # 0, 1 or 2; 1 and 2 stand for both signs
     weight: float  # of its intensity
     amplitude: torch.Tensor  # (N or 1, *S), real
 
@@ -50,7 +50,7 @@ class Component:
 def components(
     light: str, optics: Optics, layers: Layers | None, rho: torch.Tensor
 ) -> list[Component]:
-    """Components of one kind of light at pupil radii of shape S."""
+    """Components of the pupil function of one kind of light at pupil radii of shape S."""
     if light == "scalar":
         return [Component(0, 1.0, torch.ones_like(rho)[None])]
     shape = (-1, *[1] * rho.ndim)
@@ -77,12 +77,12 @@ def components(
 
 
 def warn_if_scalar_is_off(light: str, optics: Optics) -> None:
-    """Emit a `ScalarWarning` if vectorial light would change a PSF by more than 1 % of its peak."""
+    """Give a `ScalarWarning` if vectorial light changes the PSF by more than 1 % of its peak."""
     highest = float((optics.na / optics.refractive_index).detach().max())
     if light != "vectorial" and highest > SCALAR_LIMIT:
         warnings.warn(
             f"at NA / n = {highest:.2f} {light} light is off by {scalar_deviation(highest):.1%} of "
-            "the peak in focus, and by more out of focus; 'vectorial' light is not.",
+            "the peak in focus, and by more out of focus; choose 'vectorial' light.",
             ScalarWarning,
             stacklevel=3,
         )
@@ -90,7 +90,7 @@ def warn_if_scalar_is_off(light: str, optics: Optics) -> None:
 
 @lru_cache(maxsize=64)
 def scalar_deviation(na_over_n: float) -> float:
-    """Largest difference of scalar and vectorial PSF in focus, both of peak 1."""
+    """Largest difference between the scalar and the vectorial PSF in focus, both of peak 1."""
     x, w = np.polynomial.legendre.leggauss(64)
     rho, area = (x + 1) / 2, (x + 1) / 2 * w
     bessel = np.linspace(0, 12, 400) * rho[:, None]

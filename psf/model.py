@@ -1,12 +1,13 @@
-"""PSF models by name: their parameters with units, how labels are drawn, what they mean.
+"""PSF models by name: their parameters with units, the drawing of labels, and wavefronts.
 
-Every model answers to the same verbs: `draw_labels`, `wavefront` (waves over the pupil; none for
-the Gaussians) and `turn_labels` (what a flip or quarter turn of the image does to the labels).
-Default ranges are those of Shajkofci & Liebling, IEEE TIP 29 (2020); `gibson_lanni` is in um.
+The same functions serve every model: `draw_labels`, `wavefront` (waves over the pupil; the Gaussian
+models have none) and `turn_labels` (labels of a flipped or turned image). The default ranges are
+those of Shajkofci & Liebling, IEEE TIP 29 (2020); `gibson_lanni` has ranges in um.
 
-Wavefront W in waves; the pupil function is exp(2 pi i W). Positive focus is positive z, the
-emitter farther from the objective than the focal plane: W = z/lambda (n - sqrt(n^2 - NA^2 rho^2)),
-the phase of defocus up to piston and the sign of time. Angles run from +x (columns) to +y (rows).
+The wavefront W is in waves and the pupil function is exp(2 pi i W). Positive focus is positive z:
+the emitter is farther from the objective than the focal plane. Then
+W = z/lambda (n - sqrt(n^2 - NA^2 rho^2)), the phase of defocus up to piston and the sign of time.
+Angles run from +x (columns) to +y (rows).
 """
 
 import math
@@ -28,11 +29,11 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class PsfModel:
-    """A PSF model and the ranges its labels are drawn from.
+    """A PSF model and the ranges from which its labels are drawn.
 
-    `ranges` names the drawn quantities. They are the labels themselves, except for `zernike2d`:
-    there (focus, ast) are drawn with a uniform angle, and the labels are the periodic components
-    (focus, ast cos 2 angle, ast sin 2 angle), since a raw angle jumps at 180 degrees.
+    `ranges` names the drawn quantities. They are the labels, except for `zernike2d`. There focus
+    and ast are drawn with a uniform angle, and the labels are focus, ast cos 2 angle and
+    ast sin 2 angle, since an angle itself jumps at 180 degrees.
     """
 
     name: str
@@ -41,7 +42,7 @@ class PsfModel:
     known_ast_waves: float = 0.0  # cylindrical lens along x that `astigmatic` adds
     modes: tuple[Mode, ...] = ()  # of `zernike`, or added to `gibson_lanni`
     layers: Layers | None = None  # of `gibson_lanni`
-    known_depth_um: float = 0.0  # of the particle in `gibson_lanni`, unless depth_um is a label
+    known_depth_um: float = 0.0  # of the particle of `gibson_lanni` if depth_um is not a label
     light: str = "scalar"  # one of LIGHTS
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class PsfModel:
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise InputError(f"{quantity} range {low} to {high}: give two rising numbers.")
             if quantity.startswith(("fwhm", "ast", "depth")) and low < 0:
-                raise InputError(f"{quantity} range starts at {low}; it cannot be negative.")
+                raise InputError(f"{quantity} range starts at {low}; give at least 0.")
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ class PsfModel:
 
     @property
     def is_gaussian(self) -> bool:
-        """Whether the PSF is a Gaussian blur, not made from a pupil."""
+        """Whether the PSF is a Gaussian, which has no pupil."""
         return self.name.startswith("gaussian")
 
     @property
@@ -85,7 +86,7 @@ class PsfModel:
         return self.name != "astigmatic"  # the lens keeps its axis
 
     def as_config(self) -> dict[str, Any]:
-        """Plain values from which `from_config` rebuilds the model."""
+        """Values for a JSON file, from which `from_config` rebuilds the model."""
         return {
             "name": self.name,
             "ranges": {k: list(v) for k, v in self.ranges.items()},
@@ -112,7 +113,7 @@ _MODELS = {
 }
 MODEL_NAMES = tuple(_MODELS)
 LIGHTS = ("scalar", "aplanatic", "vectorial")  # see `psf.pupil`
-DEFAULT_ZERNIKE_RANGE = (-0.25, 0.25)  # waves rms, each mode
+ZERNIKE_RANGE = (-0.25, 0.25)  # waves rms, default of each mode
 
 
 def psf_model(
@@ -124,18 +125,18 @@ def psf_model(
     depth_um: float | None = None,
     light: str = "scalar",
 ) -> PsfModel:
-    """Build a PSF model by name, with the paper's ranges unless others are given.
+    """PSF model by name, with the paper's ranges unless others are given.
 
     Parameters
     ----------
     name : one of MODEL_NAMES
-    ranges : mapping from quantity to (low, high), px, waves or um; those not named keep the
-        default; naming depth_um makes it a label of `gibson_lanni`
+    ranges : mapping from quantity to (low, high), px, waves or um; other quantities keep their
+        default range; a range of depth_um makes it a label of `gibson_lanni`
     known_ast_waves : strength of the cylindrical lens of `astigmatic`
-    modes : (n, m) of the modes of `zernike`, or of those that are added to `gibson_lanni`; see
+    modes : (n, m) of the modes of `zernike`, or of modes that are added to `gibson_lanni`; see
         `noll_to_nm` and `ansi_to_nm`
     layers : refractive indices and thicknesses of `gibson_lanni`; by default all indices are the
-        microscope's, which is plain defocus
+        microscope's, which gives defocus without aberration
     depth_um : known depth of the particle of `gibson_lanni` below the coverslip
     light : "scalar", "aplanatic" (scalar, with the objective's apodisation) or "vectorial"
 
@@ -147,26 +148,33 @@ def psf_model(
     if name not in _MODELS:
         raise InputError(f"unknown PSF model '{name}'; choose one of {', '.join(_MODELS)}.")
     _check_settings(name, known_ast_waves, modes, layers, depth_um, light)
-    plain = _MODELS[name]
-    allowed = {**plain.ranges, **{k: DEFAULT_ZERNIKE_RANGE for k in _zernike_names(modes)}}
-    optional = ("depth_um",) if name == "gibson_lanni" else ()
-    for quantity in ranges or {}:
-        if quantity not in (*allowed, *optional):
-            names = ", ".join((*allowed, *optional))
-            raise InputError(f"{name} has no quantity '{quantity}'; it has {names}.")
     if depth_um is not None and "depth_um" in (ranges or {}):
         raise InputError("depth_um is either known or drawn from a range; give one of them.")
-    asked = dict(ranges or {})
-    first = {q: asked[q] for q in ("z_um", "depth_um") if q in asked}  # labels in this order
+    plain = _MODELS[name]
     return replace(
         plain,
-        ranges={**plain.ranges, **first, **allowed, **asked},
+        ranges=_complete_ranges(name, ranges or {}, modes),
         modes=tuple(modes),
         known_ast_waves=plain.known_ast_waves if known_ast_waves is None else known_ast_waves,
         layers=layers or plain.layers,
         known_depth_um=depth_um or 0.0,
         light=light,
     )
+
+
+def _complete_ranges(
+    name: str, asked: Mapping[str, Range], modes: tuple[Mode, ...]
+) -> dict[str, Range]:
+    """Ranges of all quantities of a model, in the order of the labels."""
+    defaults = {**_MODELS[name].ranges, **dict.fromkeys(_zernike_names(modes), ZERNIKE_RANGE)}
+    optional = ("depth_um",) if name == "gibson_lanni" else ()
+    for quantity in asked:
+        if quantity not in (*defaults, *optional):
+            names = ", ".join((*defaults, *optional))
+            raise InputError(f"{name} has no quantity '{quantity}'; choose from {names}.")
+    # z_um and depth_um come before the modes
+    first = {q: asked[q] for q in ("z_um", "depth_um") if q in asked}
+    return {**_MODELS[name].ranges, **first, **defaults, **asked}
 
 
 def _check_settings(
@@ -179,11 +187,11 @@ def _check_settings(
 ) -> None:
     if (name == "zernike" and not modes) or (modes and name not in ("zernike", "gibson_lanni")):
         raise InputError(
-            "give modes (--modes-noll 4 5 6) for the PSF model 'zernike', and for no other but "
-            "'gibson_lanni'."
+            f"{len(modes)} modes for the PSF model '{name}'; give modes (--modes-noll 4 5 6) with "
+            "'zernike', and with 'gibson_lanni' if wanted, but with no other model."
         )
     if len(set(modes)) < len(modes):
-        raise InputError(f"modes {', '.join(map(str, modes))}: one of them is given twice.")
+        raise InputError(f"modes {', '.join(map(str, modes))}: one is given twice.")
     if known_ast_waves is not None:
         if name != "astigmatic":
             raise InputError("a known astigmatism belongs to the PSF model 'astigmatic' only.")
@@ -192,15 +200,15 @@ def _check_settings(
     if name != "gibson_lanni" and (layers is not None or depth_um is not None):
         raise InputError("layers and a depth belong to the PSF model 'gibson_lanni' only.")
     if depth_um is not None and not (math.isfinite(depth_um) and depth_um >= 0):
-        raise InputError(f"depth_um is {depth_um}; give a number of um from 0 upwards.")
+        raise InputError(f"depth_um is {depth_um}; give 0 or more um.")
     if light not in LIGHTS:
         raise InputError(f"unknown light '{light}'; choose one of {', '.join(LIGHTS)}.")
     if light != "scalar" and name.startswith("gaussian"):
-        raise InputError(f"{name} is not made from a pupil; its light is 'scalar'.")
+        raise InputError(f"{name} has no pupil; leave its light 'scalar'.")
 
 
 def from_config(config: Mapping[str, Any]) -> PsfModel:
-    """Rebuild a model from `PsfModel.as_config`."""
+    """PSF model from the values of `PsfModel.as_config`."""
     name = config["name"]
     layered = name == "gibson_lanni"
     ranges = {k: (float(v[0]), float(v[1])) for k, v in config["ranges"].items()}
@@ -245,11 +253,11 @@ def wavefront(
 ) -> torch.Tensor:
     """Wavefront in waves, (N, *S), of labels (N, P) at pupil points rho, theta of shape S.
 
-    `gibson_lanni` needs the optics, of one microscope or of N.
+    `gibson_lanni` needs the optics of one microscope or of N.
     """
     columns = [c.reshape(-1, *[1] * rho.ndim) for c in labels.unbind(1)]  # each (N, 1, ..)
     if model.is_gaussian:
-        raise InputError(f"{model.name} is not made from a pupil and has no wavefront.")
+        raise InputError(f"{model.name} has no pupil and no wavefront; choose another PSF model.")
     if model.modes or model.name == "gibson_lanni":
         coefficients = columns[len(columns) - len(model.modes) :]
         terms = [
@@ -261,7 +269,7 @@ def wavefront(
         return sum(terms)
     if model.name == "zernike2d":
         focus, ast_cos2, ast_sin2 = columns
-        ast = torch.sqrt(ast_cos2**2 + ast_sin2**2 + 1e-24)  # the square root's slope at 0
+        ast = torch.sqrt(ast_cos2**2 + ast_sin2**2 + 1e-24)  # 1e-24: a finite slope at ast = 0
         twisted = ast_cos2 * torch.cos(2 * theta) + ast_sin2 * torch.sin(2 * theta)
         return rho**2 * (focus + (ast + twisted) / 2)
     return columns[0] * rho**2 + model.known_ast_waves * (rho * torch.cos(theta)) ** 2
@@ -271,7 +279,7 @@ def _layered(
     model: PsfModel, labels: torch.Tensor, rho: torch.Tensor, optics: Optics | None
 ) -> torch.Tensor:
     if optics is None:
-        raise InputError("gibson_lanni needs the optics to make a wavefront.")
+        raise InputError("gibson_lanni needs the optics to compute a wavefront; give optics.")
     if "depth_um" in model.ranges:
         depth_um = labels[:, 1]
     else:
@@ -333,9 +341,10 @@ def _turn_modes(
 ) -> torch.Tensor:
     """Coefficients of the rotated, then mirrored wavefront.
 
-    W(theta - angle) mixes the cosine and sine mode of one |m|; theta -> pi - theta is the mirror.
+    W(theta - angle) mixes the cosine and the sine mode of one |m|. A mirror in x replaces theta by
+    pi - theta.
     """
-    angle = -quarter_turns * math.pi / 2  # rot90 turns from +y (down) to +x
+    angle = -quarter_turns * math.pi / 2  # rot90 turns +y (down) into +x
     column = {mode: labels[:, i] for i, mode in enumerate(modes)}
     zero = torch.zeros_like(labels[:, 0])
     turned = []

@@ -1,4 +1,4 @@
-"""Pupil functions: what the roads of `psf.hankel` and `psf.fourier` turn into PSFs."""
+"""Pupil functions, from which `psf.hankel` and `psf.fourier` compute PSFs."""
 
 import math
 from collections.abc import Callable
@@ -16,10 +16,11 @@ from psf.light import Component, components
 from psf.microscope import Optics
 from psf.model import PsfModel, wavefront
 
-TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-13}  # of the quadratures, in amplitude
-FEWEST_POINTS = 64  # at which a pupil is looked at
-MAX_DEGREE = 2**14  # a pupil that needs more is not smooth
-DIRECTIONS = 8  # diameters on which the degree of a pupil is measured
+# Error of the quadratures in amplitude, below the rounding of each precision.
+TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-13}
+FEWEST_POINTS = 64  # of the first Chebyshev transform of a pupil; doubled until they suffice
+MAX_DEGREE = 2**14  # a pupil that needs a higher degree is not smooth, so the input is wrong
+DIRECTIONS = 8  # diameters on which the degree of a pupil is measured, evenly spread in angle
 
 Map = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # rho, theta of shape S -> (N, *S)
 
@@ -39,24 +40,24 @@ class Pupil:
     def field(self, rho: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         """exp(2 pi i W), complex (N, *S).
 
-        The phase is reduced to one turn in double precision: float32 would be wrong by 1e-5 at
-        20 waves.
+        The phase is reduced to one turn in double precision, since float32 phases are wrong by
+        1e-5 at 20 waves.
         """
         waves = self.wavefront(rho, theta)
         phase = (2 * math.pi * (waves - waves.detach().round())).to(self.dtype)
         return torch.complex(phase.cos(), phase.sin())
 
     def spectrum(self) -> np.ndarray:
-        """Chebyshev coefficients of the pupil function, by magnitude, down to the tolerance.
+        """Magnitudes of the Chebyshev coefficients of the pupil function, down to the tolerance.
 
-        The largest along diameters (radii where it is axisymmetric), of the PSF with the steepest
-        wavefront.
+        They belong to the PSF with the steepest wavefront. Each is the largest over several
+        diameters (radii if the pupil is axisymmetric).
         """
         coarse = self.wavefront(*self._diameters(FEWEST_POINTS)).detach()
         slopes = coarse.diff(dim=-1).abs().flatten(1).amax(1)
         steepest = int(slopes.argmax())
         rounding = 8 * math.pi * torch.finfo(coarse.dtype).eps * float(coarse.abs().max())
-        tolerance = max(TOLERANCE[self.dtype], rounding)  # of the phase: more cannot be asked
+        tolerance = max(TOLERANCE[self.dtype], rounding)  # the phase is not more exact
         points, waves = FEWEST_POINTS, coarse[steepest]
         pupil = self.only(steepest)
         while points <= MAX_DEGREE:
@@ -73,10 +74,10 @@ class Pupil:
         return _chebyshev_points(points, self.axisymmetric, like.device, like.dtype)
 
     def _chebyshev(self, waves: torch.Tensor, points: int) -> np.ndarray:
-        """Largest coefficient of each order, over directions and components, of the one PSF."""
+        """Largest coefficient of each order over directions and components, of a single PSF."""
         rho, theta = self._diameters(points)
         with torch.no_grad():
-            # odd orders change sign in the middle of a diameter
+            # components of odd order change sign in the middle of a diameter
             turns = torch.cos(theta - theta[:, :1])
             parts = [
                 (part.amplitude[0] * turns if part.order == 1 else part.amplitude[0]).cpu().numpy()
@@ -89,7 +90,7 @@ class Pupil:
 
 
 def pupil_of(model: PsfModel, labels: torch.Tensor, optics: Optics, dtype: torch.dtype) -> Pupil:
-    """Pupils of labels (N, P); labels and optics in the precision of the phases."""
+    """Pupils of labels (N, P). Labels and optics have the precision of the phases."""
     return Pupil(
         cutoff=optics.cutoff_cycles_per_pixel,
         dtype=dtype,
@@ -103,9 +104,9 @@ def pupil_of(model: PsfModel, labels: torch.Tensor, optics: Optics, dtype: torch
 def sampled_pupil(
     waves: torch.Tensor, amplitude: torch.Tensor, optics: Optics, light: str, dtype: torch.dtype
 ) -> Pupil:
-    """Pupils given as (N, P, P) samples of wavefront and amplitude on the square around the disc.
+    """Pupils given by (N, P, P) samples of wavefront and amplitude on the square around the disc.
 
-    Between the samples they are bicubic.
+    Values between the samples are interpolated bicubically.
     """
 
     def apodised(rho: torch.Tensor, theta: torch.Tensor) -> list[Component]:
@@ -129,10 +130,11 @@ def sampled_pupil(
 
 
 def _bicubic(samples: torch.Tensor, rho: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """Samples (N, P, P), rows y, columns x from -1 to 1, at pupil points of shape S; (N, *S).
+    """Values (N, *S) at pupil points of shape S from samples (N, P, P), rows y, columns x.
 
-    Cubic convolution with a = -1/2, which is exact for quadratic functions (R. Keys, IEEE TASSP
-    29, 1153 (1981)); that of torch.nn.functional.grid_sample is not even for linear ones.
+    The samples span -1 to 1. Cubic convolution with a = -1/2 is exact for quadratic functions
+    (R. Keys, IEEE TASSP 29, 1153 (1981)). torch.nn.functional.grid_sample is not exact even for
+    linear functions, so it is not used.
     """
     size = samples.shape[-1]
     rows, columns = (
@@ -144,7 +146,7 @@ def _bicubic(samples: torch.Tensor, rho: torch.Tensor, theta: torch.Tensor) -> t
 
 def _cubic(place: torch.Tensor, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Index and weight of the four samples around fractional places."""
-    left = place.floor().clamp(1, size - 3)  # near the border the cubic goes on
+    left = place.floor().clamp(1, size - 3)  # near the border the outermost cubic is continued
     t = place - left
     weights = (
         -t * (1 - t) ** 2 / 2,
@@ -156,12 +158,12 @@ def _cubic(place: torch.Tensor, size: int) -> list[tuple[torch.Tensor, torch.Ten
 
 
 def precise(device: torch.device) -> torch.dtype:
-    """Precision in which phases are computed: double, where the device has it."""
+    """Precision in which phases are computed: float64 if the device supports it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def is_variable(tensor: torch.Tensor) -> bool:
-    """Whether anyone asks for derivatives with respect to it, backward or forward."""
+    """Whether derivatives with respect to a tensor are needed, in backward or forward mode."""
     return tensor.requires_grad or unpack_dual(tensor).tangent is not None
 
 
@@ -181,7 +183,7 @@ def _chebyshev_points(
 def _wave_spectrum(steepest_phase: int, tolerance: float) -> np.ndarray:
     """Chebyshev coefficients of exp(i kappa x) on [-1, 1], 2 |J_k(kappa)|, down to the tolerance.
 
-    They fall faster than exponentially beyond k = kappa.
+    They fall faster than exponentially for k above kappa.
     """
     orders = np.arange(2 * steepest_phase + 64)
     size = 2 * np.abs(jv(orders, steepest_phase))
@@ -189,15 +191,15 @@ def _wave_spectrum(steepest_phase: int, tolerance: float) -> np.ndarray:
 
 
 def node_count(pupil: Pupil, steepest_phase: float) -> int:
-    """Gauss nodes for the pupil function times exp(i kappa x), kappa = steepest_phase.
+    """Number of Gauss nodes for the pupil function times exp(i kappa x), kappa = steepest_phase.
 
-    Q nodes integrate polynomials up to degree 2 Q - 1 exactly. What the product has above degree D
-    is at most sum_{j + k > D} |a_j| |b_k| / 2, since T_j T_k = (T_{j+k} + T_{|j-k|}) / 2; one
-    degree more for the radius in rho d rho.
+    Q nodes integrate polynomials up to degree 2 Q - 1 exactly. The part of the product above degree
+    D is at most sum_{j + k > D} |a_j| |b_k| / 2, since T_j T_k = (T_{j+k} + T_{|j-k|}) / 2. The
+    radius in rho d rho adds one degree.
     """
     tolerance = TOLERANCE[pupil.dtype]
     wave = _wave_spectrum(8 * math.ceil(steepest_phase / 8), tolerance)
     product = np.convolve(pupil.spectrum(), wave)
-    above = product[::-1].cumsum()[::-1] / 2  # what degree D and all higher ones hold
+    above = product[::-1].cumsum()[::-1] / 2  # part of degree D and higher
     degree = int(np.flatnonzero(above > tolerance).max(initial=0))
-    return 4 * math.ceil((degree + 2) / 8)  # even, and in steps, so that tables are reused
+    return 4 * math.ceil((degree + 2) / 8)  # even, and a multiple of 4, so that tables are reused

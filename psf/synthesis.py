@@ -1,11 +1,10 @@
 """Labels -> point-spread functions: intensity, pixel-integrated, centred, unit sum.
 
-Two roads lead from a pupil function to a PSF, `psf.hankel` for axisymmetric ones and
-`psf.fourier` for all others. Both evaluate the Fraunhofer integral
+Two methods compute a PSF from a pupil function: `psf.hankel` if the pupil is axisymmetric,
+`psf.fourier` otherwise. Both evaluate the Fraunhofer integral
 h(r) = |1/pi int_disc A exp(2 pi i W(rho)) exp(2 pi i (NA/lambda) rho . r) d^2 rho|^2
-(Born & Wolf, Principles of Optics, 8.5). The grid is symmetric about its middle for odd and even
-sizes alike: the centre is pixel K // 2 of an odd grid, and the corner shared by the four middle
-pixels of an even one.
+(Born & Wolf, Principles of Optics, 8.5). The grid is symmetric about its middle. The centre is
+pixel K // 2 of an odd grid, and the corner shared by the four middle pixels of an even grid.
 """
 
 import math
@@ -25,14 +24,13 @@ from psf.microscope import Microscopes, Optics
 from psf.model import LIGHTS, PsfModel, psf_model
 from psf.pupil import Pupil, precise, pupil_of, sampled_pupil
 
-CHUNK = 64
-PIXEL_KERNELS = {
-    # oversampling beyond Nyquist, taps on either side, beta of the Kaiser window: 3e-6 and 4e-12
-    torch.float32: (4 / 3, 12, 10.0),
-    torch.float64: (2.0, 16, 25.0),
-}
-ENERGY_TOLERANCE = 0.01  # share of the energy that may lie outside the grid
-FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
+CHUNK = 64  # PSFs computed together: limits the memory of large batches
+# Kernels of pixel integration: sampling relative to Nyquist, taps on either side, beta of the
+# Kaiser window. Their errors are 3e-6 and 4e-12 of the peak.
+PIXEL_KERNELS = {torch.float32: (4 / 3, 12, 10.0), torch.float64: (2.0, 16, 25.0)}
+ENERGY_TOLERANCE = 0.01  # share of the energy that may lie outside the grid without a warning
+MIN_PUPIL_SAMPLES = 16  # along an edge: fewer cannot follow a wavefront
+FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian
 
 
 class EnergyWarning(UserWarning):
@@ -52,11 +50,11 @@ def synthesize(
     ----------
     model : a `PsfModel` or the name of one
     labels : (N, P) tensor
-        In the model's unit and column order; the result has its device and dtype, and is
-        differentiable with respect to it.
+        In the model's unit and column order. The result has the same device and dtype, and is
+        differentiable with respect to the labels.
     microscope : one Microscope, or a sequence of N
     size : edge K of the square grid, pixels, odd or even
-    pixel_integration : False samples the PSF at the middle of each pixel instead
+    pixel_integration : if False, the PSF is sampled at the middle of each pixel
 
     Returns
     -------
@@ -72,7 +70,7 @@ def synthesize(
     EnergyWarning
         If more than 1 % of the energy of a PSF lies outside the grid.
     ScalarWarning
-        If the NA is too high for scalar light, see `psf.light`.
+        If the NA is too high for scalar light (see `psf.light`).
     """
     model = psf_model(model) if isinstance(model, str) else model
     psfs, lost = synthesize_with_loss(model, labels, microscope, size, pixel_integration)
@@ -89,9 +87,9 @@ def synthesize_with_loss(
     size: int,
     pixel_integration: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `synthesize`, with the share of energy outside the grid, (N,), instead of a warning."""
+    """PSFs as from `synthesize` and, instead of a warning, the share of energy outside (N,)."""
     model = psf_model(model) if isinstance(model, str) else model
-    _check(model, labels, size)
+    _check_labels(model, labels, size)
     if model.is_gaussian:
         raw = _gaussians(model, labels, size)
         inside = raw.sum((1, 2))
@@ -112,14 +110,14 @@ def synthesize_pupil(
     light: str = "scalar",
     pixel_integration: bool = True,
 ) -> torch.Tensor:
-    """PSFs of unit sum of pupils that are given as samples, measured ones for example.
+    """PSFs of unit sum of pupils that are given by samples, for example measured pupils.
 
     Parameters
     ----------
     waves : (N, P, P) tensor
-        Wavefront on the square from -1 to 1 of the pupil's coordinates, first and last sample on
-        its edges, rows y, columns x. Samples outside the disc count near the rim only: continue
-        the wavefront there. At least 16 samples; 4 and more per wave of slope.
+        Wavefront on the square from -1 to 1 in pupil coordinates, rows y, columns x; the first and
+        last samples lie on its edges. Samples outside the disc matter near the rim only: continue
+        the wavefront there. Give at least 16 samples, and 4 or more per wave of slope.
     microscope : one Microscope, or a sequence of N
     size : edge K of the square grid, pixels
     amplitude : (N, P, P) or (1, P, P) tensor; default uniform
@@ -141,14 +139,9 @@ def synthesize_pupil(
         As `synthesize`.
     """
     amplitude = torch.ones_like(waves[:1]) if amplitude is None else amplitude
-    for name, values in (("waves", waves), ("amplitude", amplitude)):
-        if values.ndim != 3 or values.shape[1:] != (waves.shape[-1],) * 2 or len(values[0]) < 16:
-            raise InputError(
-                f"{name} has shape {tuple(values.shape)}; give (N, P, P) samples, P at least 16."
-            )
-        if not torch.isfinite(values).all():
-            raise InputError(f"{name} contains NaN or infinite values; fill them in.")
-    _check_choice(light, size)
+    _check_samples("waves", waves, waves.shape[-1])
+    _check_samples("amplitude", amplitude, waves.shape[-1])
+    _check_light_and_size(light, size)
     exact = waves.to(precise(waves.device))
     factors = amplitude.to(exact).expand_as(exact)
 
@@ -172,7 +165,7 @@ def _in_chunks(
     """PSFs (N, K, K) and the energy (N,) outside, CHUNK pupils at a time."""
     optics = Optics.of(microscope, like.device, precise(like.device))
     if len(optics) not in (1, count):
-        raise InputError(f"{len(optics)} microscopes for {count} labels.")
+        raise InputError(f"{len(optics)} microscopes for {count} labels; give one, or one each.")
     points_per_px = 1.0
     if pixel_integration and count:
         cutoff = float(optics.cutoff_cycles_per_pixel.detach().max())
@@ -193,34 +186,44 @@ def _warn_if_light_is_lost(lost: torch.Tensor, size: int) -> None:
     worst = float(lost.detach().max()) if len(lost) else 0.0
     if worst > ENERGY_TOLERANCE:
         warnings.warn(
-            f"up to {worst:.1%} of the energy of these PSFs lies outside "
-            f"{size} x {size} pixels; use a larger grid or a smaller range.",
+            f"up to {worst:.1%} of the energy of these PSFs lies outside {size} x {size} pixels; "
+            "use a larger grid or a smaller range.",
             EnergyWarning,
             stacklevel=3,
         )
 
 
-def _check_choice(light: str, size: int) -> None:
+def _check_light_and_size(light: str, size: int) -> None:
     if light not in LIGHTS:
         raise InputError(f"unknown light '{light}'; choose one of {', '.join(LIGHTS)}.")
     if size < 1:
-        raise InputError(f"PSF size {size}; it must be at least 1 pixel.")
+        raise InputError(f"the PSF size is {size}; give at least 1 pixel.")
 
 
-def _check(model: PsfModel, labels: torch.Tensor, size: int) -> None:
-    _check_choice(model.light, size)
+def _check_samples(name: str, values: torch.Tensor, edge: int) -> None:
+    if values.ndim != 3 or values.shape[1:] != (edge, edge) or edge < MIN_PUPIL_SAMPLES:
+        raise InputError(
+            f"{name} has shape {tuple(values.shape)}; give (N, P, P) samples, P at least "
+            f"{MIN_PUPIL_SAMPLES}."
+        )
+    if not torch.isfinite(values).all():
+        raise InputError(f"{name} contains NaN or infinite values; fill them in.")
+
+
+def _check_labels(model: PsfModel, labels: torch.Tensor, size: int) -> None:
+    _check_light_and_size(model.light, size)
     expected = len(model.label_names)
     if labels.ndim != 2 or labels.shape[1] != expected:
         raise InputError(
-            f"labels have shape {tuple(labels.shape)}; {model.name} needs (N, {expected}): "
+            f"the labels have shape {tuple(labels.shape)}; {model.name} needs (N, {expected}): "
             f"{', '.join(model.label_names)}."
         )
     if not torch.isfinite(labels).all():
-        raise InputError("labels contain NaN or infinite values.")
+        raise InputError("the labels contain NaN or infinite values; give finite numbers.")
 
 
 def _gaussians(model: PsfModel, labels: torch.Tensor, size: int) -> torch.Tensor:
-    """Separable Gaussians (N, K, K) integrated over each pixel; FWHM 0 is the bare pixel."""
+    """Separable Gaussians (N, K, K) integrated over each pixel; FWHM 0 is a single pixel."""
     edges = torch.arange(size + 1, device=labels.device, dtype=labels.dtype) - size / 2
     sigma = labels.abs().clamp(min=1e-3) / FWHM_PER_SIGMA  # (N, 1 or 2)
     cumulative = torch.erf(edges / (math.sqrt(2) * sigma[..., None])) / 2  # (N, 1 or 2, K + 1)
@@ -232,24 +235,24 @@ def _gaussians(model: PsfModel, labels: torch.Tensor, size: int) -> torch.Tensor
 def _normalised(
     pupil: Pupil, size: int, points_per_px: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """PSFs (N, K, K) of unit sum, and the energy (N,) that they hold.
+    """PSFs (N, K, K) of unit sum, and the share of energy (N,) inside the grid.
 
-    `points_per_px` None samples the pixels' middles. A PSF is four quadrants until the end, an
-    axisymmetric one a single quadrant.
+    With `points_per_px` None the PSF is sampled at the middle of each pixel. Until the end a PSF is
+    kept as four quadrants, an axisymmetric PSF as a single quadrant.
     """
     grid, averages = size, ()
     if points_per_px is not None:
         grid = _grid(size, points_per_px, pupil.dtype)
         averages = _pixel_averages(size, points_per_px, pupil.cutoff.device, pupil.dtype)
     share = pupil.cutoff.new_ones((size + 1) // 2, dtype=pupil.dtype)
-    share[0] = 0.5 if size % 2 else 1  # each quadrant has its share of the middle row
+    share[0] = 0.5 if size % 2 else 1  # two quadrants share the middle row
     if pupil.axisymmetric:
         profiles = hankel_profiles(pupil, grid)
         if not averages:
             inside = sum_on_grid(profiles, grid)
             return unfold(quadrants(profiles / inside[:, None], grid), grid), inside
         quadrant = averages[0] @ (quadrants(profiles, grid) @ averages[0].T)
-        quadrant = quadrant.clamp(min=0)  # rounding may reach -1e-9 in dark rings
+        quadrant = quadrant.clamp(min=0)  # rounding reaches -1e-9 in dark rings
         inside = 4 * ((quadrant @ share) @ share)
         return unfold(quadrant / inside[:, None, None], size), inside
     parts = fourier_psfs(pupil, grid)
@@ -260,7 +263,7 @@ def _normalised(
 
 
 def _integrate_pixels(parts: torch.Tensor, even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
-    """Quadrants (2, 2, N, H, H) of points -> of pixels, line by line, split into even and odd."""
+    """Quadrants (2, 2, N, H, H) of pixels from those of points; even and odd parts by line."""
     left, right = parts[:, 0], parts[:, 1]
     sums, differences = (right + left) @ even.T / 2, (right - left) @ odd.T / 2
     upper, lower = (torch.stack([s - d, s + d]) for s, d in zip(sums, differences, strict=True))
@@ -269,13 +272,13 @@ def _integrate_pixels(parts: torch.Tensor, even: torch.Tensor, odd: torch.Tensor
 
 
 def _points_per_px(cutoff: float, dtype: torch.dtype) -> float:
-    """Points per pixel, along x, that sample the intensity well enough for pixel integration."""
+    """Points per pixel along a line that sample the intensity finely enough for integration."""
     oversampling = PIXEL_KERNELS[dtype][0]
-    return math.ceil(64 * oversampling * 2 * cutoff) / 64  # in steps, so that matrices are reused
+    return math.ceil(64 * oversampling * 2 * cutoff) / 64  # rounded up, so that matrices are reused
 
 
 def _grid(size: int, points_per_px: float, dtype: torch.dtype) -> int:
-    """Points along the line that pixel integration works on: even, so that it folds."""
+    """Number of points along a line for pixel integration; even, for two equal halves."""
     taps = PIXEL_KERNELS[dtype][1]
     return 2 * (math.ceil(size * points_per_px / 2) + taps)
 
@@ -286,11 +289,10 @@ def _pixel_averages(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Matrices that average band-limited samples on a line over each of K pixels.
 
-    One takes and gives half an even line, the other half an odd one, from the middle outwards.
-
-    Between the samples stands a Kaiser-windowed sinc (Kaiser & Schafer, IEEE TASSP 28, 105
-    (1980)), integrated over the pixel: a product with sinc(f) in Fourier space, without its
-    wrap-around.
+    The first matrix acts on the even half of a line, the second on the odd half; both count from
+    the middle. The samples are interpolated by a Kaiser-windowed sinc (Kaiser & Schafer, IEEE
+    TASSP 28, 105 (1980)), which is integrated over the pixel. This equals a product with sinc(f)
+    in Fourier space, without its wrap-around.
     """
     _, taps, beta = PIXEL_KERNELS[dtype]
     grid = _grid(size, points_per_px, dtype)

@@ -1,8 +1,8 @@
-"""Zernike polynomials: orthonormal (unit rms over the unit disc), stored as (n, m).
+"""Zernike polynomials, orthonormal (unit rms over the unit disc), stored as (n, m).
 
-m >= 0 is the cosine, m < 0 the sine term (ANSI Z80.28, Noll 1976). Angles run from +x (columns,
-to the right) to +y (rows, downwards). The paper's parameters are of Seidel form,
-W = focus rho^2 + ast (rho cos(theta - angle))^2; `seidel_to_zernike` converts them.
+Modes with m >= 0 are cosine terms, those with m < 0 sine terms (ANSI Z80.28, Noll 1976). Angles
+run from +x (columns, to the right) to +y (rows, downwards). Shajkofci & Liebling (2020) use the
+Seidel form W = focus rho^2 + ast (rho cos(theta - angle))^2; `seidel_to_zernike` converts it.
 """
 
 import math
@@ -17,7 +17,7 @@ Mode = tuple[int, int]
 def noll_to_nm(index: int) -> Mode:
     """(n, m) of a Noll index (1 = piston; R. J. Noll, JOSA 66, 207 (1976), Table I)."""
     if index < 1:
-        raise InputError(f"Noll index {index}: indices start at 1 (piston).")
+        raise InputError(f"the Noll index is {index}; give 1 (piston) or higher.")
     n = int((math.sqrt(8 * index - 7) - 1) / 2)
     k = index - n * (n + 1) // 2 - 1  # position within order n, from 0
     magnitude = 2 * ((k + n % 2 + 1) // 2) - n % 2
@@ -36,7 +36,7 @@ def nm_to_noll(n: int, m: int) -> int:
 def ansi_to_nm(index: int) -> Mode:
     """(n, m) of an ANSI/OSA index (0 = piston; ANSI Z80.28)."""
     if index < 0:
-        raise InputError(f"ANSI index {index}: indices start at 0 (piston).")
+        raise InputError(f"the ANSI index is {index}; give 0 (piston) or higher.")
     n = int((math.sqrt(8 * index + 1) - 1) / 2)
     return n, 2 * index - n * (n + 2)
 
@@ -86,9 +86,9 @@ def seidel_to_zernike(
 
     Returns
     -------
-    dict from (n, m) to coefficients; the four modes reproduce W exactly.
+    dict from (n, m) to coefficients; the sum of the four modes is exactly W.
     """
-    mean_curvature = focus + ast / 2  # since cos^2 = 1/2 + cos(2 .)/2
+    mean_curvature = focus + ast / 2  # because cos^2(a) = 1/2 + cos(2 a)/2
     return {
         (0, 0): mean_curvature / 2,
         (2, 0): mean_curvature / (2 * math.sqrt(3)),
@@ -99,4 +99,4 @@ def seidel_to_zernike(
 
 def _check_mode(n: int, m: int) -> None:
     if n < 0 or abs(m) > n or (n - m) % 2:
-        raise InputError(f"({n}, {m}) is no Zernike mode: |m| <= n and n - m even are required.")
+        raise InputError(f"({n}, {m}) is not a Zernike mode; give |m| <= n with n - m even.")

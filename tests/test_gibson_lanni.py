@@ -34,7 +34,7 @@ BEST_FOCUS_UM = 0.02  # the value compared with has two digits
 QUARTIC = 1e-2  # the term after rho^4 at a radius of 0.05, relative
 ALIKE, UNLIKE = 0.2, 0.5  # the exact wavefront is 3 % steeper at the rim; the wrong sign does more
 DEGREES = 16  # where the coefficients of a pupil sink into rounding is not sharp
-SAME = 1e-12  # the same numbers by the same road
+SAME = 1e-12  # the same numbers by the same method
 
 OIL = 1.515
 WATER = 1.33

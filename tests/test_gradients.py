@@ -1,4 +1,4 @@
-"""Derivatives with respect to every number that goes in, on both roads, backward and forward."""
+"""Derivatives with respect to every number that goes in, by both methods, backward and forward."""
 
 import warnings
 

@@ -16,7 +16,7 @@ from psf.synthesis import synthesize_pupil
 # Differences of PSFs are given as a share of the peak of the one they are compared with.
 FLOAT32 = 1e-5  # rounding
 FLOAT64 = 1e-10  # rounding and the quadrature of the reference
-ROADS = 1e-10  # of two quadratures in float64
+METHODS = 1e-10  # of two quadratures in float64
 CLOSED_FORM = 1e-9  # of Gauss-Legendre quadrature of a smooth function
 SMALL_NA = 1e-3  # of the peak at NA / n = 0.05, of which the square is 2.5e-3
 FIGURE = 1e-4  # the rule's figure and that of a PSF are taken at radii 0.03 apart
@@ -138,7 +138,7 @@ def test_aplanatic_psf_has_the_amplitude_of_equal_light_per_solid_angle(na):
     assert difference(found, expected[None]) < FLOAT64
 
 
-# --- the two roads
+# --- the two methods
 
 
 @pytest.mark.parametrize("light", LIGHTS)
@@ -151,7 +151,7 @@ def test_the_road_for_any_pupil_agrees_with_the_axisymmetric_one(light, size, pi
         synthesize_with_loss(model, values, scope(1.3), size, pixel_integration)[0]
         for model, values in zip(models, labels, strict=True)
     )
-    assert difference(found, expected) < ROADS
+    assert difference(found, expected) < METHODS
 
 
 @pytest.mark.parametrize("light", LIGHTS)
@@ -167,7 +167,7 @@ def test_both_roads_agree_through_layers_and_in_varied_optics(light):
         )
         for m in (modes, ())
     )
-    assert difference(found, expected) < ROADS
+    assert difference(found, expected) < METHODS
 
 
 # --- limits and conservation
@@ -232,7 +232,7 @@ def test_layers_of_equal_index_are_no_layers(modes):
     aberrations = torch.full((1, len(bare.modes)), 0.1, dtype=torch.float64)
     at_focus = torch.cat([torch.zeros(1, 1, dtype=torch.float64), aberrations], 1)
     expected = at_points(bare, aberrations, microscope, 21)
-    assert difference(at_points(layered, at_focus, microscope, 21), expected) < ROADS
+    assert difference(at_points(layered, at_focus, microscope, 21), expected) < METHODS
 
 
 def test_the_reflection_of_layers_dims_the_rim_of_the_pupil():
@@ -340,5 +340,5 @@ def test_one_high_na_of_many_warns_and_sampled_pupils_too():
 def test_refuses_a_light_that_does_not_exist_or_does_not_apply():
     with pytest.raises(InputError, match="unknown light 'polarised'; choose one of scalar"):
         psf_model("zernike1d", light="polarised")
-    with pytest.raises(InputError, match="not made from a pupil"):
+    with pytest.raises(InputError, match="has no pupil"):
         psf_model("gaussian1d", light="vectorial")

@@ -210,7 +210,7 @@ def test_quantise_scales_each_image_by_its_own_brightest_pixel():
 
 @pytest.mark.parametrize("bits", [0, 17])
 def test_quantise_refuses_other_depths(bits):
-    with pytest.raises(InputError, match=f"{bits} bits"):
+    with pytest.raises(InputError, match=f"number of bits is {bits}"):
         quantise(torch.ones(1, 2, 2), bits)
 
 
@@ -227,7 +227,7 @@ def test_lamp_multiplies_the_light_of_each_image():
 
 @pytest.mark.parametrize("gain", [0.0, -1.0])
 def test_refuses_a_lamp_without_light(gain):
-    with pytest.raises(InputError, match="positive"):
+    with pytest.raises(InputError, match="gain is .* give more than 0"):
         global_illumination(torch.ones(1, 2, 2), gain)
 
 
@@ -258,7 +258,7 @@ def test_vignetting_about_another_axis_and_per_sample():
 
 @pytest.mark.parametrize("loss", [-0.1, 1.1])
 def test_vignetting_refuses_losses_outside_0_to_1(loss):
-    with pytest.raises(InputError, match="between 0 and 1"):
+    with pytest.raises(InputError, match="give 0 to 1"):
         axial_illumination(torch.ones(1, 4, 4), loss)
 
 

@@ -130,7 +130,7 @@ def test_an_even_grid_shows_what_an_odd_one_shows_half_a_pixel_aside(modes, pixe
     expected = absolute(model, even, microscope, 32, pixel_integration)
     found = absolute(model, odd, microscope, 33, pixel_integration)[:, :32, :32]
     assert difference(found, expected) < PARITY
-    # the same with the axisymmetric road on one side
+    # the same with the axisymmetric method on one side
     bare = absolute(
         psf_model("zernike", modes=modes), even[:, 2:], microscope, 32, pixel_integration
     )
@@ -250,13 +250,13 @@ def test_refuses_a_light_and_a_size_that_make_no_sense_for_samples():
 
 
 def use_nodes(monkeypatch, factor):
-    """Let both roads take this multiple of the nodes that they ask for."""
-    for road in (psf.fourier, psf.hankel):
-        asked = NODE_COUNTS[road.__name__]
-        monkeypatch.setattr(road, "node_count", lambda *a, n=asked: 2 * round(n(*a) * factor / 2))
+    """Let both methods use this multiple of the nodes that they choose."""
+    for module in (psf.fourier, psf.hankel):
+        asked = NODE_COUNTS[module.__name__]
+        monkeypatch.setattr(module, "node_count", lambda *a, n=asked: 2 * round(n(*a) * factor / 2))
 
 
-NODE_COUNTS = {road.__name__: road.node_count for road in (psf.fourier, psf.hankel)}
+NODE_COUNTS = {module.__name__: module.node_count for module in (psf.fourier, psf.hankel)}
 OIL_INTO_WATER = psf_model("gibson_lanni", layers=Layers(1.515), depth_um=10.0)
 PUPILS = {
     "in focus": ("zernike1d", [0.0], Microscope()),
