@@ -1,6 +1,6 @@
-"""Changes of a sharp crop that leave the label of a later blur true.
+"""Random changes of sharp training crops. The crops are blurred later, so their labels stay true.
 
-Spectral slope, contrast curve, sign, background and grain of training crops are drawn at random.
+Spectral slope, contrast curve, sign, background and grain are drawn at random.
 """
 
 import numpy as np
@@ -8,25 +8,25 @@ import torch
 from scipy.fft import next_fast_len
 from torch.nn import functional
 
-GAMMA_RANGE = (0.5, 2.0)
-MAX_PEDESTAL = 0.5
-LEFT_CONTRAST = 0.15  # after the pedestal: few crops then fail the gate, which asks for 0.1
-INVERT_SHARE = 0.3
-MIX_SHARE = 0.2
-SLOPE_SHARE = 0.1
-MAX_SLOPE_CHANGE = 0.3
-GRAIN_SHARE = 0.4
-GRAIN_RANGE = (0.01, 0.3)  # standard deviations of the crop
+GAMMA_RANGE = (0.5, 2.0)  # exponents of the contrast curve
+MAX_PEDESTAL = 0.5  # largest background, as a share of the brightest pixel
+LEFT_CONTRAST = 0.15  # the background leaves this contrast; the content filter needs 0.1
+INVERT_SHARE = 0.3  # of the crops: dark structures on a bright field
+MIX_SHARE = 0.2  # of the crops: combined with another crop
+SLOPE_SHARE = 0.1  # of the crops: changed in spectral slope
+MAX_SLOPE_CHANGE = 0.3  # of the exponent of the amplitude spectrum; natural images have about -1
+GRAIN_SHARE = 0.4  # of the crops: with grain
+GRAIN_RANGE = (0.01, 0.3)  # strength of the grain, in standard deviations of the crop
 
 
 def stretch(pixels: torch.Tensor) -> torch.Tensor:
-    """Scale each crop to [0, 1]: the pedestal of the image makes way for a random one."""
+    """Crops scaled to [0, 1], which removes the background of the image; changed in place."""
     low, high = pixels.amin((-2, -1), True), pixels.amax((-2, -1), True)
     return pixels.sub_(low).div_((high - low).clamp_min(1e-6))
 
 
 def mix(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Add the next crop to some of the crops (N, H, W), or take the brighter of both."""
+    """Crops (N, H, W), of which some are added to the next crop or show the brighter of both."""
     mixed = np.flatnonzero(rng.random(len(pixels)) < MIX_SHARE)
     if len(mixed):
         partners = pixels[(mixed + 1) % len(pixels)]
@@ -38,7 +38,7 @@ def mix(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def vary_intensity(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Change spectral slope, contrast curve, sign and background of crops (N, H, W) in [0, 1]."""
+    """Crops (N, H, W) in [0, 1] with new spectral slope, contrast curve, sign and background."""
     count = len(pixels)
     sloped = rng.random(count) < SLOPE_SHARE
     change = rng.uniform(-MAX_SLOPE_CHANGE, MAX_SLOPE_CHANGE, count)
@@ -50,17 +50,18 @@ def vary_intensity(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tens
         pixels[chosen] = _change_slope(pixels[chosen], _column(change[sloped]))
     pixels = pixels.clamp_(min=1e-6).log_().mul_(_column(gamma)).exp_()  # faster than pow
     pedestal = np.minimum(pedestal, _most_pedestal(pixels, inverted))
-    # Inversion and pedestal are one line: x -> offset + scale x.
+    # Inversion and background together are a linear function: x -> offset + scale x.
     scale = np.where(inverted, -1.0, 1.0) * (1 - pedestal)
     offset = np.where(inverted, 1.0, pedestal)
     return pixels.mul_(_column(scale)).add_(_column(offset))
 
 
 def add_grain(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Give some crops (N, H, W) a fine grain, like that of a photograph, below their contrast.
+    """Crops (N, H, W), of which some have a fine grain like a photograph, below their contrast.
 
-    Blurred with its object, grain tells nothing of noise; without it in training, sharp grainy
-    patches were taken for blurred and noisy ones. It comes after the gate, which it would pass.
+    The grain is blurred with its object, so it differs from camera noise. Networks that were
+    trained without it took sharp grainy patches for blurred and noisy ones. It is added after the
+    content filter, since grain alone would pass the filter.
     """
     grained = np.flatnonzero(rng.random(len(pixels)) < GRAIN_SHARE)
     if not len(grained):
@@ -73,9 +74,10 @@ def add_grain(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _most_pedestal(pixels: torch.Tensor, inverted: np.ndarray) -> np.ndarray:
-    """Background (N,) that leaves each crop (N, H, W) the contrast LEFT_CONTRAST.
+    """Largest background (N,) that leaves each crop (N, H, W) the contrast LEFT_CONTRAST.
 
-    (1 - p) std / ((1 - p) mean + p) = LEFT_CONTRAST, solved for p; every fourth pixel will do.
+    It is the solution p of (1 - p) std / ((1 - p) mean + p) = LEFT_CONTRAST. Every fourth pixel is
+    enough for mean and standard deviation.
     """
     some = pixels[:, ::4, ::4].flatten(1)
     mean, spread = some.mean(1).double().numpy(), some.std(1).double().numpy()
@@ -84,9 +86,9 @@ def _most_pedestal(pixels: torch.Tensor, inverted: np.ndarray) -> np.ndarray:
 
 
 def _change_slope(pixels: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    """Multiply the spectrum by f^change, keeping mean and standard deviation. (N, H, W)."""
+    """Crops (N, H, W) with spectra times f^change and unchanged mean and standard deviation."""
     size = pixels.shape[-1]
-    # Padded to keep the wrap-around of the FFT away from the crop, and to a fast length.
+    # The padding keeps the wrap-around of the FFT out of the crop and makes the length fast.
     length = next_fast_len(size + 16, real=True)
     mean, spread = pixels.mean((-2, -1), True), deviation(pixels)
     padding = (0, length - size) * 2
@@ -106,7 +108,7 @@ def _column(values: np.ndarray) -> torch.Tensor:
 
 
 def deviation(pixels: torch.Tensor) -> torch.Tensor:
-    """Compute the standard deviation of each image (N, 1, 1); torch.std is slower."""
+    """Standard deviation of each image (N, 1, 1); torch.std is slower."""
     centred = pixels - pixels.mean((-2, -1), True)
     root_count = np.sqrt(pixels.shape[-2] * pixels.shape[-1])
     return torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True) / root_count

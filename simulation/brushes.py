@@ -1,11 +1,11 @@
-"""What procedural objects are drawn with: discs, points, ellipses, random fields and grids."""
+"""Brushes that draw procedural objects: discs, points, ellipses, random fields and grids."""
 
 import numpy as np
 from scipy import ndimage
 
 
 def stencil(xy_px: np.ndarray, reach: int) -> tuple[np.ndarray, ...]:
-    """Pixels around each of n points: column (n, 1, s), row (n, s, 1) and offsets x, y of them."""
+    """Pixels around each of n points: column (n, 1, s), row (n, s, 1), and their offsets x, y."""
     near = np.rint(xy_px).astype(int)
     offsets = np.arange(-reach, reach + 1)
     column = near[:, 0, None, None] + offsets[None, None, :]
@@ -16,7 +16,7 @@ def stencil(xy_px: np.ndarray, reach: int) -> tuple[np.ndarray, ...]:
 def add_discs(
     image: np.ndarray, xy_px: np.ndarray, radius_px: np.ndarray, brightness: np.ndarray
 ) -> None:
-    """Add discs with edges one pixel wide; below half a pixel of radius they only get fainter."""
+    """Add discs with edges one pixel wide; a disc below half a pixel of radius is only fainter."""
     size = image.shape[0]
     reach = int(np.ceil(radius_px.max(initial=0.5) + 1))
     column, row, x, y = stencil(xy_px, reach)
@@ -28,7 +28,7 @@ def add_discs(
 
 
 def add_points(image: np.ndarray, x_px: np.ndarray, y_px: np.ndarray, weight: np.ndarray) -> None:
-    """Add points, each shared by its four neighbouring pixels (bilinear weights)."""
+    """Add points, each spread over its four neighbouring pixels with bilinear weights."""
     size = image.shape[0]
     inside = (x_px >= 0) & (x_px < size - 1) & (y_px >= 0) & (y_px < size - 1)
     x_px, y_px, weight = x_px[inside], y_px[inside], weight[inside]
@@ -43,7 +43,7 @@ def add_points(image: np.ndarray, x_px: np.ndarray, y_px: np.ndarray, weight: np
 def ellipse(
     x_px: float, y_px: float, semi_px: np.ndarray, angle: float, size: int
 ) -> tuple[slice, slice, np.ndarray]:
-    """Bounding box inside the field and the cover of its pixels by an ellipse, 0 to 1."""
+    """Rows and columns of an ellipse's bounding box, and the share of each pixel that it covers."""
     reach = semi_px.max() + 1
     rows = slice(max(0, int(y_px - reach)), min(size, int(y_px + reach) + 2))
     columns = slice(max(0, int(x_px - reach)), min(size, int(x_px + reach) + 2))
@@ -63,7 +63,7 @@ def smooth_field(rng: np.random.Generator, size: int, scale_px: float) -> np.nda
 def jittered_grid(
     rng: np.random.Generator, size: int, count: int, margin: float = 0.0
 ) -> np.ndarray:
-    """About `count` points (n, 2), one per cell of a square grid, with a relative margin around."""
+    """About `count` points (n, 2), one per cell of a square grid with a relative margin."""
     low, high = -margin * size, (1 + margin) * size
     side = max(2, round(np.sqrt(count) * (1 + 2 * margin)))
     pitch_px = (high - low) / side
@@ -73,11 +73,11 @@ def jittered_grid(
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """Draw one value, uniform in the logarithm."""
+    """Random value whose logarithm is uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def to_unit_range(image: np.ndarray, background: float) -> np.ndarray:
-    """Scale to [background, 1]; the brightest 0.2 % saturate, so that one spot can't rule."""
+    """Image in [background, 1]; the brightest 0.2 % saturate, so that no single spot dominates."""
     top = max(float(np.quantile(image, 0.998)), 1e-9)
     return (background + (1 - background) * np.clip(image / top, 0, 1)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Crops of source images for simulation: drawn, varied and gated before any blur.
+"""Sharp crops of source images: drawn, varied and filtered for content before any blur.
 
-Whatever happens to an object before it is blurred leaves the label of the blur true, so training
-crops are varied freely. The gate looks at the unblurred centre alone: it can't depend on the label.
+A change of the object before the blur leaves the label of the blur true, so training crops are
+varied freely. The content filter sees only the unblurred centre, so it cannot depend on the label.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,21 @@ from psf.errors import InputError
 from simulation.augmentation import add_grain, deviation, mix, stretch, vary_intensity
 from simulation.sources import Source, read_plane
 
-# Fewer accepted crops than this are a sign that the images are wrong, not that luck is bad.
+# If fewer crops than this pass the content filter, the images are unsuitable.
 MIN_ACCEPTED_SHARE = 0.01
-PROPOSALS_BEFORE_GIVING_UP = 500
+PROPOSALS_BEFORE_GIVING_UP = 500  # drawn before that share is judged
 GROUP = 8  # crops drawn together: they fit the cache of a processor core
 
-# Augmentation.
-MAX_STEP_PX = 2.0
-MAX_BLANK_CONTRAST = 0.02
+MAX_STEP_PX = 2.0  # coarsest sampling of a turned crop: it halves the size of objects
+MAX_BLANK_CONTRAST = 0.02  # of crops without content, a fifth of the least with content
 
-# An ideal edge has a sharpness of 1/4, a smooth gradient 1/16; see `sharpness`.
-MIN_CONTRAST = 0.1
-MIN_QUADRANT_DETAIL = 0.04
-MIN_SHARPNESS = 0.14
-MIN_GOOD_QUADRANTS = 3
-MIN_PATCH_PX = 32
-PLACES_STEP = 32  # px between the windows that `sharp_places` looks at
+# The content filter. Contrast and detail are relative to the mean of the patch.
+MIN_CONTRAST = 0.1  # standard deviation of the patch
+MIN_QUADRANT_DETAIL = 0.04  # standard deviation of white texture with the same differences
+MIN_SHARPNESS = 0.14  # between a smooth gradient (1/16) and an ideal edge (1/4); see `sharpness`
+MIN_GOOD_QUADRANTS = 3  # of 4: one quadrant may be background
+MIN_PATCH_PX = 32  # gives quadrants of 16 px, for differences over up to 8 px
+PLACES_STEP = 32  # px between the windows that `sharp_places` tests
 
 
 @dataclass(frozen=True)
@@ -50,24 +49,24 @@ def draw_crops(
     rng: np.random.Generator,
     augment: bool,
 ) -> Crops:
-    """Draw `count` crops whose central `patch_size` px pass the gate.
+    """`count` random crops whose central `patch_size` px pass the content filter.
 
-    Kinds of sources are equally likely, and so are the sources of one kind, before the gate.
-    With `augment` the crop is turned, zoomed, flipped and changed in intensity, and its name is
-    that of its main image where two are mixed; without, it is a plain window of the source.
+    Before the filter, kinds of sources are equally likely, and so are the sources of a kind.
+    With `augment` a crop is turned, zoomed, flipped and changed in intensity; if two images are
+    mixed, the crop has the name of the first. Without it a crop is an unchanged window.
 
     Raises
     ------
     InputError
-        If the sizes don't fit or hardly any crop of these sources passes the gate.
+        If the sizes do not fit, or hardly any crop passes the content filter.
     """
     if not MIN_PATCH_PX <= patch_size <= crop_size:
         raise InputError(
-            f"A patch of {patch_size} px in a crop of {crop_size} px is not possible: "
-            f"patches have at least {MIN_PATCH_PX} px and fit into their crop."
+            f"A patch of {patch_size} px in a crop of {crop_size} px is not possible. Give a patch "
+            f"of at least {MIN_PATCH_PX} px that fits into its crop."
         )
     if not sources:
-        raise InputError("There are no source images to draw crops from.")
+        raise InputError("There is no source image to draw crops from; give at least one.")
     kept: list[torch.Tensor] = []
     names: list[str] = []
     proposed = 0
@@ -89,13 +88,13 @@ def draw_crops(
 
 
 def blank_crops(count: int, crop_size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Crops without content (N, crop, crop): even, tilted or smoothly lit fields.
+    """Crops without content (N, crop, crop): uniform, tilted or smoothly lit fields.
 
     Their standard deviation is at most 2 % of their mean.
     """
     axis = np.linspace(-1, 1, crop_size)
     x, y = axis[None, :], axis[:, None]
-    # Rows: one field per line, all but the first two terms only where the light is curved.
+    # Only the third kind, with curved light, has more than the first two terms.
     terms = [x + 0 * y, y + 0 * x, x * y, x**2 + 0 * y, y**2 + 0 * x, np.cos(np.pi * (x + y))]
     fields = np.stack(terms).reshape(len(terms), -1)
     kind = rng.integers(0, 3, (count, 1))
@@ -111,7 +110,7 @@ def blank_crops(count: int, crop_size: int, rng: np.random.Generator) -> torch.T
 
 
 def plain_window(plane: np.ndarray, crop_size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Copy a window (crop, crop) of the plane at a random place."""
+    """Copy of a window (crop, crop) of the plane at a random place."""
     row, column = (int(rng.integers(0, side - crop_size + 1)) for side in plane.shape)
     return torch.from_numpy(plane[row : row + crop_size, column : column + crop_size].copy())
 
@@ -122,11 +121,11 @@ def turned_window(
     rng: np.random.Generator,
     places: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """Sample (crop, crop) of the plane, turned, flipped, every 1.0 to 2.0 px; never outside of it.
+    """Turned and flipped window (crop, crop), sampled every 1 to 2 px and inside the plane.
 
-    Detail finer than the sampling step is aliased on purpose: it stays sharp, and the result is
-    as good an object as any. Where the image is small, tilt and step are limited to what fits.
-    The window is centred near one of `places` (M, 2) where any of them leaves room for it.
+    Detail finer than the sampling step is aliased on purpose, since it must stay sharp. In a small
+    image tilt and step are limited to what fits. The window is centred near one of `places` (M, 2)
+    if any of them leaves room for it.
     """
     room = (min(plane.shape) - 1) / (crop_size - 1)
     # A square tilted by t is wider by cos t + sin t = sqrt(2) sin(t + 45 degrees).
@@ -161,7 +160,7 @@ def _augmented(
     return vary_intensity(mix(pixels, rng), rng)
 
 
-@lru_cache(maxsize=4096)  # of a few hundred bytes each
+@lru_cache(maxsize=4096)  # an entry has a few hundred bytes
 def _known_places(source: Source, page: int, patch_size: int) -> np.ndarray:
     return sharp_places(read_plane(source, page), patch_size)
 
@@ -184,7 +183,7 @@ def _interpolate(
     """Bilinear samples of a tilted square grid around (x, y), `step` px apart. (crop, crop)."""
     height, width = plane.shape
     along = (np.arange(crop_size) - (crop_size - 1) / 2) * step
-    # grid_sample counts from -1 to 1 over the pixel centres.
+    # grid_sample's coordinates run from -1 to 1 between the centres of the outermost pixels.
     to_x, to_y = 2 / (width - 1), 2 / (height - 1)
     cosine, sine = np.cos(tilt), np.sin(tilt)
     columns, rows = mirror * along, along
@@ -193,7 +192,7 @@ def _interpolate(
     grid = torch.empty(1, crop_size, crop_size, 2)
     torch.sub(x_columns[None, :], x_rows[:, None], out=grid[0, ..., 0])
     torch.add(y_columns[None, :], y_rows[:, None], out=grid[0, ..., 1])
-    # The border mode only takes up rounding: the grid lies inside of the plane.
+    # The grid lies inside the plane; the padding only absorbs rounding.
     return functional.grid_sample(
         torch.from_numpy(plane)[None, None],
         grid,
@@ -216,17 +215,20 @@ def _nothing_sharp(sources: Sequence[Source], accepted: int, proposed: int) -> s
     some = ", ".join(source.name for source in sources[:3]) + (", ..." if len(sources) > 3 else "")
     return (
         f"Only {accepted} of {proposed} crops of {len(sources)} images ({some}) are sharp and "
-        "rich enough to learn from. Use images in focus, with detail all over the field, and "
-        "leave out blurred, empty or enlarged ones."
+        "detailed enough. Give images in focus with detail all over the field; leave out blurred, "
+        "empty or enlarged ones."
     )
 
 
 def is_sharp_and_rich(patches: torch.Tensor) -> torch.Tensor:
-    """Whether patches (N, H, W) have contrast, and sharp content in 3 of 4 quadrants. (N,) bool."""
+    """Content filter: whether patches (N, H, W) have contrast and sharp detail. (N,) bool.
+
+    Three of the four quadrants need sharp detail.
+    """
     mean = patches.mean((-2, -1)).clamp_min(1e-6)
     contrast = deviation(patches)[:, 0, 0] / mean
     quarters = _quadrants(patches)  # (N, 4, h, w)
-    # White texture of standard deviation s has D = 4 s^2; a slow gradient hardly counts.
+    # White texture of standard deviation s has D = 4 s^2. A slow gradient has almost none.
     detail = (_structure_function(quarters, 4) / 4).sqrt()  # (N, 4)
     good = detail >= MIN_QUADRANT_DETAIL * mean[:, None]
     good &= sharpness(quarters) >= MIN_SHARPNESS
@@ -234,11 +236,11 @@ def is_sharp_and_rich(patches: torch.Tensor) -> torch.Tensor:
 
 
 def sharpness(pixels: torch.Tensor) -> torch.Tensor:
-    """Fine over coarse detail: the lesser of D(1)/D(4) and D(2)/D(8). (N, C, H, W) -> (N, C).
+    """Ratio (N, C) of fine to coarse detail of images (N, C, H, W): least of D(1)/D(4), D(2)/D(8).
 
-    D(d) is the structure function: the mean squared differences of pixels d px apart, down and
-    across, added. It grows as d^2 where the image is smooth over d (ratio 1/16), as d for sharp
-    edges (1/4), not at all for isolated points or white noise (1). Two scales, since noise on a
+    The structure function D(d) is the mean squared difference of pixels d px apart, down plus
+    across. It grows as d^2 in a smooth image (ratio 1/16) and as d at sharp edges (1/4); it is
+    constant for isolated points and white noise (1). Two scales are needed, since noise on a
     blurred background makes D(1) large. Brightness and contrast cancel.
     """
     structure = {lag: _structure_function(pixels, lag) for lag in (1, 2, 4, 8)}
@@ -248,7 +250,7 @@ def sharpness(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def sharp_places(plane: np.ndarray, patch_size: int) -> np.ndarray:
-    """Centres (M, 2), row and column, of the windows of a plane that pass the gate."""
+    """Centres (M, 2), row and column, of the windows of a plane that pass the content filter."""
     tiles = torch.from_numpy(plane).unfold(0, patch_size, PLACES_STEP)
     tiles = tiles.unfold(1, patch_size, PLACES_STEP)  # (rows, columns, patch, patch)
     good = torch.stack([is_sharp_and_rich(row) for row in tiles])
@@ -258,7 +260,7 @@ def sharp_places(plane: np.ndarray, patch_size: int) -> np.ndarray:
 def _structure_function(pixels: torch.Tensor, lag: int) -> torch.Tensor:
     down = pixels[..., lag:, :] - pixels[..., :-lag, :]
     across = pixels[..., lag:] - pixels[..., :-lag]
-    # vector_norm squared is several times faster here than squares and their mean.
+    # The squared norm is several times faster here than the mean of squares.
     return sum(
         torch.linalg.vector_norm(step, dim=(-2, -1)).square() / step[0, 0].numel()
         for step in (down, across)

@@ -1,7 +1,7 @@
 """Procedural microscopy-like objects before the blur, sharp at the scale of one pixel.
 
-Each `f(rng, size)` draws its own density, scale and brightness from `rng`, fills the whole field
-and returns a (size, size) float32 image in [0, 1]; the same generator state gives the same image.
+Each `f(rng, size)` draws density, scale and brightness from `rng`, fills the whole field and
+returns a (size, size) float32 image in [0, 1]. The same state of `rng` gives the same image.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from simulation.textures import clouds, collage, crystals, labyrinth, strokes
 
 Object = Callable[[np.random.Generator, int], np.ndarray]
 
-# Layers of leaves laid on top of each other: exp(-4) = 2 % of the field stays uncovered.
+# Mean number of leaves above a point, so that exp(-4) = 2 % of the field stays uncovered.
 LEAF_LAYERS = 4.0
 
 
@@ -50,13 +50,13 @@ def filaments(rng: np.random.Generator, size: int) -> np.ndarray:
     length_px = rng.uniform(0.3, 1.2) * size
     count = max(8, int(rng.uniform(0.06, 0.25) * size**2 / length_px))
     step_px = 0.5
-    # Heading does a random walk: persistence length = 1 / (variance of the heading per pixel).
+    # The heading does a random walk: persistence length = 1 / (variance of the heading per pixel).
     persistence_px = log_uniform(rng, 15, 600)
     turns = rng.normal(0, np.sqrt(step_px / persistence_px), (count, int(length_px / step_px)))
     heading = np.cumsum(turns, axis=1) + rng.uniform(0, 2 * np.pi, (count, 1))
     x_px = np.cumsum(np.cos(heading), axis=1) * step_px
     y_px = np.cumsum(np.sin(heading), axis=1) * step_px
-    # The middle of each curve is uniform over the field, so that the border is as full as it.
+    # The middles of the curves are uniform over the field, so that its border is as full.
     x_px += rng.uniform(0, size, (count, 1)) - x_px.mean(axis=1, keepdims=True)
     y_px += rng.uniform(0, size, (count, 1)) - y_px.mean(axis=1, keepdims=True)
     brightness = np.exp(rng.normal(0, rng.uniform(0.1, 0.6), (count, 1)))
@@ -70,7 +70,7 @@ def filaments(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def nuclei(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Overlapping ellipses with a chromatin-like texture and bright spots, on a faint haze."""
+    """Overlapping ellipses with a chromatin-like texture and bright spots on a faint haze."""
     radius_px = rng.uniform(7, 26)
     count = max(6, int(rng.uniform(0.5, 1.2) * size**2 / (np.pi * radius_px**2)))
     chromatin = _chromatin(rng, size)
@@ -85,8 +85,8 @@ def nuclei(rng: np.random.Generator, size: int) -> np.ndarray:
 def round_cells(rng: np.random.Generator, size: int) -> np.ndarray:
     """Round cells or spheres of nearly one size, side by side: filled, rimmed or ring-like.
 
-    Their spectrum has the rings of a defocused disc. A network has to see sharp ones to tell an
-    object that is round from an image that is blurred.
+    Their spectrum has rings like that of a defocused PSF. A network needs sharp round cells in
+    training to distinguish a round object from a blurred image.
     """
     radius_px = log_uniform(rng, 5, 34)
     pitch_px = 2 * radius_px * rng.uniform(1.05, 1.6)
@@ -125,7 +125,7 @@ def membranes(rng: np.random.Generator, size: int) -> np.ndarray:
     from_edge_px = (distance_px[..., 1] ** 2 - distance_px[..., 0] ** 2) / (2 * apart_px)
     half_width_px = rng.uniform(0.3, rng.uniform(0.4, 1.2), len(sites))
     brightness = rng.uniform(rng.uniform(0.2, 0.9), 1.0, len(sites))
-    # Both neighbours contribute alike, so that an edge looks the same from its two sides.
+    # Both neighbours contribute equally, so that an edge looks the same on both sides.
     line = np.clip((half_width_px[first] + half_width_px[second]) / 2 + 0.5 - from_edge_px, 0, 1)
     image = line * brightness[first] * brightness[second]
     image += rng.uniform(0, 0.15) * rng.uniform(0, 1, len(sites))[first]
@@ -140,16 +140,16 @@ def membranes(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def dead_leaves(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Opaque leaves that hide each other, sizes by a 1/r^3 law: the statistics of natural scenes.
+    """Opaque leaves that hide each other, with sizes by a 1/r^3 law as in natural scenes.
 
-    The model of Lee, Mumford and Huang, Int. J. Computer Vision 41:35-59 (2001).
+    The model is that of Lee, Mumford and Huang, Int. J. Computer Vision 41:35-59 (2001).
     """
     r_min_px, r_max_px = rng.uniform(1.0, 2.5), size * rng.uniform(0.06, 0.25)
     mean_area_px = 2 * np.pi * np.log(r_max_px / r_min_px) / (r_min_px**-2 - r_max_px**-2)
     count = int(LEAF_LAYERS * size**2 / mean_area_px)
     radius_px = sample_leaf_radii(rng, count, r_min_px, r_max_px)
     owner = _stack_leaves(rng, radius_px, size)
-    # Leaf 0 is the ground that the few uncovered pixels show.
+    # Leaf 0 is the background, seen where no leaf lies.
     grey = rng.uniform(0, 1, count + 1) ** rng.uniform(0.6, 2.0)
     roughness = rng.uniform(0, rng.choice([0.02, 0.25]), count + 1)
     texture = ndimage.gaussian_filter(rng.normal(size=(size, size)), rng.uniform(0, 0.8))
@@ -157,6 +157,7 @@ def dead_leaves(rng: np.random.Generator, size: int) -> np.ndarray:
     return image.astype(np.float32)
 
 
+# The order is part of the seed of every procedural image.
 OBJECTS: dict[str, Object] = {
     "beads": beads,
     "filaments": filaments,
@@ -175,21 +176,21 @@ OBJECTS: dict[str, Object] = {
 def sample_leaf_radii(
     rng: np.random.Generator, count: int, r_min_px: float, r_max_px: float
 ) -> np.ndarray:
-    """Draw (count,) radii in [r_min_px, r_max_px] with density proportional to 1 / r^3."""
+    """Random radii (count,) in [r_min_px, r_max_px] with density proportional to 1 / r^3."""
     u = rng.uniform(0, 1, count)
     return (r_min_px**-2 - u * (r_min_px**-2 - r_max_px**-2)) ** -0.5
 
 
 def _stack_leaves(rng: np.random.Generator, radius_px: np.ndarray, size: int) -> np.ndarray:
-    """Index of the topmost leaf at each pixel, 1-based; 0 where there is none. (size, size)."""
+    """Number (size, size) of the topmost leaf at each pixel, from 1; 0 if there is none."""
     count = len(radius_px)
-    # Centres also lie outside the field, or large leaves would be missing near the border.
+    # Some centres lie outside the field; otherwise the border would lack large leaves.
     margin_px = radius_px[:, None]
     xy_px = rng.uniform(-margin_px, size + margin_px, (count, 2))
     angle, aspect = rng.uniform(0, np.pi, count), rng.uniform(rng.uniform(0.3, 1), 1, count)
     corners = rng.random(count) < rng.choice([0.0, 0.5])
     owner = np.zeros(size * size, dtype=np.int64)
-    # Leaves of similar size share one stencil; the order on top is the index, not the class.
+    # Leaves of similar size share one stencil. The number of a leaf decides which is on top.
     size_class = np.ceil(np.log2(radius_px) * 2).astype(int)
     for this_class in np.unique(size_class):
         index = np.flatnonzero(size_class == this_class)
@@ -209,7 +210,7 @@ def _stack_leaves(rng: np.random.Generator, radius_px: np.ndarray, size: int) ->
 
 
 def _chromatin(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Positive texture with grains of 1 to 3 px and sparse bright foci. (size, size)."""
+    """Positive texture (size, size) with grains of 1 to 3 px and sparse bright foci."""
     texture = np.zeros((size, size))
     for sigma_px in (0.6, 1.2, 2.5):
         grains = ndimage.gaussian_filter(rng.normal(size=(size, size)), sigma_px)

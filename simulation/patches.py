@@ -1,4 +1,4 @@
-"""Simulated patches: a sharp crop, a drawn PSF, their blur on the valid region, the label."""
+"""Simulated patches: a sharp crop, a random PSF, the blurred patch and its label."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
 from simulation.crops import blank_crops, draw_crops
 from simulation.sources import Source
 
-MAX_NA_PER_INDEX = 0.92  # steepest rays drawn, 67 degrees
-LEVELS = 9  # PSFs of a patch whose focus changes across it; blended linearly between them
-LEVELS_REACH = 0.8  # they reach this many patches from its middle, beyond its corners
-BEYOND = (1.15, 1.6)  # "beyond the range" of focus, in ends of the range
+MAX_NA_PER_INDEX = 0.92  # steepest rays that are drawn, 67 degrees
+LEVELS = 9  # PSFs of a patch whose focus changes across it; the blur is interpolated between them
+LEVELS_REACH = 0.8  # distance of the outermost from the middle, in patches; a corner is at 0.71
+OUT_OF_RANGE = (1.15, 1.6)  # focus of patches that are out of range, in ends of the range
 SUPPORT_STEP = 16  # px between the supports that `fit_support` tries
 
 
@@ -28,18 +28,18 @@ SUPPORT_STEP = 16  # px between the supports that `fit_support` tries
 class OpticsRanges:
     """Ranges for --vary-optics, from which the optics of each patch are drawn uniformly.
 
-    An NA range ends at 0.92 times the index that was drawn, if that is lower.
+    The NA stays below 0.92 times the refractive index that was drawn.
 
     Raises
     ------
     InputError
-        If a range is not positive and rising, or allows an NA that its lowest index does not.
+        If a range is not positive and rising, or its lowest NA is too high for its lowest index.
     """
 
-    na: tuple[float, float] = (0.3, 0.8)
-    wavelength_um: tuple[float, float] = (0.45, 0.7)
-    nyquist_share: tuple[float, float] = (0.85, 1.2)  # pixel size / Nyquist pixel
-    refractive_index: tuple[float, float] = (1.0, 1.52)
+    na: tuple[float, float] = (0.3, 0.8)  # lowest and highest numerical aperture
+    wavelength_um: tuple[float, float] = (0.45, 0.7)  # shortest and longest emission wavelength, um
+    nyquist_share: tuple[float, float] = (0.85, 1.2)  # pixel size / largest pixel without aliasing
+    refractive_index: tuple[float, float] = (1.0, 1.52)  # around the object, from air to oil
 
     def __post_init__(self) -> None:
         for name, (low, high) in asdict(self).items():
@@ -50,13 +50,13 @@ class OpticsRanges:
         if self.na[0] > MAX_NA_PER_INDEX * self.refractive_index[0]:
             raise InputError(
                 f"NA from {self.na[0]} is above {MAX_NA_PER_INDEX} times the lowest refractive "
-                f"index {self.refractive_index[0]}; change one of the ranges."
+                f"index {self.refractive_index[0]}; give a lower NA or a higher index."
             )
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """Everything but the source images that decides what a patch looks like."""
+    """All settings that determine a patch, except for the source images."""
 
     model: PsfModel
     microscope: Microscope
@@ -64,20 +64,22 @@ class Simulation:
     patch_size: int  # px
     psf_size: int  # px, support of the PSF
     blank_fraction: float  # share of patches without content
-    patches_per_crop: int = 1  # blurs, each with its own PSF, that a training crop serves for
-    focus_change_waves: float = 0.0  # half of the patches: up to this much across a patch,
-    # and any other parameters by up to as much
-    beyond_fraction: float = 0.0  # share of patches beyond the range, without a label
+    patches_per_crop: int = 1  # patches of one training crop, each with its own PSF
+    # In half of the patches focus changes by up to this across the patch, and every other parameter
+    # by up to as much.
+    focus_change_waves: float = 0.0
+    beyond_fraction: float = 0.0  # share of patches out of the range of focus, without a label
 
     def __post_init__(self) -> None:
         if not (self.focus_change_waves >= 0 and 0 <= self.beyond_fraction < 1):
             raise InputError(
-                "a change of focus cannot be negative, a share of patches lies in 0 to below 1."
+                f"the change of focus is {self.focus_change_waves:g} waves, the share of patches out "
+                f"of range {self.beyond_fraction:g}; give at least 0, and a share below 1."
             )
         if (self.focus_change_waves or self.beyond_fraction) and not self._has_focus:
             raise InputError(
-                f"{self.model.name} has no focus in waves that could change across a patch or lie "
-                "beyond its range."
+                f"{self.model.name} has no focus in waves; leave out --focus-change-waves and "
+                "--beyond-fraction."
             )
 
     @property
@@ -86,7 +88,7 @@ class Simulation:
 
     @property
     def crop_size(self) -> int:
-        """Edge of the sharp crop whose valid blur is a patch, px."""
+        """Edge of the sharp crop that is blurred to a patch, px."""
         return self.patch_size + self.psf_size - 1
 
 
@@ -95,10 +97,10 @@ class Patches:
     """A batch of simulated patches."""
 
     sharp: torch.Tensor  # (N, H, W) the object, in [0, 1]
-    psfs: torch.Tensor  # (N, K, K) of the patch's middle
+    psfs: torch.Tensor  # (N, K, K) in the middle of the patch
     blurred: torch.Tensor  # (N, H, W) without noise
-    labels: torch.Tensor  # (N, P) in the patch's middle
-    has_content: torch.Tensor  # (N,) bool; False: blank, or focus beyond the model's range
+    labels: torch.Tensor  # (N, P) in the middle of the patch
+    has_content: torch.Tensor  # (N,) bool; False: blank, or focus out of the model's range
     optics: torch.Tensor  # (N, 4) in the order of OPTICS_NAMES
     names: tuple[str, ...]  # source image of each patch, "" for blank ones
 
@@ -110,7 +112,7 @@ def simulate(
     rng: np.random.Generator,
     augment: bool,
 ) -> Patches:
-    """Draw `count` noise-free patches; all randomness comes from `rng`."""
+    """`count` random patches without noise; all random numbers come from `rng`."""
     margin = (simulation.psf_size - 1) // 2
     middle = slice(margin, margin + simulation.patch_size)
     uses = simulation.patches_per_crop if augment else 1
@@ -124,7 +126,7 @@ def simulate(
         pixels[torch.from_numpy(blank)] = blank_crops(int(blank.sum()), simulation.crop_size, rng)
     microscopes = draw_microscopes(simulation, count, rng)
     labels = draw_labels(simulation.model, count, rng)
-    beyond = _move_beyond(simulation, labels, rng)
+    out_of_range = _move_out_of_range(simulation, labels, rng)
     psfs, _ = synthesize_with_loss(simulation.model, labels, microscopes, simulation.psf_size)
     per_patch = [microscopes] * count if isinstance(microscopes, Microscope) else microscopes
     names = ["" if b else n for b, n in zip(blank, crops.names, strict=True)]
@@ -138,32 +140,32 @@ def simulate(
         psfs=psfs,
         blurred=blurred.clamp_(min=0),  # rounding of the FFT reaches -1e-7
         labels=labels,
-        has_content=torch.from_numpy(~blank).repeat(uses)[:count] & ~beyond,
+        has_content=torch.from_numpy(~blank).repeat(uses)[:count] & ~out_of_range,
         optics=torch.tensor([astuple(microscope) for microscope in per_patch]),
         names=tuple(names * uses)[:count],
     )
 
 
-def _move_beyond(
+def _move_out_of_range(
     simulation: Simulation, labels: torch.Tensor, rng: np.random.Generator
 ) -> torch.Tensor:
-    """Move the focus of some labels (N, P), in place, beyond its range; which, (N,) bool."""
+    """Move the focus of some labels (N, P) out of its range, in place; which of them, (N,) bool."""
     if not simulation.beyond_fraction:
         return torch.zeros(len(labels), dtype=torch.bool)
-    beyond = torch.from_numpy(rng.random(len(labels)) < simulation.beyond_fraction)
+    out_of_range = torch.from_numpy(rng.random(len(labels)) < simulation.beyond_fraction)
     ends = torch.tensor([end for end in simulation.model.ranges["focus"] if end])
     sides = ends[torch.from_numpy(rng.integers(0, len(ends), len(labels)))]
-    far = sides * torch.from_numpy(rng.uniform(*BEYOND, len(labels)).astype(np.float32))
-    labels[:, 0] = torch.where(beyond, far, labels[:, 0])
-    return beyond
+    far = sides * torch.from_numpy(rng.uniform(*OUT_OF_RANGE, len(labels)).astype(np.float32))
+    labels[:, 0] = torch.where(out_of_range, far, labels[:, 0])
+    return out_of_range
 
 
 def _draw_changes(
     simulation: Simulation, count: int, rng: np.random.Generator
 ) -> list[tuple[int, tuple[float, float], torch.Tensor]]:
-    """The sloped patches: index, change of focus (down, across) in waves per patch, shares (P,).
+    """Patches whose focus changes: index, change (down, across) in waves per patch, shares (P,).
 
-    Each parameter changes by its share of the change of focus, along the same direction.
+    Each parameter changes along the same direction by its share of the change of focus.
     """
     if not simulation.focus_change_waves:
         return []
@@ -187,7 +189,7 @@ def _blur_sloped(
     slope: tuple[float, float],
     shares: torch.Tensor,
 ) -> torch.Tensor:
-    """Blur one crop (S, S) whose PSF changes linearly, `label` (P,) holding in its middle."""
+    """Blur of a crop (S, S) whose PSF changes linearly; its middle has `label` (P,)."""
     steps = (torch.arange(len(crop)) - (len(crop) - 1) / 2) / simulation.patch_size
     offsets = slope[0] * steps[:, None] + slope[1] * steps  # waves of focus, (S, S)
     reach = LEVELS_REACH * math.hypot(*slope)
@@ -198,7 +200,7 @@ def _blur_sloped(
 
 
 def from_config(config: Mapping[str, Any]) -> Simulation:
-    """Rebuild the simulation of a data set from its config.json."""
+    """Simulation of a data set, rebuilt from its config.json."""
     ranges = config["optics_ranges"]
     return Simulation(
         model=model_from_config(config["psf_model"]),
@@ -208,7 +210,7 @@ def from_config(config: Mapping[str, Any]) -> Simulation:
         psf_size=config["psf_size"],
         blank_fraction=config["blank_fraction"],
         patches_per_crop=config["patches_per_crop"],
-        # data sets of before these settings were flat and within the range
+        # older data sets lack these keys: their focus is constant and within the range
         focus_change_waves=config.get("focus_change_waves", 0.0),
         beyond_fraction=config.get("beyond_fraction", 0.0),
     )
@@ -217,7 +219,7 @@ def from_config(config: Mapping[str, Any]) -> Simulation:
 def draw_microscopes(
     simulation: Simulation, count: int, rng: np.random.Generator
 ) -> Microscope | list[Microscope]:
-    """Draw the optics of `count` patches: one microscope, or one per patch from the ranges."""
+    """Optics of `count` patches: a single microscope, or a random one per patch."""
     ranges = simulation.optics_ranges
     if ranges is None:
         return simulation.microscope
@@ -232,7 +234,7 @@ def draw_microscopes(
 
 
 def steepest_optics(simulation: Simulation) -> Microscope:
-    """Optics of this simulation with the steepest rays in the finest pixels: the widest PSFs."""
+    """Optics with the widest PSFs of this simulation: steepest rays and finest pixels."""
     ranges = simulation.optics_ranges
     if ranges is None:
         return simulation.microscope
@@ -243,7 +245,7 @@ def steepest_optics(simulation: Simulation) -> Microscope:
 
 
 def lost_energy(simulation: Simulation) -> float:
-    """Largest share of energy that a PSF of this simulation loses outside its support."""
+    """Largest share of energy that a PSF of this simulation has outside its support."""
     labels = extreme_labels(simulation.model)
     optics = steepest_optics(simulation)
     _, lost = synthesize_with_loss(simulation.model, labels, optics, simulation.psf_size)
@@ -251,12 +253,12 @@ def lost_energy(simulation: Simulation) -> float:
 
 
 def check_energy(simulation: Simulation) -> float:
-    """`lost_energy` of a simulation whose PSFs fit their support.
+    """Largest share of energy outside the support, for a simulation whose PSFs fit into it.
 
     Raises
     ------
     InputError
-        If it is above 1 %: the patch would be too bright and its label untrue.
+        If it is above 1 %: a PSF that is cut off does not match its label.
     """
     worst = lost_energy(simulation)
     if worst > ENERGY_TOLERANCE:
@@ -269,10 +271,10 @@ def check_energy(simulation: Simulation) -> float:
 
 
 def fit_support(simulation: Simulation) -> Simulation:
-    """Give the PSFs the smallest support below the patch size that keeps 99 % of their energy.
+    """Simulation with the smallest support that keeps 99 % of the energy of every PSF.
 
-    Where none does it is the largest, for `check_energy` to refuse. Small supports need small
-    crops: generation is faster, and smaller source images can be used.
+    The support is at most the patch size; `check_energy` refuses it if that is too small. A small
+    support needs small crops, so generation is faster and smaller source images can be used.
     """
     largest = simulation.patch_size - 1 + simulation.patch_size % 2  # odd: centred on a pixel
     for size in (*range(SUPPORT_STEP - 1, largest, SUPPORT_STEP), largest):
@@ -283,7 +285,7 @@ def fit_support(simulation: Simulation) -> Simulation:
 
 
 def optics_limits(simulation: Simulation) -> dict[str, Any]:
-    """Ranges of the optics that the patches cover, by name, for checks at prediction time."""
+    """Ranges of the optics of the patches by name; predictions are checked against them."""
     microscope, ranges = simulation.microscope, simulation.optics_ranges
     if ranges is None:
         limits = {n: [v, v] for n, v in zip(OPTICS_NAMES, astuple(microscope), strict=True)}

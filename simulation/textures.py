@@ -1,8 +1,8 @@
 """Procedural textures before the blur: surfaces, powders, patterns and writing.
 
 Like the objects of `simulation.objects`, each `f(rng, size)` returns a (size, size) float32 image
-in [0, 1] that is sharp at the scale of one pixel. They exist for the variety of their spectra and
-edges: a network that has seen many kinds of sharp objects mistakes fewer of them for blurred ones.
+in [0, 1] that is sharp at the scale of one pixel. Their spectra and edges vary widely: a network
+that was trained on many kinds of sharp objects takes fewer of them for blurred objects.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ from simulation.brushes import add_points, jittered_grid, log_uniform, smooth_fi
 
 
 def clouds(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Random field with a power-law spectrum and heavy tails, now and then cut by level sets.
+    """Random field with a power-law spectrum and heavy tails, sometimes cut into plateaus.
 
-    Amplitude falls as f^-slope, slope 0.5 to 1.5; natural scenes have about 1 (Field, J. Opt. Soc.
-    Am. A 4:2379, 1987). Local contrast varies, as no Gaussian field's does.
+    The amplitude falls as f^-slope with slopes from 0.5 to 1.5; natural scenes have about 1 (Field,
+    J. Opt. Soc. Am. A 4:2379, 1987). The local contrast varies, unlike that of a Gaussian field.
     """
     field = _power_law(rng, size, rng.uniform(0.5, 1.5))
     field *= np.exp(rng.uniform(0, 0.8) * smooth_field(rng, size, log_uniform(rng, 4, 40)))
@@ -27,10 +27,10 @@ def clouds(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def labyrinth(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Stripes, mazes and blobs: a band of frequencies, cut at a level, edges one pixel wide."""
+    """Stripes, mazes and blobs: a band of frequencies cut at a level, with edges one pixel wide."""
     pitch_px = log_uniform(rng, 5, 40)
     field = smooth_field(rng, size, pitch_px / 6) - smooth_field(rng, size, pitch_px / 3)
-    if rng.random() < 0.4:  # one direction: hatching or gratings, more or less regular
+    if rng.random() < 0.4:  # a single direction: hatching or gratings
         angle, y, x = rng.uniform(0, np.pi), *np.mgrid[:size, :size]
         phase = 2 * np.pi * (np.cos(angle) * x + np.sin(angle) * y) / pitch_px
         phase += rng.uniform(0, 3) * smooth_field(rng, size, pitch_px)
@@ -43,7 +43,7 @@ def labyrinth(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def crystals(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Packed grains with shaded faces, dark gaps and a rough surface, like powders and stones."""
+    """Packed grains with shaded faces, dark gaps and rough surfaces, like powders and stones."""
     pitch_px = log_uniform(rng, 6, 50)
     sites = jittered_grid(rng, size, max(9, int((size / pitch_px) ** 2)), margin=0.1)
     y, x = np.mgrid[:size, :size].astype(float)
@@ -66,7 +66,7 @@ def crystals(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def strokes(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Short straight and curved strokes in rows or anywhere, like writing, scratches and fibres."""
+    """Short straight or curved strokes, in rows or scattered, like writing or scratches."""
     length_px = log_uniform(rng, 5, 60)
     count = int(rng.uniform(0.05, 0.35) * size**2 / length_px)
     centres = rng.uniform(0, size, (count, 2))
@@ -85,7 +85,7 @@ def strokes(rng: np.random.Generator, size: int) -> np.ndarray:
     for across in np.linspace(-0.5, 0.5, 2 * int(np.ceil(width_px)) + 1) * width_px:
         shifted_x, shifted_y = x - across * np.sin(angle), y + across * np.cos(angle)
         add_points(image, shifted_x.ravel(), shifted_y.ravel(), brightness.ravel())
-    if rng.random() < 0.6:  # ink: overlaps are no brighter
+    if rng.random() < 0.6:  # like ink: crossings are not brighter
         image = np.minimum(image, 0.5 * image.max())
     ground = 1 + rng.uniform(0, 0.3) * _power_law(rng, size, rng.uniform(0.3, 1.2))
     return to_unit_range(image + 0.2 * image.max() * ground.clip(0), background=0.0)
@@ -97,7 +97,9 @@ def collage(rng: np.random.Generator, size: int) -> np.ndarray:
     textures = [_power_law(rng, size, rng.uniform(0.2, 1.5)) for _ in range(3)]
     largest_px = size * rng.uniform(0.08, 0.3)
     radii_px = [log_uniform(rng, 2.5, largest_px) for _ in range(int(rng.uniform(150, 500)))]
-    for radius_px in sorted(radii_px, reverse=True):  # large ones first: small ones stay visible
+    for radius_px in sorted(
+        radii_px, reverse=True
+    ):  # the large ones first, so that small ones stay visible
         x0, y0 = rng.uniform(0, size, 2)
         rows = slice(max(0, int(y0 - radius_px) - 1), min(size, int(y0 + radius_px) + 2))
         columns = slice(max(0, int(x0 - radius_px) - 1), min(size, int(x0 + radius_px) + 2))

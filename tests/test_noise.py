@@ -227,7 +227,7 @@ def test_lamp_multiplies_the_light_of_each_image():
 
 @pytest.mark.parametrize("gain", [0.0, -1.0])
 def test_refuses_a_lamp_without_light(gain):
-    with pytest.raises(InputError, match="gain is .* give more than 0"):
+    with pytest.raises(InputError, match=r"gain is .* give more than 0"):
         global_illumination(torch.ones(1, 2, 2), gain)
 
 

@@ -65,7 +65,7 @@ def test_blur_takes_real_content_from_outside_of_the_patch():
     assert difference[0].max() > 1000 * FLOAT32
 
 
-def test_held_out_object_is_a_plain_window_of_the_named_source():
+def test_object_of_test_patches_is_a_plain_window_of_the_named_source():
     drawn = patches_of(GAUSSIAN, 6)
     planes = {source.name: read_plane(source) for source in SOURCES}
     for sharp, name in zip(drawn.sharp.numpy(), drawn.names, strict=True):
@@ -180,7 +180,7 @@ def test_focus_of_a_sloped_patch_changes_linearly_around_its_label():
 
 
 def test_sloped_blur_is_that_of_each_object_points_own_psf():
-    """Against the blur of `surfaces`, which gives every column of the object its own PSF."""
+    """Against `blur_by_column`, which gives every column of the object its own PSF."""
     crop = torch.rand(SLOPED.crop_size, SLOPED.crop_size)
     across, middle = 1.2, 1.0
     label, shares = torch.tensor([middle]), torch.ones(1)
@@ -220,12 +220,12 @@ def test_other_parameters_change_along_with_focus_by_their_shares():
     assert (got - exact).square().mean() < 0.05 * (focus_only - exact).square().mean()
 
 
-def test_patches_beyond_the_range_are_marked_as_without_content():
+def test_patches_out_of_range_are_marked_as_without_content():
     drawn = patches_of(replace(FOCUS, beyond_fraction=0.3), 60)
-    beyond = drawn.labels[:, 0] > 1.0
-    assert torch.equal(drawn.has_content, ~beyond)
-    assert 8 < int(beyond.sum()) < 30
-    far = drawn.labels[beyond, 0]
+    out_of_range = drawn.labels[:, 0] > 1.0
+    assert torch.equal(drawn.has_content, ~out_of_range)
+    assert 8 < int(out_of_range.sum()) < 30
+    far = drawn.labels[out_of_range, 0]
     assert far.min() >= 1.15 and far.max() <= 1.6
 
 
@@ -234,7 +234,7 @@ def test_only_models_with_focus_can_change_it_across_a_patch():
         replace(GAUSSIAN, focus_change_waves=1.0)
 
 
-def test_drawn_optics_never_reach_beyond_the_steepest_rays():
+def test_drawn_optics_stay_within_the_steepest_rays():
     high = replace(VARIED, optics_ranges=OpticsRanges(na=(0.3, 1.4)))
     drawn = draw_microscopes(high, 200, np.random.default_rng(0))
     ratios = [m.na / m.refractive_index for m in drawn]
