@@ -1,11 +1,11 @@
-"""Draw the PSF models for a microscope: on the camera, through focus, in section, as OTFs.
+"""Draw the PSF models of a microscope: on the camera, through focus, in section, as OTFs.
 
     python figure_psf.py --out results/figure_psf.png
     python figure_psf.py --na 1.3 --wavelength-um 0.6 --pixel-size-um 0.1 --light vectorial \
         --layers.n-immersion 1.515 --depth-um 10 --out results/figure_psf_oil.png
 
-The suffix is .png or .pdf. Layers and depth are those of the model `gibson_lanni`. Where they leave
-no aberration, the deep particle of the sections is an example, which its title describes.
+Layers and depth are those of the model `gibson_lanni`. If they cause no aberration, the sections
+show an example of a deep particle, which its title describes.
 """
 
 import math
@@ -28,33 +28,36 @@ from psf.model import MODEL_NAMES, PsfModel, psf_model
 from psf.synthesis import synthesize_with_loss
 
 SUFFIXES = (".png", ".pdf")
-LOST_LIGHT = 0.03  # share outside a picture, which decides between the fields:
-HALF_FIELDS = (4, 5, 6, 7)  # lambda/NA
+HALF_FIELDS = (4, 5, 6, 7)  # lambda/NA, tried in turn until a picture holds enough of the light
+LOST_LIGHT = 0.03  # share of the light that may lie outside a picture
 CAMERA_PX = (25, 301)  # fewest and most camera pixels along a picture
-DISPLAY_PX = 0.08  # of the pictures through focus and the sections, lambda/NA
-Z_STEPS = (-4, -2, -1, 0, 1, 2, 4)  # rounded depths of field
-SECTION_STEPS, SECTION_PLANES = 6, 181  # half the z range in depths of field; odd: one at z = 0
+DISPLAY_PX = (
+    0.08  # pixel of the pictures through focus and of the sections, lambda/NA: smooth rings
+)
+Z_STEPS = (-4, -2, -1, 0, 1, 2, 4)  # planes through focus, in rounded depths of field
+SECTION_STEPS = 6  # half the z range of a section, in rounded depths of field
+SECTION_PLANES = 181  # odd, so that one plane lies at z = 0
 SECTION_HALF_FIELD = 4.0  # lambda/NA
-VISIBLE_WAVES = 0.1  # aberration at the edge of the pupil below which two PSFs look alike
+VISIBLE_WAVES = 0.1  # aberration at the edge of the pupil; two PSFs that differ by less look alike
 EXAMPLE_WAVES = 1.0  # primary spherical aberration of the example of a deep particle
 AST_WAVES_RMS = 0.2  # of the astigmatic section: focal lines 2 depths of field apart
-OTF_PX, OTF_SIZE = 1 / 8, 401  # pixel in lambda/NA (half of Nyquist's) and grid of the OTFs
-OTF_FOCUS_WAVES = (0.0, 1.0, 2.0)
+OTF_PX, OTF_SIZE = 1 / 8, 401  # pixel in lambda/NA (half of Nyquist's) and edge of the OTFs' grid
+OTF_FOCUS_WAVES = (0.0, 1.0, 2.0)  # in focus and at two distances from it
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the gallery."""
 
-    out: Path = Path("results/figure_psf.png")  # .png or .pdf
+    out: Path = Path("results/figure_psf.png")  # file to write, .png or .pdf
     microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
     layers: Layers = field(default_factory=Layers)
-    depth_um: float = 0.0  # of the particle below the coverslip
-    light: Literal["scalar", "aplanatic", "vectorial"] = "scalar"
+    depth_um: float = 0.0  # depth of the particle below the coverslip, um
+    light: Literal["scalar", "aplanatic", "vectorial"] = "scalar"  # vectorial for NA / n > 0.38
 
     @property
     def unit_um(self) -> float:
-        """Lateral unit lambda/NA, in which PSFs of all microscopes are equally large."""
+        """Lateral unit lambda/NA, in which PSFs of all microscopes have the same size."""
         return self.microscope.wavelength_um / self.microscope.na
 
     @property
@@ -77,18 +80,18 @@ class Config:
 
     @property
     def matched(self) -> Layers:
-        """Layers without any mismatch, under the coverslip of the command line."""
+        """Layers without mismatch, with the coverslip of the command line."""
         return Layers(n_coverslip=self.layers.n_coverslip)
 
 
 def number(value: float, signed: bool = False) -> str:
-    """Up to three digits, with a true minus."""
+    """Number with up to three digits and a typographic minus."""
     text = f"{value:+.3g}" if signed and value else f"{value:.3g}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def typical_models(config: Config) -> list[tuple[PsfModel, list[float], str]]:
-    """Every model with one label, and that label in words."""
+    """Every model with a label, and the label as text."""
     z_um = 2 * config.z_unit_um
     ast, angle = 1.5, math.radians(30)
     examples = {
@@ -115,12 +118,12 @@ def typical_models(config: Config) -> list[tuple[PsfModel, list[float], str]]:
 
 
 def at_eye(config: Config, pixel: float = DISPLAY_PX) -> Microscope:
-    """The microscope with a finer pixel, in lambda/NA, for the eye."""
+    """The microscope with a finer pixel, given in lambda/NA, for display."""
     return replace(config.microscope, pixel_size_um=pixel * config.unit_um)
 
 
 def half_field(config: Config, model: PsfModel, labels: torch.Tensor) -> float:
-    """First of HALF_FIELDS that loses little light at these labels (N, P), or the last."""
+    """First of HALF_FIELDS that holds enough light at these labels (N, P), or the last one."""
     for half in HALF_FIELDS:
         size = 2 * round(half / DISPLAY_PX) + 1
         _, lost = synthesize_with_loss(model, labels, at_eye(config), size, False)
@@ -130,9 +133,9 @@ def half_field(config: Config, model: PsfModel, labels: torch.Tensor) -> float:
 
 
 def model_pictures(config: Config) -> tuple[list[Picture], float, str]:
-    """Each model in camera pixels; the largest share of light outside, and of which model."""
+    """Each model in camera pixels, the largest share of light outside, and the model with it."""
     typical = [(m, torch.tensor([label]), text) for m, label, text in typical_models(config)]
-    # layers may send light far out, at which the others would be specks
+    # gibson_lanni does not decide: layers may spread light so far that other PSFs look like points
     fitted = [(m, label) for m, label, _ in typical if m.unit == "waves"]
     half = max(half_field(config, m, label) for m, label in fitted)
     pixel_um = config.microscope.pixel_size_um
@@ -148,7 +151,7 @@ def model_pictures(config: Config) -> tuple[list[Picture], float, str]:
 
 
 def defocus_pictures(config: Config) -> tuple[list[Picture], float]:
-    """Pictures from below to above focus, and the largest share of light outside."""
+    """Pictures on both sides of focus, and the largest share of light outside."""
     microscope = at_eye(config)
     z_um = torch.tensor([[step * config.z_unit_um] for step in Z_STEPS])
     size = 2 * round(half_field(config, config.layered, z_um) / DISPLAY_PX) + 1
@@ -174,13 +177,13 @@ def ideal_peak(config: Config) -> float:
 
 
 def peak_text(intensity: torch.Tensor, ideal: float) -> str:
-    """Peak of an intensity in per cent of the ideal one, with two digits."""
+    """Peak of an intensity in per cent of the ideal peak, as text with two digits."""
     share = 100 * float(intensity.max()) / ideal
     return f"peak {share:.0f}% of ideal" if share >= 10 else f"peak {share:.1f}% of ideal"
 
 
 def is_aberrated(config: Config) -> bool:
-    """Whether the layers leave a visible aberration at paraxial focus."""
+    """Whether the layers cause a visible aberration at paraxial focus."""
     zero, edge = torch.zeros(1), torch.ones(1)
     depth_um = torch.tensor([config.depth_um])
     optics = Optics.of(config.microscope)
@@ -191,12 +194,12 @@ def is_aberrated(config: Config) -> bool:
 def deep_example(config: Config) -> tuple[Layers, float]:
     """Layers and depth of a particle with `EXAMPLE_WAVES` of primary spherical aberration.
 
-    A depth d under an objective for n_i leaves d NA^4 (1/n_i^2 - 1/n_s^2) / (8 n_s) of it, from
-    the series of the formula in `psf.gibson_lanni`.
+    A depth d under an objective for n_i causes d NA^4 (1/n_i^2 - 1/n_s^2) / (8 n_s) of it: the
+    term in rho^4 of the formula in `psf.gibson_lanni`.
     """
     microscope = config.microscope
     sample = microscope.refractive_index
-    # dry, water or oil: the first that passes the NA and is not the sample's
+    # dry, water or oil: the first index above the NA that differs from the sample's
     choices = (n for n in (1.0, 1.33, 1.515) if n > microscope.na and abs(n - sample) > 0.05)
     immersion = next(choices, sample + 0.1)
     mismatch = abs(1 / immersion**2 - 1 / sample**2) / (8 * sample)
@@ -244,7 +247,7 @@ def section_row(config: Config) -> list[Section]:
 
 
 def through_focus(config: Config, model: PsfModel) -> torch.Tensor:
-    """Intensity (Z, K, K) of a stack with the same light in every plane."""
+    """Intensity (Z, K, K) of a stack with equal light in every plane."""
     half_um = config.section_half_um
     labels = torch.full((SECTION_PLANES, len(model.label_names)), AST_WAVES_RMS)
     labels[:, 0] = torch.linspace(-half_um, half_um, SECTION_PLANES)
@@ -254,7 +257,7 @@ def through_focus(config: Config, model: PsfModel) -> torch.Tensor:
 
 
 def transfer_row(config: Config) -> list[Transfer]:
-    """OTFs of the optics alone, in focus and out of it."""
+    """OTFs of the optics without the camera pixel, in and out of focus."""
     focus = torch.tensor(OTF_FOCUS_WAVES)[:, None]
     microscope = at_eye(config, OTF_PX)
     shape = (OTF_SIZE, OTF_SIZE)
@@ -275,7 +278,7 @@ def transfer_row(config: Config) -> list[Transfer]:
 
 
 def build_gallery(config: Config) -> Gallery:
-    """Compute what the figure shows."""
+    """Everything that the figure shows, computed."""
     microscope = config.microscope
     models, models_lost, worst = model_pictures(config)
     defocus, defocus_lost = defocus_pictures(config)
@@ -289,7 +292,7 @@ def build_gallery(config: Config) -> Gallery:
         "PSF models in camera pixels (square root of intensity, each to its own peak; "
         f"at most {models_lost:.0%} of the light is outside: {worst})",
         f"gibson_lanni through focus, {config.depth_um:g} µm deep (square root of intensity, "
-        f"each to its own peak; pixels of {DISPLAY_PX * config.unit_um:.2g} µm for the eye; "
+        f"each to its own peak; pixels of {DISPLAY_PX * config.unit_um:.2g} µm for display; "
         f"at most {defocus_lost:.0%} of the light is outside)",
         "gibson_lanni in section (square root of intensity; z > 0: emitter farther from the "
         "objective; z and the lateral axis differ in scale)",
@@ -300,7 +303,7 @@ def build_gallery(config: Config) -> Gallery:
 
 
 def main(config: Config) -> None:
-    """Compute, draw, write."""
+    """Compute, draw and write the figure."""
     if config.out.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out is {config.out}; give a name that ends in .png or .pdf.")
     warn_if_scalar_is_off(config.light, Optics.of(config.microscope))

@@ -4,8 +4,8 @@
         --train-patches 20000 --test-patches 2000 --out data/zernike1d
 
 Writes HDF5 shards (noise-free patches with their labels), config.json, run.json and preview.png.
-Train, validation and test patches come from different source images. The same command goes on
-where a killed run stopped, and the files are the same bytes for any number of workers.
+Train, validation and test patches come from different source images. After an interrupted run the
+same command continues. The files have the same bytes for any number of workers.
 """
 
 import multiprocessing
@@ -44,12 +44,15 @@ from simulation.patches import (
 from simulation.shards import shard_columns, shard_path, write_shard
 from simulation.sources import SPLITS, Source, load_sources, split_sources
 
-COUNTS = ("train_patches", "validation_patches", "test_patches", "patch_size", "workers")
-COUNTS += ("patches_per_crop",)
+# Settings that must be at least 1.
+COUNTS = (
+    *("train_patches", "validation_patches", "test_patches"),
+    *("patch_size", "workers", "patches_per_crop"),
+)
 CHUNK = 64  # patches simulated together from one seed: the unit of reproducibility
-SHARD = 1024  # patches in a file of 32 MiB
-PREVIEW_ROWS = 8
-PREVIEW_PHOTONS = (1000, 100)  # mean per pixel
+SHARD = 1024  # patches of 128 x 128 px in a file of 32 MiB
+PREVIEW_ROWS = 8  # patches in preview.png
+PREVIEW_PHOTONS = (1000, 100)  # mean per pixel of its noisy patches
 
 
 @dataclass(frozen=True)
@@ -65,46 +68,50 @@ class Config:
         "astigmatic",
         "gibson_lanni",
         "zernike",
-    ] = "zernike1d"
-    images: str = "builtin"  # builtin, procedural, mixed, or a folder of images
-    train_patches: int = 20000
-    validation_patches: int = 1000
-    test_patches: int = 2000
-    patch_size: int = 128  # px
-    psf_size: int = 0  # px, support of the PSF; 0: the smallest that keeps 99 % of the energy
+    ] = "zernike1d"  # the parameters to learn; figure_psf.py draws the models
+    images: str = "builtin"  # builtin, procedural, mixed (both), or a folder of images
+    train_patches: int = 20000  # number of patches for training
+    validation_patches: int = 1000  # number of patches that choose the best epoch
+    test_patches: int = 2000  # number of patches for the benchmark
+    patch_size: int = 128  # edge of a patch, px
+    psf_size: int = 0  # support of the PSF, px; 0: the smallest with 99 % of the energy
     blank_fraction: float = 0.05  # share of patches without content
-    patches_per_crop: int = 2  # blurs, each with its own PSF, that a training crop serves for
-    focus_change_waves: float = 0.0  # in half of the patches focus changes by up to this across it
-    beyond_fraction: float = 0.0  # share of patches beyond the range of focus, to learn to refuse
+    patches_per_crop: int = 2  # patches of one training crop, each with its own PSF
+    focus_change_waves: float = 0.0  # largest change of focus across a patch, in half of them
+    beyond_fraction: float = 0.0  # share of patches out of the range of focus, without a label
     microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
-    vary_optics: bool = False  # draw the optics of each patch from the --optics ranges instead
+    vary_optics: bool = False  # draw the optics of each patch from the --optics ranges
     optics: OpticsRanges = field(default_factory=OpticsRanges)
-    fwhm_px: tuple[float, float] | None = None  # range of the Gaussian models; default 0 20
-    focus_waves: tuple[float, float] | None = None  # range; default 0 4, zernike2d 0 2
-    ast_waves: tuple[float, float] | None = None  # range of zernike2d; default 0 2
-    known_ast_waves: float | None = None  # the cylindrical lens of `astigmatic`; default 1
-    modes_noll: tuple[int, ...] = ()  # modes of `zernike`, e.g. 4 5 6 7 8
-    coefficient_waves: tuple[float, float] | None = None  # range of each mode, rms
-    z_um: tuple[float, float] | None = None  # range of stage defocus of `gibson_lanni`; 0 20
-    depth_um: float | None = None  # known depth of the particles of `gibson_lanni`; default 0
-    depth_range_um: tuple[float, float] | None = None  # makes the depth a second label instead
-    layers: Layers = field(default_factory=Layers)  # of `gibson_lanni`; default: all matched
-    light: Literal["scalar", "aplanatic", "vectorial"] = "scalar"  # vectorial for high NA
-    seed: int = 0
-    workers: int = os.cpu_count() or 1
+    fwhm_px: tuple[float, float] | None = None  # FWHM of the Gaussian models; default 0 20
+    focus_waves: tuple[float, float] | None = None  # default 0 4; zernike2d 0 2, astigmatic -3 3
+    ast_waves: tuple[float, float] | None = None  # astigmatism of zernike2d; default 0 2
+    known_ast_waves: float | None = None  # cylindrical lens of `astigmatic`; default 1
+    modes_noll: tuple[int, ...] = ()  # Noll indices of the modes of `zernike`, e.g. 4 5 6 7 8
+    coefficient_waves: tuple[float, float] | None = None  # each mode, rms; default -0.25 0.25
+    z_um: tuple[float, float] | None = None  # stage defocus of `gibson_lanni`; default 0 20
+    depth_um: float | None = None  # known particle depth of `gibson_lanni`; default 0
+    depth_range_um: tuple[float, float] | None = None  # makes the particle depth a second label
+    layers: Layers = field(default_factory=Layers)  # of `gibson_lanni`; default: no mismatch
+    light: Literal["scalar", "aplanatic", "vectorial"] = "scalar"  # vectorial for NA / n > 0.38
+    seed: int = 0  # of all random numbers
+    workers: int = os.cpu_count() or 1  # processes; the files do not depend on their number
 
 
 def build_model(config: Config) -> PsfModel:
     """PSF model with the ranges of the command line."""
     modes = tuple(noll_to_nm(j) for j in config.modes_noll)
     if modes and config.psf_model == "gibson_lanni":
-        raise InputError("gibson_lanni takes no modes here: its labels are all in um.")
+        raise InputError(
+            "gibson_lanni has labels in um only; leave out --modes-noll or choose 'zernike'."
+        )
     plain = psf_model(config.psf_model, modes=modes)
     asked = {"fwhm": config.fwhm_px, "focus": config.focus_waves, "ast": config.ast_waves}
     asked |= {"noll": config.coefficient_waves, "z_um": config.z_um}
     unused = {k for k, v in asked.items() if v and not any(q.startswith(k) for q in plain.ranges)}
     if unused:
-        raise InputError(f"{config.psf_model} has no {' or '.join(sorted(unused))} range to set.")
+        raise InputError(
+            f"{config.psf_model} has no {' or '.join(sorted(unused))} range; leave the option out."
+        )
     ranges = {q: r for q in plain.ranges for k, r in asked.items() if r and q.startswith(k)}
     if config.depth_range_um:
         ranges["depth_um"] = config.depth_range_um
@@ -120,14 +127,17 @@ def build_model(config: Config) -> PsfModel:
 
 
 def build_simulation(config: Config) -> Simulation:
-    """Check the numbers of the command line and put them together."""
+    """Simulation with the settings of the command line, which are checked."""
     for name in COUNTS:
         if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}; give >= 1.")
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} is {getattr(config, name)}; give at least 1.")
     if config.patch_size < 32:
-        raise InputError(f"patches of {config.patch_size} px are too small; give at least 32.")
+        raise InputError(f"--patch-size is {config.patch_size}; give at least 32 px.")
     if config.psf_size < 0 or config.seed < 0:
-        raise InputError("--psf-size and --seed cannot be negative.")
+        raise InputError(
+            f"--psf-size is {config.psf_size} and --seed {config.seed}; give at least 0."
+        )
     if not 0 <= config.blank_fraction < 1:
         raise InputError(f"--blank-fraction is {config.blank_fraction}; give 0 to below 1.")
     model = build_model(config)
@@ -150,7 +160,7 @@ def build_simulation(config: Config) -> Simulation:
 def describe(
     config: Config, simulation: Simulation, splits: dict[str, list[Source]], skipped: list[str]
 ) -> dict[str, Any]:
-    """Content of config.json: all that decides the bytes of the shards, and nothing else."""
+    """Content of config.json: everything that determines the bytes of the shards."""
     return {
         "kind": "training set",
         "psf_model": simulation.model.as_config(),
@@ -175,7 +185,7 @@ def describe(
 
 
 def chunk_rng(seed: int, split: str, chunk: int) -> np.random.Generator:
-    """Generator of one chunk: independent of the shards, the workers and what ran before."""
+    """Random generator of one chunk, independent of shards, workers and earlier runs."""
     return np.random.default_rng([seed, SPLITS.index(split), chunk])
 
 
@@ -186,10 +196,10 @@ def make_shard(
     description: dict[str, Any],
     folder: Path,
 ) -> int:
-    """Simulate and write shard (split, index, patch count); the count comes back for progress."""
+    """Number of patches of a shard (split, index, patch count), which is simulated and written."""
     split, index, count = job
     keep_freed_memory()
-    torch.set_num_threads(1)  # the workers are the threads; sums must not depend on their number
+    torch.set_num_threads(1)  # sums must not depend on the number of threads
     seed, patches = description["seed"], []
     for start in range(0, count, CHUNK):
         rng = chunk_rng(seed, split, (index * SHARD + start) // CHUNK)
@@ -203,7 +213,7 @@ def make_shard(
 
 
 def missing_shards(folder: Path, description: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """Shards (split, index, patch count) that are not on disk yet."""
+    """Shards (split, index, patch count) that are not on disk."""
     jobs = [
         (split, index, min(SHARD, total - index * SHARD))
         for split, total in description["patches"].items()
@@ -213,19 +223,19 @@ def missing_shards(folder: Path, description: dict[str, Any]) -> list[tuple[str,
 
 
 def run_jobs(work: partial, jobs: list[tuple[str, int, int]], workers: int) -> Iterator[int]:
-    """Run `work` on every job, in this process or in a pool of fresh ones."""
+    """Results of `work` for every job, from this process or from a pool of new ones."""
     if workers == 1 or len(jobs) < 2:
         threads = torch.get_num_threads()
         yield from map(work, jobs)
         torch.set_num_threads(threads)
         return
-    # spawn: safe beside PyTorch's threads, and the same on every system
+    # spawn is safe with PyTorch's threads and works on every system
     with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
         yield from pool.imap_unordered(work, jobs)
 
 
 def draw_preview(path: Path, patches: Patches, simulation: Simulation) -> None:
-    """Contact sheet of a training set: object, PSF, blurred and noisy patch, label."""
+    """Write a picture of some patches: object, PSF, blurred and noisy patch, label."""
     rows = min(PREVIEW_ROWS, len(patches.labels))
     figure, axes = new_figure(rows, 3 + len(PREVIEW_PHOTONS), 1.7, 1.85)
     generator = torch.Generator().manual_seed(0)
@@ -251,7 +261,7 @@ def draw_preview(path: Path, patches: Patches, simulation: Simulation) -> None:
 
 
 def label_text(simulation: Simulation, patches: Patches, row: int) -> str:
-    """Label of a patch in words, e.g. `focus 2.31 waves`."""
+    """Label of a patch as text, for example `focus 2.31 waves`."""
     if not patches.has_content[row]:
         return "no content"
     names, unit = simulation.model.label_names, simulation.model.unit
@@ -262,7 +272,7 @@ def label_text(simulation: Simulation, patches: Patches, row: int) -> str:
 
 
 def main(config: Config) -> None:
-    """Write the training set, or what is missing of it."""
+    """Write the shards that are missing, config.json, run.json and preview.png."""
     simulation = build_simulation(config)
     if not simulation.model.is_gaussian:
         warn_if_scalar_is_off(simulation.model.light, Optics.of(steepest_optics(simulation)))
@@ -277,10 +287,10 @@ def main(config: Config) -> None:
     total = sum(description["patches"].values())
     jobs = missing_shards(config.out, description)
     check_free_space(config.out, 2 * sum(j[2] for j in jobs) * config.patch_size**2)
-    for split in SPLITS if jobs else ():  # images without sharp content end here, nothing written
+    for split in SPLITS if jobs else ():  # refuses images without sharp content before it writes
         simulate(simulation, splits[split], 8, chunk_rng(config.seed, split, 0), augment=False)
     claim_folder(config.out, description, "training set")
-    for leftover in config.out.glob("*.partial.h5"):  # of a killed run
+    for leftover in config.out.glob("*.partial.h5"):  # of an interrupted run
         leftover.unlink()
     print(
         f"{total} patches of {simulation.model.name} from {len(sources)} images "

@@ -1,9 +1,9 @@
-"""Blur a source image as a tilted plane would be: every object point has the PSF of its depth.
+"""Blur a source image like a tilted plane: every object point has the PSF of its depth.
 
     python simulate_tilted_plane.py --source immunohistochemistry --out data/tilted_plane
 
-Writes image.tif (photon counts, float32) and truth.tif (the true focus at each pixel, waves),
-both calibrated in um, to try estimate_psf_map.py on an image whose map is known.
+Writes image.tif (photon counts, float32) and truth.tif (the true focus at each pixel, waves), both
+calibrated in um. With them estimate_psf_map.py can be tried on an image whose map is known.
 """
 
 from dataclasses import dataclass, field
@@ -29,21 +29,21 @@ class Config:
     """Settings of a tilted plane."""
 
     out: Path  # folder to write
-    source: str = "immunohistochemistry"  # a built-in image
-    focus_waves: tuple[float, float] = (0.0, 2.0)  # at the left and right; 7 degrees in 107 um
+    source: str = "immunohistochemistry"  # name of a built-in image
+    focus_waves: tuple[float, float] = (0.0, 2.0)  # at the left and right edge
     photons: float = 1000.0  # mean per pixel
-    read_noise_e: float = 1.6
-    psf_size: int = 127  # px
-    levels: int = 65  # PSFs along the tilt; points between two get a blend of both
+    read_noise_e: float = 1.6  # read noise, electrons rms
+    psf_size: int = 127  # edge of the PSFs, px; odd
+    levels: int = 65  # PSFs along the tilt; the blur is interpolated between them
     microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
-    seed: int = 0
+    seed: int = 0  # of the noise
 
 
 def load_object(name: str) -> torch.Tensor:
-    """Sharp image (H, W)."""
+    """Sharp built-in image (H, W)."""
     sources = {source.name: source for source in builtin_sources()}
     if name not in sources:
-        raise InputError(f"there is no built-in image '{name}'; choose of {', '.join(sources)}.")
+        raise InputError(f"--source is '{name}'; choose from {', '.join(sources)}.")
     return torch.from_numpy(read_plane(sources[name]).copy())
 
 
@@ -52,10 +52,13 @@ def tilted_plane(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     sharp = load_object(config.source)
     height, width = sharp.shape
     if config.psf_size >= min(height, width):
-        raise InputError(f"a PSF of {config.psf_size} px does not fit {height} x {width} px.")
+        raise InputError(
+            f"--psf-size is {config.psf_size}; give less than {min(height, width)} px, the image's "
+            "shorter side."
+        )
     margin = config.psf_size // 2
     low, high = config.focus_waves
-    # the range is reached at the borders of the valid region, and runs on outside of it
+    # the ends of the range lie at the borders of the valid region; focus goes on outside it
     share = (torch.arange(width) - margin) / (width - 1 - 2 * margin)
     focus = (low + (high - low) * share).clamp(min=0).expand(height, width)
     levels = torch.linspace(float(focus.min()), float(focus.max()), config.levels)
@@ -66,13 +69,22 @@ def tilted_plane(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main(config: Config) -> None:
-    """Blur, expose, write."""
+    """Blur the image, add noise, write both files."""
     if config.focus_waves[0] == config.focus_waves[1] or min(config.focus_waves) < 0:
-        raise InputError("--focus-waves needs two different values of at least 0.")
+        raise InputError(
+            f"--focus-waves is {config.focus_waves[0]:g} {config.focus_waves[1]:g}; give two "
+            "different values of at least 0."
+        )
     if config.psf_size < 3 or config.psf_size % 2 == 0 or config.levels < 2:
-        raise InputError("--psf-size must be odd and at least 3, --levels at least 2.")
+        raise InputError(
+            f"--psf-size is {config.psf_size} and --levels {config.levels}; give an odd size of at "
+            "least 3 px and at least 2 levels."
+        )
     if not config.photons > 0 or config.seed < 0:
-        raise InputError("--photons must be positive, --seed not negative.")
+        raise InputError(
+            f"--photons is {config.photons:g} and --seed {config.seed}; give more than 0 photons "
+            "and a seed of at least 0."
+        )
     blurred, focus = tilted_plane(config)
     generator = torch.Generator().manual_seed(config.seed)
     photons = to_photons(blurred.clamp(min=0)[None], config.photons)

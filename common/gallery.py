@@ -1,4 +1,4 @@
-"""Gallery of PSF models: what `figure_psf.py` computed, drawn as one figure."""
+"""Figure of the PSF models, drawn from what `figure_psf.py` has computed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from matplotlib.patches import Circle, Patch
 from common.pictures import add_scale_bar, colour_map
 
 WIDTH_INCHES = 12.3  # 1600 px at the 130 dots per inch of `save_figure`
-HEADING_INCHES = 0.33
-ROW_INCHES = (2.3, 2.12, 2.6, 2.35)
-GAMMA = 0.5  # of the intensity: the square root shows rings of 1 % of the peak
+HEADING_INCHES = 0.33  # height of a row's heading
+ROW_INCHES = (2.3, 2.12, 2.6, 2.35)  # heights of models, defocus, sections and OTFs with titles
+GAMMA = 0.5  # of the intensity: its square root shows rings of 1 % of the peak
 SECTION_SHAPE = 0.75  # height / width of an xz section
-OTF_FLOOR = 1e-3  # below it neither magnitude nor sign of an OTF matters in an image
-OTF_MARGIN = 1.12  # frequencies shown / cut-off
-SIGN_COLOURS = ("#e69f00", "0.85", "#0072b2")  # orange, grey, blue: told apart by all eyes
+OTF_FLOOR = 1e-3  # a smaller OTF is invisible in an image
+OTF_MARGIN = 1.12  # highest frequency shown, relative to the cut-off
+SIGN_COLOURS = ("#e69f00", "0.85", "#0072b2")  # orange, grey, blue: distinct for colour-blind eyes
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PSF in the plane of the camera."""
+    """PSF in the plane of the camera."""
 
     title: str
     psf: np.ndarray  # (K, K), rows y, columns x
@@ -32,7 +32,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A PSF along the optical axis."""
+    """PSF along the optical axis."""
 
     title: str
     axis: str  # the lateral axis, "x" or "y"
@@ -43,7 +43,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Transfer:
-    """An optical transfer function that is real."""
+    """Real optical transfer function."""
 
     title: str
     otf: np.ndarray  # (F, F), frequency 0 in the middle
@@ -53,7 +53,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Content of the figure, with a heading for the whole and for each row."""
+    """Content of the figure, with a heading of the figure and of each row."""
 
     heading: str
     headings: tuple[str, str, str, str]
@@ -64,7 +64,7 @@ class Gallery:
 
 
 def draw_gallery(gallery: Gallery) -> Figure:
-    """Models, defocus, sections and transfer functions in four rows, each under its heading."""
+    """Figure of models, defocus, sections and transfer functions in four rows with headings."""
     heights = [h for row in ROW_INCHES for h in (HEADING_INCHES, row)]
     figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 0.3), layout="constrained")
     figure.suptitle(gallery.heading, fontsize=12, fontweight="bold")
@@ -89,7 +89,7 @@ def _draw_pictures(row: SubFigure, pictures: Sequence[Picture]) -> None:
             picture.psf / picture.psf.max(),
             cmap="magma",
             norm=PowerNorm(GAMMA, 0, 1),
-            interpolation="nearest",  # pixels are to be seen
+            interpolation="nearest",  # single pixels stay visible
         )
         axes.set(xticks=[], yticks=[])
         axes.set_title(picture.title, fontsize=9)

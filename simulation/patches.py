@@ -73,8 +73,8 @@ class Simulation:
     def __post_init__(self) -> None:
         if not (self.focus_change_waves >= 0 and 0 <= self.beyond_fraction < 1):
             raise InputError(
-                f"the change of focus is {self.focus_change_waves:g} waves, the share of patches out "
-                f"of range {self.beyond_fraction:g}; give at least 0, and a share below 1."
+                f"the change of focus is {self.focus_change_waves:g} waves, the share of patches "
+                f"out of range {self.beyond_fraction:g}; give at least 0, and a share below 1."
             )
         if (self.focus_change_waves or self.beyond_fraction) and not self._has_focus:
             raise InputError(
