@@ -1,14 +1,16 @@
-"""What is possible at all: a Bayes-optimal estimate of focus on Gaussian textures.
+"""Best possible accuracy of focus on Gaussian textures: a Bayes-optimal estimate.
 
     python benchmarks/bayes_reference.py --checkpoints checkpoints/zernike1d
 
-Objects are periodic Gaussian random fields whose amplitude falls as f^-slope, with known contrast
-but unknown to the estimator, as is the slope. Their Fourier coefficients are independent, so the
-likelihood of focus, contrast and slope given the periodogram is exact up to the Gaussian limit of
-photon noise (Whittle 1953); the estimate is the posterior mean over a grid. Networks are scored on
-the same patches. Writes results/bayes_reference.csv, R^2 at each level of the noise of
-benchmark_models.py --noise at contrast 0.2, and results/bayes_table.csv with bayes_table.md, R^2
-at 10, 100 and 1000 photons and contrasts 0.1, 0.2 and 0.4, beside the networks.
+The objects are periodic Gaussian random fields whose amplitude falls as f^-slope. The estimator
+knows neither contrast nor slope. The Fourier coefficients are independent, so the likelihood of
+focus, contrast and slope given the periodogram is exact, except that photon noise is taken as
+Gaussian (Whittle 1953). The estimate is the posterior mean over a grid. Networks are scored on the
+same patches.
+
+Writes results/bayes_reference.csv: R^2 at contrast 0.2 at each noise level of benchmark_models.py
+--noise. Also writes results/bayes_table.csv and bayes_table.md: R^2 at 10, 100 and 1000 photons and
+contrasts 0.1, 0.2 and 0.4, with the networks.
 """
 
 import sys
@@ -33,11 +35,11 @@ from psf.microscope import Microscope
 from psf.model import psf_model
 from psf.noise import camera_counts, gaussian_noise, poisson_noise, to_photons
 
-SIZE = 128  # px
-CAMERA_READ_NOISE_E = 1.6
+SIZE = 128  # edge of the patches, px, as in the shipped networks
+CAMERA_READ_NOISE_E = 1.6  # as in `psf.noise.camera_counts`
 SLOPES = (0.7, 1.3)  # of the amplitude spectra; natural images have about 1
 CONTRASTS = np.geomspace(0.03, 1.2, 24)  # the estimator's prior, uniform in the logarithm
-SMALLEST_FLOOR = 1e-12  # of the power of an image of unit mean; rounding is larger
+SMALLEST_FLOOR = 1e-12  # of the noise power of an image of unit mean; avoids a division by 0
 CHUNK = 100  # patches estimated together
 RING_PX = 0.25  # width of the rings of the periodogram, Fourier pixels
 
@@ -46,14 +48,14 @@ RING_PX = 0.25  # width of the rings of the periodogram, Fourier pixels
 class Config:
     """Settings of the reference."""
 
-    checkpoints: Sequence[Path] = ()  # networks for focus in waves to score beside it
+    checkpoints: Sequence[Path] = ()  # networks for focus in waves that are scored too
     patches: int = 1000  # per level of the table
     curve_patches: int = 400  # per level of the curves
-    contrasts: Sequence[float] = (0.1, 0.2, 0.4)
-    photons: Sequence[float] = (10, 100, 1000)  # per pixel
-    focus_waves: tuple[float, float] = (0.0, 4.0)
-    seed: int = 0
-    out: Path = Path("results")
+    contrasts: Sequence[float] = (0.1, 0.2, 0.4)  # standard deviation / mean of the objects
+    photons: Sequence[float] = (10, 100, 1000)  # mean per pixel
+    focus_waves: tuple[float, float] = (0.0, 4.0)  # range of focus
+    seed: int = 0  # of textures and noise
+    out: Path = Path("results")  # folder to write
 
 
 class Reference:
@@ -65,9 +67,11 @@ class Reference:
         self.frequency = frequency.double()
         ring = (self.frequency * SIZE / RING_PX).round().long()
         _, self.ring = ring.unique(return_inverse=True)
-        weight = torch.full(frequency.shape, 2.0).double()  # the half plane stands for the other
+        weight = torch.full(
+            frequency.shape, 2.0
+        ).double()  # each coefficient also stands for that of the other half plane
         weight[:, [0, -1]] = 1.0
-        weight[0, 0] = 0.0  # the mean says nothing of the texture
+        weight[0, 0] = 0.0  # the mean holds no information about the texture
         self.weight = weight
         self.count = self._sum(weight)
         self.focus = torch.linspace(*focus_waves, 161)
@@ -130,7 +134,7 @@ class Reference:
 
 
 def score(truth: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
-    """R^2 with its interval; each texture is an image of its own."""
+    """R^2 and its confidence interval; each texture is an image of its own."""
     pair = truth.numpy(), found.numpy()
     low, high = r2_interval(*pair, np.arange(len(truth)), np.random.default_rng(0))
     return {"r2": float(SCORES["r2"](*pair)), "r2_low": low, "r2_high": high}
@@ -144,7 +148,7 @@ def draw_focus(config: Config, count: int) -> torch.Tensor:
 
 
 def table(config: Config, reference: Reference) -> pd.DataFrame:
-    """R^2 of the reference and the networks over contrast and photons."""
+    """R^2 of the reference and the networks by contrast and photons."""
     networks = {path.name: load_estimator(path) for path in config.checkpoints}
     focus, rows = draw_focus(config, config.patches), []
     jobs = [(c, p) for c in config.contrasts for p in config.photons]
@@ -205,7 +209,7 @@ def markdown(found: pd.DataFrame) -> str:
 
 
 def main(config: Config) -> None:
-    """Compute the table and the curves, print, write."""
+    """Compute table and curves, write both and print the table."""
     psf_model("zernike1d", {"focus": config.focus_waves})  # refuses an empty range
     reference = Reference(config.focus_waves, Microscope())
     found = table(config, reference)

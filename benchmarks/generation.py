@@ -1,12 +1,12 @@
-"""Patches simulated per second, against a plain loop of scipy.signal.fftconvolve, in one run.
+"""Patches simulated per second, beside a simple loop of scipy.signal.fftconvolve, in one run.
 
     python benchmarks/generation.py
 
-Prints and writes results/benchmark_generation.csv: the plain loop (one PSF by FFT of the pupil
-and one fftconvolve per patch), fftconvolve alone on given PSFs, our synthesis and blur on the
-same crops and labels, and generate_training_set.py (crops, augmentation, PSFs, blur, files) with
-and without the start of its processes, the latter from the difference of a long and a short run.
-Same patches and PSF support throughout the first three, 128 and 127 px.
+Writes results/benchmark_generation.csv and prints it. The rows are the simple loop (one PSF by FFT
+of the pupil and one fftconvolve per patch), fftconvolve alone with given PSFs, our synthesis and
+blur of the same crops and labels, and generate_training_set.py (crops, augmentation, PSFs, blur,
+files). The script is timed with the start of its processes and, from the difference of a long and
+a short run, without it. All patches have 128 px and all PSFs 127 px.
 """
 
 import subprocess
@@ -36,14 +36,14 @@ PATCH, SUPPORT, BATCH = 128, 127, 64  # px, px, patches
 class Config:
     """Settings of the benchmark."""
 
-    out: Path = Path("results/benchmark_generation.csv")
-    seconds: float = 5.0  # per measurement, at least
-    patches: int = 24576  # of the whole generation
-    workers: int = 2
+    out: Path = Path("results/benchmark_generation.csv")  # table to write
+    seconds: float = 5.0  # shortest time of a measurement
+    patches: int = 24576  # training patches of generate_training_set.py
+    workers: int = 2  # its processes
 
 
 def plain_psf(focus_waves: float, microscope: Microscope) -> np.ndarray:
-    """PSF (127, 127) as most scripts make it: the squared FFT of a padded pupil."""
+    """PSF (127, 127) as simple scripts compute it: the squared FFT of a padded pupil."""
     size = 2 * PATCH
     frequency = np.fft.fftfreq(size) / (microscope.cutoff_cycles_per_pixel / 2)
     rho2 = frequency[:, None] ** 2 + frequency**2
@@ -55,7 +55,7 @@ def plain_psf(focus_waves: float, microscope: Microscope) -> np.ndarray:
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-    """Patches per second of `work`, which returns how many it made; after one warm-up."""
+    """Patches per second of `work`, which returns the number of its patches; after a warm-up."""
     work()
     done, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
@@ -64,7 +64,7 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 def generation_seconds(patches: int, workers: int) -> float:
-    """Seconds of the command, from its start to its end."""
+    """Run time of generate_training_set.py, seconds."""
     root = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "generate_training_set.py", "--out", f"{folder}/data"]
@@ -76,7 +76,7 @@ def generation_seconds(patches: int, workers: int) -> float:
 
 
 def main(config: Config) -> None:
-    """Measure, print, write."""
+    """Measure the rates, print and write them."""
     keep_freed_memory()
     microscope, rng = Microscope(), np.random.default_rng(0)
     crop = PATCH + SUPPORT - 1

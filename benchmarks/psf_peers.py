@@ -1,8 +1,9 @@
-"""Other open-source PSF programs behind one function signature, `Scene` -> PSFs (N, K, K).
+"""PSFs (N, K, K) of other open-source programs for a `Scene`, all with one function signature.
 
-Every adapter translates our conventions (`psf.gibson_lanni`: z_um moves the stage away from the
-objective, 0 is paraxial focus of the particle) into the program's own and says how. All of them
-are optional: `INSTALL` names the packages. Brightness is left as the program returns it.
+Every adapter translates our conventions into those of the program and explains how. In ours
+(`psf.gibson_lanni`) z_um moves the stage away from the objective, and 0 is paraxial focus of the
+particle. Every program is optional; `INSTALL` names the packages. The brightness is that of the
+program.
 """
 
 import math
@@ -21,10 +22,10 @@ TUBE_LENS_UM, MAGNIFICATION = 2e5, 100.0  # of MicroscPSF-Py; they cancel to (NA
 
 @dataclass(frozen=True)
 class Scene:
-    """What every program is asked for: a particle seen at N positions of the stage."""
+    """Task of every program: images of a particle at N positions of the stage."""
 
     microscope: Microscope
-    layers: Layers  # immersion, coverslip and sample indices given, thicknesses as designed
+    layers: Layers  # with indices of immersion, coverslip and sample; thicknesses as designed
     depth_um: float
     z_um: np.ndarray  # (N,), even steps, symmetric about 0
     size: int  # K, pixels
@@ -32,21 +33,21 @@ class Scene:
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to drive one program."""
+    """A program with its settings."""
 
     package: str  # import name
     psfs: Callable[[Scene], np.ndarray]
-    own_z_um: Callable[[Scene], np.ndarray] | None = None  # our z on its axis; None: no layers
-    pixels: bool = False  # integrates over pixels, else point samples
+    own_z_um: Callable[[Scene], np.ndarray] | None = None  # z on its axis; None: has no layers
+    pixels: bool = False  # whether it integrates over pixels; otherwise point samples
 
 
 def psfmodels(scene: Scene, subpixels: int, model: str = "scalar") -> np.ndarray:
-    """psfmodels: Aguet's C++ code, radial profile at the pixel pitch, interpolated linearly.
+    """PSFs of psfmodels: Aguet's C++ code, a radial profile that is interpolated linearly.
 
-    Its position zv is that of the focal plane above the coverslip before refraction, t_i =
-    t_i_focus + depth - zv: zv = depth - z. `subpixels` s x s points are averaged per pixel, and
-    the profile is s times finer. It wants an odd number of pixels: an even PSF is the next smaller
-    odd one with one row and one column more.
+    Its position zv is that of the focal plane above the coverslip before refraction. Then
+    t_i = t_i_focus + depth - zv, so zv = depth - z. `subpixels` s averages s x s points per pixel,
+    with a profile that is s times finer. An even PSF is the next smaller odd one with one more row
+    and column.
     """
     import psfmodels
 
@@ -69,7 +70,7 @@ def psfmodels_z(scene: Scene) -> np.ndarray:
 
 
 def _layer_settings(scene: Scene) -> dict[str, float]:
-    """Names that psfmodels and MicroscPSF-Py share; 0 marks the design."""
+    """Settings of psfmodels and MicroscPSF-Py; a 0 at the end of a name marks the design."""
     layers = scene.layers
     return {
         "NA": scene.microscope.na,
@@ -82,10 +83,10 @@ def _layer_settings(scene: Scene) -> dict[str, float]:
 
 
 def microscpsf(scene: Scene) -> np.ndarray:
-    """MicroscPSF-Py: Li, Xue & Blu's Bessel series, interpolated linearly from half pixels.
+    """PSFs of MicroscPSF-Py: Li, Xue & Blu's Bessel series, linear between half pixels.
 
-    Its zv adds to the design thickness of the immersion, t_i = t_i* + zv, and is not moved with
-    the particle's focus: zv = z - depth n_i / n_s.
+    Its zv adds to the design thickness of the immersion, t_i = t_i* + zv, and does not follow the
+    particle's focus, so zv = z - depth n_i / n_s.
     """
     from microscPSF import microscPSF
 
@@ -110,13 +111,13 @@ def microscpsf_z(scene: Scene) -> np.ndarray:
 def psf_generator(
     scene: Scene, propagator: str, pupil: int, mend_radius: bool = True, **more: Any
 ) -> np.ndarray:
-    """psf-generator, BIG of EPFL: Bessel integral by Simpson's rule, or chirp z transform.
+    """PSFs of psf-generator (BIG, EPFL): Bessel integral by Simpson's rule, or chirp z transform.
 
-    Its z starts at the particle's focus, but its phase is k z n_s cos(theta_i), with the angle in
-    the immersion and the index of the sample: z of ours = its z n_s / n_i. The same mixture,
-    k r n_s sin(theta_i), makes radii n_i / n_s too large where indices differ; `mend_radius`
-    undoes it by a larger pixel. A field of view of K pixels is spread over K - 1 steps, and planes
-    reach from -N step / 2 to N step / 2 in whole nm.
+    Its z is 0 at the particle's focus, but its phase is k z n_s cos(theta_i), with the angle in the
+    immersion and the index of the sample. Our z is therefore its z times n_s / n_i. In the same way
+    k r n_s sin(theta_i) makes radii too large by n_i / n_s if the indices differ; `mend_radius`
+    corrects it by a larger pixel. A field of K pixels is spread over K - 1 steps, and the planes
+    extend from -N step / 2 to N step / 2 in whole nm.
     """
     import psf_generator.propagators as propagators
 
@@ -153,7 +154,7 @@ def psf_generator_z(scene: Scene) -> np.ndarray:
 
 
 def pyotf(scene: Scene, grid: int) -> np.ndarray:
-    """pyotf: FFT of a sharp-edged pupil as wide as the grid, cropped; scalar, no apodisation."""
+    """PSFs of pyotf: cropped FFT of a sharp-edged pupil on a grid; scalar, no apodisation."""
     from pyotf.otf import HanserPSF
 
     scope = scene.microscope
@@ -173,10 +174,10 @@ def pyotf(scene: Scene, grid: int) -> np.ndarray:
 
 
 def prysm(scene: Scene, pupil: int, bits: int = 64) -> np.ndarray:
-    """prysm: matrix Fourier transform of a sharp-edged pupil, one PSF after the other.
+    """PSFs of prysm: matrix Fourier transform of a sharp-edged pupil, one PSF at a time.
 
-    The focal length follows from NA = diameter / (2 f); the path difference is in nm. Its cached
-    bases do not know their precision.
+    The focal length follows from NA = diameter / (2 f). The path difference is in nm. Its cache of
+    bases ignores their precision, so it is emptied when the precision changes.
     """
     from prysm.conf import config
     from prysm.coordinates import cart_to_polar, make_xy_grid
@@ -201,21 +202,21 @@ def prysm(scene: Scene, pupil: int, bits: int = 64) -> np.ndarray:
     return np.stack(psfs)
 
 
-PUPIL = 256  # px, of deepinv; its default
-MENDED = PUPIL / (PUPIL - 1)  # its pupil's P points span P - 1 steps of the FFT's P
+PUPIL = 256  # px, the default of deepinv
+MENDED = PUPIL / (PUPIL - 1)  # the P points of its pupil span P - 1 of the P steps of the FFT
 
 
 def deepinv(scene: Scene) -> np.ndarray:
-    """deepinv: batched FFT of a pupil made from Zernike modes (defocus and two sphericals)."""
+    """PSFs of deepinv: batched FFT of a pupil with Zernike modes (defocus and two sphericals)."""
     coefficients = torch.tensor(np.outer(scene.z_um, _zernike_per_um(scene.microscope)))
     generator = _deepinv_generator(scene.microscope, scene.size)
     return generator.step(len(scene.z_um), coeff=coefficients.float())["filter"][:, 0].numpy()
 
 
 def deepinv_3d(scene: Scene) -> np.ndarray:
-    """The volume generator of deepinv: exact defocus, one stack per call.
+    """PSFs of deepinv's volume generator: exact defocus, one stack per call.
 
-    Its N planes span N steps from end to end.
+    Its N planes span N steps from the first to the last.
     """
     from deepinv.physics.generator import DiffractionBlurGenerator3D
 
@@ -243,7 +244,7 @@ def _deepinv_generator(scope: Microscope, size: int) -> Any:
 
 @lru_cache(maxsize=1)
 def _zernike_per_um(scope: Microscope) -> tuple[float, ...]:
-    """Noll modes 4, 11, 22 of one um of defocus, waves; what is left is below 1e-5 waves."""
+    """Noll modes 4, 11, 22 of one um of defocus, waves; the remainder is below 1e-5 waves."""
     node, weight = np.polynomial.legendre.leggauss(60)
     squared = (node + 1) / 2  # rho^2: the modes are Legendre polynomials of 2 rho^2 - 1
     waves = np.sqrt(scope.refractive_index**2 - scope.na**2 * squared) / scope.wavelength_um
@@ -254,7 +255,8 @@ def _zernike_per_um(scope: Microscope) -> tuple[float, ...]:
     )
 
 
-BESSEL = {"propagator": "ScalarSphericalPropagator", "cos_factor": True}  # d^2 rho, as ours
+# Settings of psf-generator with a uniform pupil, as in our scalar light.
+BESSEL = {"propagator": "ScalarSphericalPropagator", "cos_factor": True}
 CHIRP = {"propagator": "ScalarCartesianPropagator", "sz_correction": False}
 
 INSTALL = {  # import name: what pip installs

@@ -52,6 +52,7 @@ from common.files import whole_file
 from psf import Layers, Microscope, psf_model, synthesize_with_loss
 from psf.microscope import SamplingWarning
 
+# A water lens without mismatch, and an oil lens over water.
 WATER, OIL = Layers(1.33, n_coverslip=1.33, n_sample=1.33), Layers(1.515, n_sample=1.33)
 NOLL_6 = ((2, 2),)  # a mode that turns with the angle, at 0: it selects the method for any pupil
 
@@ -60,8 +61,8 @@ NOLL_6 = ((2, 2),)  # a mode that turns with the angle, at 0: it selects the met
 class Config:
     """Settings of the benchmark."""
 
-    out: Path = Path("results/benchmark_psf_synthesis.csv")
-    agreement: Path = Path("results/agreement_psf_synthesis.csv")
+    out: Path = Path("results/benchmark_psf_synthesis.csv")  # table of rates
+    agreement: Path = Path("results/agreement_psf_synthesis.csv")  # table of errors
     rounds: int = 9  # measurements of each program, taken in turn
     seconds: float = 0.3  # per measurement, at least one call
 
@@ -95,7 +96,7 @@ def profile(scene: Scene, z_um: float) -> Profile:
 def vectorial_profile(scene: Scene, z_um: float) -> Profile:
     """|I_0|^2 + 2 |I_1|^2 + |I_2|^2 of Richards & Wolf, Proc. R. Soc. A 253, 358 (1959).
 
-    Of unit energy: that of the sum is 8 pi (1 - cos(limit)) / k^2, by Parseval's theorem.
+    It has unit energy: the energy of the sum is 8 pi (1 - cos(limit)) / k^2 (Parseval's theorem).
     """
     scope, index = scene.microscope, scene.layers.n_sample
     limit = np.arcsin(scope.na / index)
@@ -294,7 +295,7 @@ def fault_rows(found: set[str]) -> Iterator[dict[str, Any]]:
 
 
 def main(config: Config) -> None:
-    """Measure, print, write."""
+    """Measure rates and errors, print and write them."""
     torch.set_num_threads(1)
     keep_freed_memory()
     # The 6.5 um camera pixels at 20x are coarser than Nyquist on purpose, as in many real setups.
