@@ -60,6 +60,7 @@ class Config:
     """Settings of a training set."""
 
     out: Path  # folder to write, e.g. data/zernike1d
+    # PSF model, whose parameters the network learns; figure_psf.py draws them
     psf_model: Literal[
         "gaussian1d",
         "gaussian2d",
@@ -68,7 +69,7 @@ class Config:
         "astigmatic",
         "gibson_lanni",
         "zernike",
-    ] = "zernike1d"  # the parameters to learn; figure_psf.py draws the models
+    ] = "zernike1d"
     images: str = "builtin"  # builtin, procedural, mixed (both), or a folder of images
     train_patches: int = 20000  # number of patches for training
     validation_patches: int = 1000  # number of patches that choose the best epoch
