@@ -1,4 +1,4 @@
-"""The Bayes reference: textures as asked for, exact without noise, the prior without light."""
+"""The Bayes reference: its textures, exact estimates without noise, the prior without light."""
 
 import math
 import sys

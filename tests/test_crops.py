@@ -1,4 +1,4 @@
-"""Crops: exact windows without augmentation, never outside of the image, gate on known cases."""
+"""Crops: exact windows without augmentation, inside the image; the content filter by cases."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def sources():
 
 
 def ramp(height, width):
-    """Encode the place in the value: 0.25 + column / 2000 + row / 1000."""
+    """Image whose value gives the place: 0.25 + column / 2000 + row / 1000."""
     return (0.25 + np.arange(width)[None, :] / 2000 + np.arange(height)[:, None] / 1000).astype(
         np.float32
     )
@@ -54,7 +54,7 @@ def test_turned_windows_stay_inside_and_only_shrink(height, width):
         window = turned_window(plane, CROP_PX, rng).double()
         assert window.min() >= plane.min() - 1e-6 and window.max() <= plane.max() + 1e-6
         down, across = window.diff(dim=0), window.diff(dim=1)
-        # A reflected or clamped border would break the plane that the ramp stays under rotation.
+        # A rotated ramp is a plane; a reflected or clamped border would break it.
         assert down.std() < 2e-6 and across.std() < 2e-6
         steps_px.append(float(torch.hypot(down.mean(), across.mean())) / np.hypot(1e-3, 5e-4))
     assert min(steps_px) > 0.9999 and max(steps_px) < 2.0001
@@ -70,7 +70,7 @@ def test_windows_reach_every_border():
     assert plain.min() == plane.min() and plain.max() == plane.max()
 
 
-def test_augmented_crops_are_in_range_pass_the_gate_and_follow_the_generator(sources):
+def test_augmented_crops_are_in_range_pass_the_filter_and_follow_the_generator(sources):
     first, again, other = (
         draw_crops(sources, 24, CROP_PX, PATCH_PX, np.random.default_rng(seed), augment=True)
         for seed in (3, 3, 4)
@@ -100,7 +100,7 @@ def test_kinds_are_equally_likely_however_many_images_they_have():
     assert abs(crops.names.count("grass") - 200) < 50
 
 
-def test_blurred_photograph_fails_the_gate_and_sharp_one_passes():
+def test_blurred_photograph_fails_the_filter_and_sharp_one_passes():
     for source in builtin_sources():
         if source.name in ("grass", "gravel"):
             plane = read_plane(source)[:256, :256]
@@ -133,7 +133,7 @@ def test_content_in_one_corner_or_of_low_contrast_fails():
     assert is_sharp_and_rich(patches).tolist() == [True, True, False, False, False]
 
 
-def test_blank_crops_are_nearly_even_and_fail_the_gate():
+def test_blank_crops_are_nearly_even_and_fail_the_filter():
     crops = blank_crops(50, CROP_PX, np.random.default_rng(7))
     contrast = crops.std((-2, -1)) / crops.mean((-2, -1))
     assert contrast.max() <= 0.0201 and crops.min() >= 0 and crops.max() <= 1

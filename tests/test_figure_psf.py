@@ -1,4 +1,4 @@
-"""The gallery of PSF models: what is computed, what the panels say, what is written."""
+"""The figure of the PSF models: its numbers, its titles and its files."""
 
 import sys
 import warnings

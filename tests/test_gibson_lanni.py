@@ -33,7 +33,7 @@ NANOMETRE = 1e-3  # um; the parabola through steps of 2 nm is 0.1 nm off
 BEST_FOCUS_UM = 0.02  # the value compared with has two digits
 QUARTIC = 1e-2  # the term after rho^4 at a radius of 0.05, relative
 ALIKE, UNLIKE = 0.2, 0.5  # the exact wavefront is 3 % steeper at the rim; the wrong sign does more
-DEGREES = 16  # where the coefficients of a pupil sink into rounding is not sharp
+DEGREES = 16  # the degree at which coefficients vanish in rounding is uncertain by so much
 SAME = 1e-12  # the same numbers by the same method
 
 OIL = 1.515
@@ -70,7 +70,7 @@ def scene(name, cutoff=0.44):
 
 
 def waves_by_rays(microscope, layers, z_um, depth_um):
-    """W(rho) by rays, with what the layers leave open filled in."""
+    """W(rho) by rays, with the default of every number that the layers do not give."""
     immersion = layers.n_immersion or microscope.refractive_index
     return lambda rho: layered_waves(
         rho,
@@ -169,7 +169,7 @@ def test_wavefront_is_that_of_rays_through_the_layers(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distance_um", [150.0, 2000.0, 20000.0])
 def test_a_long_working_distance_costs_no_more_than_a_short_one(distance_um, dtype, modes):
-    # in focus its thickness cancels from the wavefront, and only rounding of 20 mm is left of it
+    # in focus its thickness cancels from the wavefront, up to the rounding of 20 mm
     microscope = Microscope(0.8, 0.5, 0.15, WATER)
     degrees = []
     for immersion_um in (100.0, distance_um):
@@ -220,7 +220,7 @@ def test_a_coverslip_of_the_immersions_index_may_have_any_thickness():
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("deeper_um", [0.0, 25.0])
 def test_z_0_is_paraxial_focus_at_any_depth_through_any_layers(name, deeper_um):
-    # W = a rho^2 + b rho^4 + ..: of its second derivative 2 a is left on the axis
+    # W = a rho^2 + b rho^4 + ..: its second derivative on the axis is 2 a
     microscope, layers, depth_um = scene(name)
     for z_um in (0.0, 1.0):
         rho = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -278,10 +278,10 @@ def test_positive_z_is_positive_focus():
         synthesize_with_loss(lens, values, microscope, 41)[0] for values in (labels, same, opposite)
     )
     assert difference(found, like) < ALIKE
-    assert difference(found, unlike) > UNLIKE  # astigmatism tells the signs apart
+    assert difference(found, unlike) > UNLIKE  # astigmatism distinguishes the signs
 
 
-# --- the dark ring in focus does not know the immersion
+# --- the dark ring in focus does not depend on the immersion
 
 
 def first_dark_ring_um(layers, depth_um):

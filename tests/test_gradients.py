@@ -1,4 +1,4 @@
-"""Derivatives with respect to every number that goes in, by both methods, backward and forward."""
+"""Derivatives with respect to every input number, by both methods, backward and forward."""
 
 import warnings
 
@@ -12,11 +12,11 @@ from psf.synthesis import synthesize_pupil
 
 # Central differences in steps of 1e-6: rounding of 1e-13 leaves 1e-7, curvature less.
 STEP, ABSOLUTE, RELATIVE = 1e-6, 1e-6, 1e-4
-FELT = 1e-4  # derivatives of PSFs of unit sum per unit of a number; below it nothing is tested
+FELT = 1e-4  # a smaller derivative of a PSF of unit sum would test nothing
 SAME = 1e-12  # forward against backward mode: the same products in another order
 INTERPOLATION = 1e-5  # of varied optics in float32, share of the peak
 SIZE = 4  # pixels: small, so that derivatives of every pixel are checked
-STEPS, FOUND = 6, 1e-6  # of Gauss and Newton, and how near they come; relative
+STEPS, FOUND = 6, 1e-6  # of Gauss-Newton, and their relative error at the end
 
 # PyTorch compiles its own derivatives for forward mode with a function that it deprecates
 FORWARD = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")

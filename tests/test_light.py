@@ -19,8 +19,8 @@ FLOAT64 = 1e-10  # rounding and the quadrature of the reference
 METHODS = 1e-10  # of two quadratures in float64
 CLOSED_FORM = 1e-9  # of Gauss-Legendre quadrature of a smooth function
 SMALL_NA = 1e-3  # of the peak at NA / n = 0.05, of which the square is 2.5e-3
-FIGURE = 1e-4  # the rule's figure and that of a PSF are taken at radii 0.03 apart
-POWER = 0.05  # relative, of a law of which the next term is left out
+FIGURE = 1e-4  # the rule and the PSF are sampled at radii 0.03 apart
+POWER = 0.05  # relative, of a power law without its next term
 TWO_DIGITS = 5e-4  # of the limit, as a difference of PSFs
 TAIL = 0.01  # of the energy, outside 60 and more wavelengths
 
@@ -301,7 +301,7 @@ def test_scalar_light_is_off_by_more_out_of_focus():
 
 
 def warned(light, na, name="zernike1d", index=AIR):
-    """What is said of a PSF at this NA."""
+    """Warnings about a PSF at this NA."""
     microscope = Microscope(na, 0.5, 0.5 / (4 * na), index)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -314,7 +314,7 @@ def warned(light, na, name="zernike1d", index=AIR):
 def test_warns_above_the_limit_and_not_below(light, name):
     assert not warned(light, 0.375, name)
     assert len(warned(light, 0.385, name)) == 1
-    assert not warned(light, 0.385, name, WATER)  # NA / n counts, not NA
+    assert not warned(light, 0.385, name, WATER)  # the rule depends on NA / n, not on NA
 
 
 def test_the_warning_gives_na_over_n_and_the_rules_figure():

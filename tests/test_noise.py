@@ -21,7 +21,7 @@ from psf.noise import (
 )
 
 SAMPLES = 400_000
-SIGMAS = 5  # of the sampling error; a fixed seed passes or fails for ever
+SIGMAS = 5  # of the sampling error; the seed is fixed
 ROUNDING = 1e-5  # relative, float32
 MEANS = (2, 10, 100, 1000)
 

@@ -19,8 +19,8 @@ from psf.zernike import zernike
 # Differences of PSFs are given as a share of the peak of the one they are compared with.
 FLOAT32 = 1e-5  # float32 rounding of phases of up to 50 radians
 FLOAT64 = 1e-10  # rounding and the quadrature of the reference
-PUPIL = 5e-4  # of the matrix Fourier transform, see psf/pupil.py
-PIXEL = 1e-4  # of pixel integration: sinc interpolation cut off 8 px beyond the grid
+PUPIL = 5e-4  # of the method for any pupil, psf/fourier.py
+PIXEL = 1e-4  # of pixel integration
 PIXEL_OVERFLOWING = 1e-3  # the same where most of the light lies outside the grid
 SAME = 1e-6  # the same sums in another order, float32
 FINE = Microscope(pixel_size_um=0.02)  # so fine that pixel integration changes nothing below

@@ -24,11 +24,11 @@ ORDER = 0.05  # relative, of the power with which a rule converges
 PARITY = 1e-10  # of two quadratures in float64
 SAMPLES, COARSE = 2e-4, 5e-3  # of bicubic interpolation between 257 samples, and 33
 TILT = 1e-6  # of 33 samples of a plane
-ENERGY = 1e-4  # what the joints of 65 bicubic samples scatter far away: 6.5e-5
+ENERGY = 1e-4  # light that the joints of 65 bicubic samples scatter far away: 6.5e-5
 UNCHANGED = {torch.float32: 3e-6, torch.float64: 1e-12}  # of the same sums over other nodes
 HARM = 1e-10  # a hundred times what other nodes may change in float64
 FFT = 1e-12  # rounding, for values of order one
-CUT = 2e-5  # a PSF cut before the pixels are integrated or after, of the image's contrast
+CUT = 2e-5  # of the contrast: PSFs cut before or after their pixels are integrated
 
 
 def scope(pixel_size_um):
@@ -293,10 +293,10 @@ def test_twice_the_nodes_change_nothing(name, dtype, monkeypatch):
         ("coma", 41, 0.5),
     ],
 )
-def test_a_quarter_fewer_nodes_do_harm_where_it_matters_and_half_as_many_everywhere(
+def test_a_quarter_fewer_nodes_harm_hard_cases_and_half_as_many_harm_all(
     name, size, factor, monkeypatch
 ):
-    # the bound adds the tails of two functions, of which small and mild PSFs mostly consist
+    # the bound adds the tails of two functions, which dominate for small and mild PSFs
     model, labels, microscope = PUPILS[name]
     expected = absolute(model, tensor(labels), microscope, size)
     use_nodes(monkeypatch, factor)
@@ -356,7 +356,7 @@ def test_out_of_focus_it_is_hopkins_integral_and_negative_where_contrast_is_reve
 
 @pytest.mark.parametrize("pixel_size_um", [0.2, 0.278, 0.5])
 @pytest.mark.parametrize("shape", [(65, 65), (33, 47)])
-def test_at_frequency_0_stands_the_light_within_half_the_shape(pixel_size_um, shape):
+def test_value_at_frequency_0_is_the_light_within_half_the_shape(pixel_size_um, shape):
     microscope, labels = scope(pixel_size_um), tensor([0.0], [1.0])
     points = pixel_size_um < 0.278  # below Nyquist: 0.2778 um
     otf = transfer_functions("zernike1d", labels, microscope, shape)

@@ -167,7 +167,7 @@ def test_known_astigmatism_shows_the_sign_of_focus(focus):
 
 @pytest.mark.parametrize("focus", [0.0, 0.5, 1.0, 2.0])
 def test_astigmatic_psf_beyond_the_other_line_focus_is_turned_by_90_degrees(focus):
-    # cylinder along x of 1 wave: focus f and -1 - f are twins but for the axis
+    # cylinder along x of 1 wave: focus f and -1 - f differ only by the axis of the astigmatism
     original, twin = psfs("astigmatic", [focus], [-1 - focus])
     assert difference(twin, torch.rot90(original)) < EQUAL
     assert difference(twin, original) > DIFFERENT
@@ -190,7 +190,7 @@ def test_psf_of_zernike2d_is_long_along_the_angle(degrees):
     # at focus 0 the wavefront varies along the angle only, which spreads the light along it
     angle = 2 * math.radians(degrees)
     psf = psfs("zernike2d", [0.0, 1.5 * math.cos(angle), 1.5 * math.sin(angle)], size=61)[0]
-    # a degree: the square grid favours its own axes
+    # one degree of tolerance: the square grid favours its own axes
     assert (long_axis_degrees(psf) - degrees + 90) % 180 - 90 == pytest.approx(0, abs=1)
 
 

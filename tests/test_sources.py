@@ -226,7 +226,7 @@ def names_of(split):
     return {key: {source.name for source in sources} for key, sources in split.items()}
 
 
-def test_split_is_disjoint_complete_and_keeps_hold_outs_for_the_test():
+def test_split_is_disjoint_complete_and_keeps_the_test_images_for_the_test():
     for seed in range(5):
         sources = builtin_sources() + procedural_sources(10)
         names = names_of(split_sources(sources, seed))
