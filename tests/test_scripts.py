@@ -472,7 +472,7 @@ def out_of_focus(seed):
             {"a.tif": texture(), "b.tif": texture(seed=1), "c.png": None, "d.tif": None},
             "2 of 4 images in .* cannot be decoded .c.png; d.tif.",
         ),
-        ({"a.tif": texture(), "b.tif": texture(seed=1)}, "2 usable image files can't be divided"),
+        ({"a.tif": texture(), "b.tif": texture(seed=1)}, "2 usable image files cannot be divided"),
         ({f"{i}.tif": out_of_focus(i) for i in range(3)}, "Only 0 of .* crops .* are sharp"),
     ],
     ids=["small", "constant", "nan", "corrupt", "few", "blurred"],
