@@ -33,6 +33,7 @@ from common.command import keep_freed_memory, pick_device, print_notes, run, set
 from common.files import run_record, write_imagej, write_json
 from common.overviews import draw_restoration
 from micrographs.camera import Camera
+from micrographs.metadata import flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
 from models.checkpoint import load_estimator
 from models.map_image import (
@@ -55,6 +56,7 @@ from restoration.with_map import restore_with_map
 
 DEFAULT = Path("zernike1d_tilted")  # it saw patches across which the focus changes
 WHITE_16 = 2**16 - 1
+PLANE = ("channel", "z", "t")  # the indices that choose a plane of a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,34 +76,27 @@ class Config(MapOptions):
     bits: Literal[16, 32] = 32  # of restored.tif; 16: whole counts
 
 
-@dataclass(frozen=True)
-class Known:
-    """What a restoration has to know of an image."""
-
-    psf_map: PsfMap
-    camera: Camera
-
-
-def read_known(config: Config, micrograph: Micrograph) -> Known:
+def read_map_and_camera(
+    config: Config, micrograph: Micrograph, psf_map: PsfMap, facts: dict[str, Any]
+) -> tuple[PsfMap, Camera]:
     """The map in the folder --map and the camera that it found; flags come before both."""
-    psf_map, facts = read_map(config.map)
     check_belongs(facts, micrograph.shape)
     given = {name: getattr(config, name) for name in OPTICS_NAMES}
     changed = {n: v for n, v in given.items() if v not in (None, facts["optics"][n])}
     if changed:
-        print(f"note: {', '.join(changed)} of the flags holds, not that of {config.map}")
+        print(f"note: {', '.join(map(flag_of, changed))} overrule the optics of {config.map}")
         psf_map = replace(psf_map, microscope=replace(psf_map.microscope, **changed))
     offset, gain = config.offset_counts, config.gain_counts_per_e
     if not facts.get("camera"):
         camera, notes = look_at_camera(micrograph, offset, gain)
         print_notes(notes)
-        return Known(psf_map, camera)
+        return psf_map, camera
     camera = Camera(**facts["camera"])
     camera = camera if offset is None else replace(camera, offset_counts=offset)
-    return Known(psf_map, camera if gain is None else replace(camera, gain_counts_per_e=gain))
+    return psf_map, camera if gain is None else replace(camera, gain_counts_per_e=gain)
 
 
-def estimate_known(config: Config, recording: Recording) -> Known:
+def estimate_map_and_camera(config: Config, recording: Recording) -> tuple[PsfMap, Camera]:
     """The map that a network makes of the image, continued to its borders, and the camera."""
     print_notes(recording.notes)
     found = map_image(recording, config.smooth, config.out)
@@ -112,20 +107,24 @@ def estimate_known(config: Config, recording: Recording) -> Known:
         strengths = [one.strength for one in found.smoothing]
         shape = recording.micrograph.shape
         psf_map = continue_to_borders(psf_map, strengths, recording.patch_px, shape)
-    return Known(psf_map, recording.camera)
+    return psf_map, recording.camera
 
 
 @contextmanager
-def open_known(config: Config) -> Iterator[tuple[Micrograph, Known]]:
-    """The opened image with its map, read from --map or estimated by --checkpoint."""
+def open_with_map(config: Config) -> Iterator[tuple[Micrograph, PsfMap, Camera]]:
+    """The opened image, its map, read from --map or estimated by --checkpoint, and its camera."""
     if config.map is not None:
-        with open_micrograph(config.image, config.channel, config.z, config.t) as micrograph:
+        psf_map, facts = read_map(config.map)
+        # The plane of the map is restored, unless flags choose another one.
+        plane = dict(facts.get("plane", {}))
+        plane |= {n: v for n in PLANE if (v := getattr(config, n)) is not None}
+        with open_micrograph(config.image, **plane) as micrograph:
             print_notes(micrograph.notes)
-            yield micrograph, read_known(config, micrograph)
+            yield micrograph, *read_map_and_camera(config, micrograph, psf_map, facts)
         return
     estimator = load_estimator(config.checkpoint or DEFAULT, pick_device(config.device))
     with open_recording(config.image, config, estimator, config.z) as recording:
-        yield recording.micrograph, estimate_known(config, recording)
+        yield recording.micrograph, *estimate_map_and_camera(config, recording)
 
 
 def planes(config: Config, micrograph: Micrograph) -> Iterator[Micrograph]:
@@ -159,10 +158,13 @@ class Outcome:
             "iterations": self.restored.iterations,
             "tv": self.restored.tv,
             "deviance_per_pixel": round(self.restored.deviance, 4),
+            "note": self.restored.note,
         }
 
 
-def restore_plane(config: Config, micrograph: Micrograph, known: Known) -> Outcome:
+def restore_plane(
+    config: Config, micrograph: Micrograph, psf_map: PsfMap, camera: Camera
+) -> Outcome:
     """Restore one plane with the map of the chosen one."""
     plane = micrograph.plane()
     if not torch.isfinite(plane).all():
@@ -172,14 +174,14 @@ def restore_plane(config: Config, micrograph: Micrograph, known: Known) -> Outco
             f"the darkest pixel is {float(plane.min()):g}; give the camera's --offset-counts, so "
             "that counts above it are light."
         )
-    light = (plane - known.camera.offset_counts).clamp(min=0).to(pick_device(config.device))
+    light = (plane - camera.offset_counts).clamp(min=0).to(pick_device(config.device))
     restored, blur = restore_with_map(
         light,
-        known.psf_map,
+        psf_map,
         config.iterations,
         config.background_counts,
         config.tv,
-        known.camera.gain_counts_per_e or 1.0,
+        camera.gain_counts_per_e or 1.0,
         config.cautious,
         {"auto": None, "yes": True, "no": False}[config.refine],
     )
@@ -220,15 +222,15 @@ def main(config: Config) -> None:
     keep_freed_memory()
     check_config(config)
     started = time.perf_counter()
-    with open_known(config) as (micrograph, known):
-        if known.camera.gain_counts_per_e is None:
+    with open_with_map(config) as (micrograph, psf_map, camera):
+        if camera.gain_counts_per_e is None:
             print("note: the gain is unknown; counts are taken for photons (--gain-counts-per-e)")
         chosen, sizes = list(planes(config, micrograph)), micrograph.sizes
         outcomes = [
-            restore_plane(config, one, known)
+            restore_plane(config, one, psf_map, camera)
             for one in tqdm(chosen, desc="restore", unit="plane", disable=len(chosen) == 1)
         ]
-    first, microscope = outcomes[0], known.psf_map.microscope
+    first, microscope = outcomes[0], psf_map.microscope
     afters = [outcome.after for outcome in outcomes]
     write_restored(
         config.out / "restored.tif", afters, sizes, microscope.pixel_size_um, config.bits
@@ -247,8 +249,8 @@ def main(config: Config) -> None:
         {
             **settings_of(config),
             "optics": asdict(microscope),
-            "camera": asdict(known.camera),
-            "psf_model": known.psf_map.model.as_config(),
+            "camera": asdict(camera),
+            "psf_model": psf_map.model.as_config(),
             "eigen_psfs": first.eigen_psfs,
             "planes": [outcome.facts for outcome in outcomes],
             **run_record(seconds=seconds),
@@ -260,6 +262,7 @@ def main(config: Config) -> None:
         f"{first.eigen_psfs} eigen-PSFs; deviance {first.restored.deviance:.2f} per pixel "
         "(about 1 if PSF, gain and offset are right)"
     )
+    print_notes(sorted({outcome.restored.note for outcome in outcomes if outcome.restored.note}))
     print(f"wrote {config.out} (look at {config.out / 'side_by_side.png'})")
 
 

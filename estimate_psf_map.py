@@ -161,6 +161,7 @@ def record(config: Config, recording: Recording, found: ImageMap, seconds: float
         "optics_from": dict(recording.optics.sources),
         "sampling": asdict(recording.resampling),
         "camera": asdict(recording.camera),
+        "plane": {name: getattr(recording.micrograph, name) for name in ("channel", "z", "t")},
         "smoothing_strength": [one.strength for one in found.smoothing],
         "psf_model": recording.estimator.config["psf_model"],
         "label_names": list(patches.names),

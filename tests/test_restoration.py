@@ -325,6 +325,25 @@ def test_all_planes_of_a_stack_are_restored(map_folder, tmp_path, monkeypatch, c
     assert restored.shape == (2, *SHAPE) and restored.dtype == np.uint16
 
 
+@pytest.mark.parametrize(("flags", "z"), [((), 2), (("--z", 0), 0)])
+def test_plane_of_the_map_is_restored_unless_a_flag_chooses(
+    map_folder, tmp_path, monkeypatch, capsys, flags, z
+):
+    folder, path, _ = map_folder
+    config = folder / "config.json"
+    facts = json.loads(config.read_text()) | {"plane": {"channel": 0, "z": 2, "t": 0}}
+    config.write_text(json.dumps(facts))
+    stack = np.stack([tifffile.imread(path) + 50 * k for k in range(3)]).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    arguments = (tmp_path / "stack.tif", "--map", folder, "--iterations", 3, *flags)
+    code, printed = call(monkeypatch, capsys, *arguments, "--out", tmp_path / "out")
+    assert code == 0, printed.err
+    record = json.loads((tmp_path / "out" / "restoration.json").read_text())
+    assert record["planes"][0]["z"] == z
+    restored = tifffile.imread(tmp_path / "out" / "restored.tif")
+    assert restored.mean() == pytest.approx(float(stack[z].mean()) - 100, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
