@@ -3,7 +3,7 @@
     python reproduce.py --scale quick
 
 The scale smoke takes about a minute and shows that everything runs. The scale quick simulates
-20,000 patches and trains two networks for 3.6 minutes each. The scale full has the size of the
+16,000 patches and trains two networks for 2.6 minutes each. The scale full has the size of the
 paper, with five PSF models and three networks, and needs a GPU.
 """
 
@@ -63,10 +63,10 @@ SCALES = {
         psf_models=("zernike1d",),
         networks=("spectral_resnet", "resnet18"),
         images="mixed",
-        train_patches=20_000,
+        train_patches=16_000,
         validation_patches=500,
         test_patches=1600,
-        budget=("--max-minutes", "3.6"),
+        budget=("--max-minutes", "2.6"),
         stride=16,
         expected_r2={"noise-free": 0.98, "1000 photons": 0.86, "100 photons": 0.84},
     ),

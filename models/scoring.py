@@ -19,7 +19,7 @@ from models.data import Batch, Condition, PatchSet
 from models.error_bars import coverage
 from psf.microscope import Microscope, simulated_microscopes
 from psf.model import PsfModel
-from psf.synthesis import synthesize
+from psf.synthesis import synthesize_with_loss
 
 BOOTSTRAP_SEED = 0  # of the intervals: equal tables from equal predictions
 SPEED_PATCHES = 1024  # per measurement of the speed: 16 batches, so that single pauses hardly count
@@ -124,8 +124,11 @@ def psf_snr_db(
     moved to its end, since no PSF has, for example, a negative width.
     """
     low, high = torch.tensor(model.label_ranges).T
-    true_psfs = synthesize(model, truth, microscopes, psf_size).flatten(1)
-    found = synthesize(model, predicted.clamp(low, high), microscopes, psf_size).flatten(1)
+    # The simulation of the patches has already warned of lost light and scalar light.
+    true_psfs, found = (
+        synthesize_with_loss(model, labels, microscopes, psf_size)[0].flatten(1)
+        for labels in (truth, predicted.clamp(low, high))
+    )
     error = (true_psfs - found).norm(dim=1).clamp(min=LEAST_ERROR)
     return 20 * (true_psfs.norm(dim=1) / error).log10()
 
