@@ -24,7 +24,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.command import keep_freed_memory, pick_device, run
-from common.files import run_record, whole_file, write_json
+from common.files import check_out_folder, run_record, whole_file, write_csv, write_json
 from common.pictures import Panel, draw_reliability, draw_scatter
 from models.checkpoint import Estimator, load_estimator
 from models.data import CONDITIONS, PatchSet
@@ -55,7 +55,7 @@ class Config:
     out: Path = Path("results")  # folder to write
     noise: bool = False  # R^2 against the strength of degradations instead of the table
     noise_patches: int = 400  # test patches per level of a degradation
-    test_patches: int | None = None  # score only the first of each data set (default all)
+    test_patches: int | None = None  # score only the first of each data set (default: all)
     batch_size: int = 64  # patches that are on the device at once
     device: str = "auto"  # auto, cpu, cuda or mps
 
@@ -194,8 +194,7 @@ def score_all(contests: list[Contest], config: Config) -> None:
         scored.append(found)
         rows += table_rows(found, facts, contest.test_set.model)
     table = pd.DataFrame(rows)
-    with whole_file(config.out / "benchmark.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.5g")
+    write_csv(config.out / "benchmark.csv", table, "%.5g")
     text = markdown(table)
     with whole_file(config.out / "benchmark.md") as partial:
         partial.write_text(text, encoding="utf-8")
@@ -250,8 +249,7 @@ def score_noise(contests: list[Contest], config: Config) -> None:
     rows = []
     for contest, degradation in tqdm(jobs, unit="degradation", desc="noise"):
         rows += noise_rows(contest, degradation, config.noise_patches)
-    with whole_file(config.out / "noise.csv") as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.5g")
+    write_csv(config.out / "noise.csv", pd.DataFrame(rows), "%.5g")
     write_json(config.out / "noise.json", run_record(patches=config.noise_patches))
     print(f"wrote {config.out / 'noise.csv'}")
     print(f"next: python figure_noise_resistance.py --results {config.out}")
@@ -267,6 +265,7 @@ def main(config: Config) -> None:
         raise InputError(f"--test-patches is {config.test_patches}; give 2 or more.")
     if config.noise_patches < 2:
         raise InputError(f"--noise-patches is {config.noise_patches}; give 2 or more.")
+    check_out_folder(config.out)
     keep_freed_memory()
     contests = pair_up(config)
     if config.noise:

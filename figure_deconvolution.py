@@ -33,7 +33,14 @@ import torch
 from tqdm import tqdm
 
 from common.command import keep_freed_memory, run
-from common.files import code_fingerprint, read_json, whole_file, write_json
+from common.files import (
+    check_out_folder,
+    code_fingerprint,
+    read_json,
+    whole_file,
+    write_csv,
+    write_json,
+)
 from common.pictures import add_scale_bar, new_figure, save_figure, show_image
 from models.checkpoint import load_estimator
 from models.map_image import smooth_parameters
@@ -303,6 +310,7 @@ def draw(config: Config, table: pd.DataFrame) -> None:
 
 def main(config: Config) -> None:
     """Run what is missing, write the tables, draw."""
+    check_out_folder(config.out)
     if config.images < 1 or config.workers < 1 or config.size < 256:
         raise InputError(
             f"--images {config.images}, --workers {config.workers}, --size {config.size}; give at "
@@ -321,8 +329,7 @@ def main(config: Config) -> None:
     table = pd.DataFrame(rows)
     summary = summarise(table)
     for name, content in (("deconvolution", table), ("deconvolution_summary", summary)):
-        with whole_file(config.out / f"{name}.csv") as unfinished:
-            content.to_csv(unfinished, index=False, float_format="%.4g")
+        write_csv(config.out / f"{name}.csv", content)
     draw(config, table)
     columns = ["photons", "method", "snr_gain_db", "interval_95_db", "worst_gain_db", "seconds"]
     print(summary[columns].to_string(index=False, float_format=lambda v: f"{v:.2f}"))

@@ -31,7 +31,14 @@ from tqdm import tqdm
 
 from common.command import keep_freed_memory, pick_device, run
 from common.depth_figure import PAPER_UM, draw_depth_figure
-from common.files import code_fingerprint, run_record, whole_file, write_json
+from common.files import (
+    check_out_folder,
+    code_fingerprint,
+    run_record,
+    whole_file,
+    write_csv,
+    write_json,
+)
 from common.pictures import add_scale_bar, colour_map, new_figure, save_figure, show_image
 from models.checkpoint import Estimator, load_estimator
 from models.depth import DepthCalibration, is_signed
@@ -308,22 +315,21 @@ def load_or_measure(config: Config) -> pd.DataFrame:
             raise InputError(f"there is no {path}; run without --draw-only first.")
         return pd.read_csv(path)
     table = experiment(config)
-    with whole_file(path) as partial:
-        table.to_csv(partial, index=False, float_format="%.4g")
+    write_csv(path, table)
     return table
 
 
 def main(config: Config) -> None:
     """Render, estimate, score, draw."""
     keep_freed_memory()
+    check_out_folder(config.out)
     if config.stride < 1:
         raise InputError(f"--stride is {config.stride}; give at least 1 pixel.")
     if config.psf_px % 2 == 0 or config.psf_px < 3:
         raise InputError(f"--psf-px is {config.psf_px}; give an odd number of at least 3.")
     table = load_or_measure(config)
     summary = summarise(table)
-    with whole_file(config.out / "depth_summary.csv") as partial:
-        summary.to_csv(partial, index=False, float_format="%.3g")
+    write_csv(config.out / "depth_summary.csv", summary, "%.3g")
     print(summary.to_string(index=False, float_format="%.3g"))
     bound = config.out / "depth_bound.csv"
     figure = draw_depth_figure(table, summary, pd.read_csv(bound) if bound.is_file() else None)

@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from common.command import run
-from common.files import whole_file
+from common.files import write_csv
 from common.pictures import COLOURS, new_figure, save_figure
 from psf.errors import InputError
 
@@ -119,8 +119,7 @@ def main(config: Config) -> None:
     axes.ravel()[0].legend(fontsize=7, loc="lower right")
     save_figure(config.results / "learning_curve.png", figure)
     needed = pd.DataFrame([row for rows in curves for row in budgets(rows)])
-    with whole_file(config.results / "learning_curve.csv") as partial:
-        needed.to_csv(partial, index=False, float_format="%.4g")
+    write_csv(config.results / "learning_curve.csv", needed)
     print(needed.to_string(index=False, float_format=lambda v: f"{v:.3g}"))
     print(f"wrote {config.results / 'learning_curve.png'} and learning_curve.csv")
 

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from common.command import run
-from common.files import run_record, write_imagej, write_json
+from common.files import check_out_folder, run_record, write_imagej, write_json
 from psf.blur import blur_varying, interpolation_weights
 from psf.errors import InputError
 from psf.microscope import Microscope
@@ -70,6 +70,7 @@ def tilted_plane(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main(config: Config) -> None:
     """Blur the image, add noise, write both files."""
+    check_out_folder(config.out)
     if config.focus_waves[0] == config.focus_waves[1] or min(config.focus_waves) < 0:
         raise InputError(
             f"--focus-waves is {config.focus_waves[0]:g} {config.focus_waves[1]:g}; give two "

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from common.command import keep_freed_memory, run
-from common.files import claim_folder, read_json, run_record, whole_file, write_json
+from common.files import claim_folder, read_json, run_record, write_csv, write_json
 from common.pictures import draw_curves
 from models import error_bars
 from models.checkpoint import load_estimator, save_checkpoint
@@ -115,8 +115,7 @@ def record_epoch(
     if loss < progress.best:
         progress.best = loss
         save_checkpoint(out, trainer.network, checkpoint_config(trainer, description, scores))
-    with whole_file(out / "metrics.csv") as partial:
-        pd.DataFrame(progress.rows).to_csv(partial, index=False, float_format="%.5g")
+    write_csv(out / "metrics.csv", pd.DataFrame(progress.rows), "%.5g")
     draw_curves(out / "curves.png", pd.DataFrame(progress.rows))
     save_state(out / "state.safetensors", trainer.network, trainer.optimizer, asdict(progress))
     if writer is not None:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from common.command import keep_freed_memory, run
-from common.files import whole_file
+from common.files import write_csv
 from models.data import CONDITIONS
 from models.loss import output_count
 from models.scoring import SCORES
@@ -68,7 +68,7 @@ class Config:
     data: Path  # folder of generate_training_set.py
     epochs: int = 2  # passes over the data per variant
     variants: Sequence[str] = tuple(VARIANTS)  # names of variants to train
-    threads: int | None = None  # CPU threads (default all)
+    threads: int | None = None  # CPU threads (default: all)
     out: Path = Path("results/ablation.csv")  # table to write
 
 
@@ -119,8 +119,7 @@ def main(config: Config) -> None:
         facts = {"variant": name, "patches_seen": progress.patches_seen}
         facts["patches_per_second"] = progress.patches_seen / progress.seconds
         rows.append({**facts, "mean": float(np.mean(list(scores.values()))), **scores})
-        with whole_file(config.out) as partial:
-            pd.DataFrame(rows).to_csv(partial, index=False, float_format="%.4f")
+        write_csv(config.out, pd.DataFrame(rows), "%.4f")
     print(pd.DataFrame(rows).to_string(float_format=lambda v: f"{v:.3f}"))
     print(f"wrote {config.out}")
 

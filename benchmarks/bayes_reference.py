@@ -26,7 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import run
-from common.files import whole_file
+from common.files import whole_file, write_csv
 from models.checkpoint import load_estimator
 from models.degradations import DEGRADATIONS, MEAN_ELECTRONS, READ_NOISE_E
 from models.scoring import SCORES, r2_interval
@@ -213,14 +213,12 @@ def main(config: Config) -> None:
     psf_model("zernike1d", {"focus": config.focus_waves})  # refuses an empty range
     reference = Reference(config.focus_waves, Microscope())
     found = table(config, reference)
-    with whole_file(config.out / "bayes_table.csv") as partial:
-        found.to_csv(partial, index=False, float_format="%.5g")
+    write_csv(config.out / "bayes_table.csv", found, "%.5g")
     text = markdown(found)
     with whole_file(config.out / "bayes_table.md") as partial:
         partial.write_text(text, encoding="utf-8")
     print(text)
-    with whole_file(config.out / "bayes_reference.csv") as partial:
-        curves(config, reference).to_csv(partial, index=False, float_format="%.5g")
+    write_csv(config.out / "bayes_reference.csv", curves(config, reference), "%.5g")
     print(f"wrote {config.out / 'bayes_table.csv'}, bayes_table.md and bayes_reference.csv")
 
 

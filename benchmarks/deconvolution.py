@@ -39,7 +39,7 @@ from skimage.restoration import richardson_lucy as skimage_richardson_lucy
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import keep_freed_memory, run
-from common.files import whole_file
+from common.files import write_csv
 from psf import Microscope, psf_model
 from psf.synthesis import EnergyWarning
 from restoration.peers import deepinv_richardson_lucy, is_installed, sdeconv_richardson_lucy
@@ -290,8 +290,7 @@ def main(config: Config) -> None:
             print(f"note: {name} is not installed and is left out (pip install {name})")
     tables = ((quality_table(config), config.out), (rank_table(config), config.ranks))
     for table, path in tables:
-        with whole_file(path) as unfinished:
-            table.to_csv(unfinished, index=False, float_format="%.4g")
+        write_csv(path, table)
         print(table.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
         print(f"wrote {path}")
 

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import run
-from common.files import whole_file
+from common.files import whole_file, write_csv
 from psf import Microscope, psf_model
 from psf.errors import InputError
 from restoration.variant_blur import VariantBlur, psf_grid_from_map
@@ -107,8 +107,7 @@ def main(config: Config) -> None:
             }
         )
     table = pd.DataFrame(rows)
-    with whole_file(config.out) as unfinished:
-        table.to_csv(unfinished, index=False, float_format="%.4g")
+    write_csv(config.out, table)
     print(table.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
     print(f"wrote {config.out}")
 

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import run
-from common.files import whole_file
+from common.files import write_csv
 from psf.blur import transfer_functions
 from psf.microscope import Microscope
 
@@ -114,8 +114,7 @@ def main(config: Config) -> None:
             um = deviations * microscope.um_per_wave
             rows.append(pd.DataFrame({"model": model, "photons": mean, "z_um": z_um, "sd_um": um}))
     table = pd.concat(rows).replace(np.inf, np.nan)
-    with whole_file(config.out / "depth_bound.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.4g")
+    write_csv(config.out / "depth_bound.csv", table)
     print(table.groupby(["model", "photons"])["sd_um"].describe().to_string())
     print(f"wrote {config.out / 'depth_bound.csv'}")
 

@@ -25,7 +25,7 @@ from scipy.signal import fftconvolve
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import keep_freed_memory, run
-from common.files import whole_file
+from common.files import write_csv
 from psf import Microscope, draw_labels, psf_model, synthesize
 from psf.blur import blur_valid
 
@@ -114,8 +114,7 @@ def main(config: Config) -> None:
         {"what": name, "patches_per_second": value, "times_plain_loop": value / base}
         for name, value in rates.items()
     )
-    with whole_file(config.out) as partial:
-        table.to_csv(partial, index=False, float_format="%.4g")
+    write_csv(config.out, table)
     print(table.to_string(index=False, float_format=lambda v: f"{v:.1f}"))
     print(f"wrote {config.out}")
 

@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import keep_freed_memory, run
-from common.files import whole_file
+from common.files import whole_file, write_csv
 from models.checkpoint import Estimator, load_estimator
 from models.mapping import predict_map
 from psf.blur import blur_valid
@@ -175,8 +175,7 @@ def main(config: Config) -> None:
     if config.large_px is not None:
         rows.append(large_row(config, image))
     table = pd.DataFrame(rows)
-    with whole_file(config.out / "benchmark_mapping.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.4g")
+    write_csv(config.out / "benchmark_mapping.csv", table)
     print(table.to_string(index=False, float_format="%.4g"))
     print(f"wrote {config.out / 'benchmark_mapping.csv'}")
 

@@ -48,7 +48,7 @@ from psf_peers import BESSEL, INSTALL, PEERS, Scene
 from psf_reference import Profile, hankel_profile, pixels, points
 
 from common.command import keep_freed_memory, run
-from common.files import whole_file
+from common.files import write_csv
 from psf import Layers, Microscope, psf_model, synthesize_with_loss
 from psf.microscope import SamplingWarning
 
@@ -305,8 +305,7 @@ def main(config: Config) -> None:
     parts = (layer_rows, vectorial_rows, fault_rows)
     agreement = pd.DataFrame([row for part in parts for row in part(found)])
     for table, path in ((speed, config.out), (agreement, config.agreement)):
-        with whole_file(path) as unfinished:
-            table.to_csv(unfinished, index=False, float_format="%.4g")
+        write_csv(path, table)
         print(table.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.3g}"))
         print(f"wrote {path}")
 

@@ -23,7 +23,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import pick_device, run
-from common.files import read_json, run_record, whole_file
+from common.files import read_json, run_record, whole_file, write_csv
 from micrographs.micrograph import open_micrograph
 from models.checkpoint import Estimator, load_estimator, outside_limits
 from models.depth import depth_from_optics, is_signed
@@ -146,8 +146,7 @@ def map_bands(
 
     Only patches that lie in the band as a whole count.
     """
-    planes, _ = recording.micrograph.focal_planes()
-    maps = map_stack(recording, planes)
+    maps = map_stack(recording)
     low, high = estimator.psf_model.label_ranges[0]
     largest = config.largest_deviation * (high - low)
     estimates = reliable_estimates(maps, maps[0].names[0], largest)  # (K, R, C) each
@@ -159,7 +158,7 @@ def map_bands(
                 f"band {top} to {bottom} px holds no whole patch of {2 * half:g} px; take a "
                 "smaller --stride."
             )
-        values, deviations = (array[:, inside].reshape(len(planes), -1) for array in estimates)
+        values, deviations = (array[:, inside].reshape(len(maps), -1) for array in estimates)
         yield f"{top} to {bottom}", values, deviations
 
 
@@ -189,7 +188,7 @@ def main(config: Config) -> None:
         stride=config.stride,
         allow_other_optics=True,
     )
-    with open_recording(config.stack, options, estimator, z=0) as recording:
+    with open_recording(config.stack, options, estimator, is_stack=True) as recording:
         name = estimator.psf_model.label_names[0]
         context = {
             "signed": is_signed(estimator.psf_model, name),
@@ -202,8 +201,7 @@ def main(config: Config) -> None:
             for (band, values, deviations), focus_z_um in zip(bands, truth.focus_z_um, strict=True)
         ]
     table = as_table(rows, config)
-    with whole_file(config.out / "real_stack.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.4g")
+    write_csv(config.out / "real_stack.csv", table)
     resampling = recording.resampling
     seen_by = resampling.microscope(recording.microscope)
     outside = outside_limits(seen_by, estimator.config["optics_limits"])

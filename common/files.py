@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import tifffile
 
 from psf.errors import InputError
@@ -81,6 +82,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: {path.parent} is no {what}.")
     return content
+
+
+def write_csv(path: Path, table: pd.DataFrame, float_format: str = "%.4g") -> None:
+    """Write a table without its index, whole or not at all."""
+    with whole_file(path) as partial:
+        table.to_csv(partial, index=False, float_format=float_format)
 
 
 def write_imagej(

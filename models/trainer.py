@@ -58,9 +58,9 @@ class Settings:
     value_weight: float = VALUE_WEIGHT  # weight of the Huber loss beside the cross-entropy
     exposure: Exposure = field(default_factory=Exposure)  # illumination and noise of the patches
     seed: int = 0  # decides initial weights, order of patches and noise
-    validation_patches: int | None = None  # use only the first of them (default all)
+    validation_patches: int | None = None  # use only the first of them (default: all)
     device: str = "auto"  # auto, cpu, cuda or mps
-    threads: int | None = None  # CPU threads of this process (default all)
+    threads: int | None = None  # CPU threads of this process (default: all)
     bf16: bool | None = None  # mixed precision (default where the processor supports bfloat16)
 
 
