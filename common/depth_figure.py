@@ -69,9 +69,16 @@ def _draw_residuals(axes: Axes, table: pd.DataFrame, photons: float) -> None:
     axes.grid(alpha=0.3)
 
 
+def _conditions(table: pd.DataFrame) -> list[tuple[str, float]]:
+    """PSF models and photons per pixel; their order is that of the colours in all panels."""
+    levels = sorted(table["photons"].unique(), reverse=True)
+    return [(model, photons) for model in LENSES for photons in levels]
+
+
 def _draw_precision(axes: Axes, summary: pd.DataFrame) -> None:
     """Draw the rms error of profiles and of single patches against tilt."""
-    for i, ((model, photons), group) in enumerate(summary.groupby(["model", "photons"])):
+    for i, (model, photons) in enumerate(_conditions(summary)):
+        group = summary[(summary["model"] == model) & (summary["photons"] == photons)]
         label = f"{LENSES[model]}, {photons:g} photons"
         axes.plot(group["degrees"], group["profile_rms_um"], "o-", color=COLOURS[i], label=label)
         axes.plot(group["degrees"], group["patch_rms_um"], "s:", color=COLOURS[i], lw=1, ms=4)
@@ -86,8 +93,7 @@ def _draw_precision(axes: Axes, summary: pd.DataFrame) -> None:
 
 def _draw_bound(axes: Axes, table: pd.DataFrame, bound: pd.DataFrame | None) -> None:
     """Draw the rms error of single patches against depth, beside the Cramer-Rao bound."""
-    levels = sorted(table["photons"].unique(), reverse=True)
-    for i, (model, photons) in enumerate((m, p) for m in LENSES for p in levels):
+    for i, (model, photons) in enumerate(_conditions(table)):
         rows = table[(table["model"] == model) & (table["photons"] == photons) & table["usable"]]
         # at the least tilt depth hardly changes within a patch
         rows = rows[rows["degrees"] == rows["degrees"].min()]

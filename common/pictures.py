@@ -75,21 +75,24 @@ def draw_curves(path: Path, metrics: Any) -> None:
     scores = [c for c in metrics.columns if c.startswith("r2_")]
     figure, axes = new_figure(1, 2, 4.5, 3.2)
     seen = metrics["patches_seen"] / 1000
-    for column in ("train_loss", "validation_loss"):
-        axes[0, 0].plot(seen, metrics[column], "o-", ms=3, label=column.replace("_", " "))
-    axes[0, 0].set(xlabel="thousand patches seen", ylabel="loss")
+    # The training loss has the entropy of the histograms too, so the two losses share no axis.
+    axes[0, 0].plot(seen, metrics["train_loss"], "o-", ms=3, color=COLOURS[0])
+    axes[0, 0].set(xlabel="thousand patches seen")
+    axes[0, 0].set_ylabel("training loss", color=COLOURS[0])
+    other = axes[0, 0].twinx()
+    other.plot(seen, metrics["validation_loss"], "s--", ms=3, color=COLOURS[1])
+    other.set_ylabel("validation loss (values alone)", color=COLOURS[1])
     colours = colour_map("viridis")(np.linspace(0, 0.9, len(scores)))
     for column, colour in zip(scores, colours, strict=True):
         label = column.removeprefix("r2_").replace("_", " ")
         axes[0, 1].plot(seen, metrics[column], "o-", ms=3, color=colour, label=label)
-    lowest = max(
-        -1.0, min(0.0, float(metrics[scores].min().min()))
-    )  # lower values are no worse to a reader
+    # Below -1 a score says no more than that the network has learned nothing.
+    lowest = max(-1.0, min(0.0, float(metrics[scores].min().min())))
     limits = (lowest, 1.02)
     axes[0, 1].set(xlabel="thousand patches seen", ylabel="validation R²", ylim=limits)
     for each in axes[0]:
         each.grid(alpha=0.3)
-        each.legend(fontsize=7)
+    axes[0, 1].legend(fontsize=7)
     save_figure(path, figure)
 
 
