@@ -20,9 +20,9 @@ import pandas as pd
 import tyro
 
 from common.command import keep_freed_memory, pick_device, print_notes, run, settings_of
-from common.files import check_out_folder, run_record, whole_file
+from common.files import check_out_folder, run_record, write_csv
 from common.overviews import draw_depth_calibration
-from micrographs.micrograph import Micrograph
+from micrographs.metadata import NOT_NEEDED, flag_of
 from models.checkpoint import Estimator, load_estimator
 from models.depth import DepthCalibration, is_signed
 from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plane_means
@@ -101,12 +101,28 @@ def check_config(config: Config) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value:g}; it must be above 0.")
 
 
+def check_recording(config: Config, recording: Recording) -> None:
+    """Refuse a stack with few planes, and optics on which the depth depends but nobody gave."""
+    count = len(recording.planes)
+    if count < FEWEST_PLANES:
+        raise InputError(
+            f"{config.stack} has {count} plane{'s' if count > 1 else ''} in z; a calibration takes "
+            f"{FEWEST_PLANES} or more."
+        )
+    sources = recording.optics.sources
+    missing = [flag_of(name) for name, source in sources.items() if source == NOT_NEEDED]
+    if missing:
+        raise InputError(
+            f"a depth calibration holds for one microscope; give {', '.join(missing)}."
+        )
+
+
 def estimates(
-    config: Config, recording: Recording, planes: list[Micrograph], parameter: str
+    config: Config, recording: Recording, parameter: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and standard deviations (K, N) of the patches; NaN where they do not count."""
     estimator = recording.estimator
-    maps = map_stack(recording, planes)
+    maps = map_stack(recording)
     low, high = estimator.psf_model.label_ranges[maps[0].names.index(parameter)]
     largest = config.largest_deviation * (high - low)
     values, deviations = reliable_estimates(maps, parameter, largest)
@@ -118,7 +134,7 @@ def estimates(
             f"{parameter} up to {largest:.3g} {maps[0].unit}; take another object, more light, or "
             "a larger --largest-deviation."
         )
-    return values.reshape(len(planes), -1), deviations.reshape(len(planes), -1)
+    return values.reshape(len(maps), -1), deviations.reshape(len(maps), -1)
 
 
 def as_table(
@@ -168,16 +184,11 @@ def main(config: Config) -> None:
     check_config(config)
     estimator = load_estimator(config.checkpoint, pick_device(config.device))
     parameter = pick_parameter(config, estimator)
-    with open_recording(config.stack, config, estimator, z=0) as recording:
-        planes, notes = recording.micrograph.focal_planes()
-        print_notes((*recording.notes, *notes))
-        if len(planes) < FEWEST_PLANES:
-            raise InputError(
-                f"{config.stack} has {len(planes)} plane{'s' if len(planes) > 1 else ''} in z; a "
-                f"calibration takes {FEWEST_PLANES} or more."
-            )
-        z_um = find_z_um(config, len(planes), recording.micrograph.facts.z_step_um)
-        values, deviations = estimates(config, recording, planes, parameter)
+    with open_recording(config.stack, config, estimator, is_stack=True) as recording:
+        print_notes(recording.notes)
+        check_recording(config, recording)
+        z_um = find_z_um(config, len(recording.planes), recording.micrograph.facts.z_step_um)
+        values, deviations = estimates(config, recording, parameter)
     calibration = fit_depth(
         values,
         deviations,
@@ -190,8 +201,7 @@ def main(config: Config) -> None:
         limit_um=config.limit_um,
     )
     table = as_table(values, deviations, z_um, calibration)
-    with whole_file(config.out / "calibration.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.5g")
+    write_csv(config.out / "calibration.csv", table, "%.5g")
     draw_depth_calibration(
         config.out / "calibration.png", table, calibration, f"{config.stack.name}: {parameter}"
     )

@@ -56,7 +56,7 @@ from restoration.with_map import restore_with_map
 
 DEFAULT = Path("zernike1d_tilted")  # it saw patches across which the focus changes
 WHITE_16 = 2**16 - 1
-PLANE = ("channel", "z", "t")  # the indices that choose a plane of a file
+AXIS_OF = {"channel": "C", "z": "Z", "t": "T"}  # axes of a file by the flag of their index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,24 @@ class Config(MapOptions):
     bits: Literal[16, 32] = 32  # of restored.tif; 16: whole counts
 
 
+def find_plane(config: Config, facts: dict[str, Any]) -> dict[str, int]:
+    """The plane to restore: by flags, or else the plane of the map, where the file has it."""
+    given = {name: getattr(config, name) for name in AXIS_OF}
+    # Maps of earlier versions hold the flags instead.
+    mapped = facts.get("plane") or {name: facts.get(name) for name in AXIS_OF}
+    with open_micrograph(config.image) as micrograph:
+        sizes = micrograph.sizes
+    chosen = {
+        name: index
+        for name, index in mapped.items()
+        if given[name] is None and index is not None and 1 < sizes[AXIS_OF[name]] > index
+    }
+    if chosen:
+        named = ", ".join(f"{name} {index}" for name, index in chosen.items())
+        print(f"note: the plane of the map is restored: {named}")
+    return chosen | {name: index for name, index in given.items() if index is not None}
+
+
 def read_map_and_camera(
     config: Config, micrograph: Micrograph, psf_map: PsfMap, facts: dict[str, Any]
 ) -> tuple[PsfMap, Camera]:
@@ -84,7 +102,9 @@ def read_map_and_camera(
     given = {name: getattr(config, name) for name in OPTICS_NAMES}
     changed = {n: v for n, v in given.items() if v not in (None, facts["optics"][n])}
     if changed:
-        print(f"note: {', '.join(map(flag_of, changed))} overrule the optics of {config.map}")
+        print(
+            f"note: the optics of {config.map} are overruled by {', '.join(map(flag_of, changed))}"
+        )
         psf_map = replace(psf_map, microscope=replace(psf_map.microscope, **changed))
     offset, gain = config.offset_counts, config.gain_counts_per_e
     if not facts.get("camera"):
@@ -115,10 +135,7 @@ def open_with_map(config: Config) -> Iterator[tuple[Micrograph, PsfMap, Camera]]
     """The opened image, its map, read from --map or estimated by --checkpoint, and its camera."""
     if config.map is not None:
         psf_map, facts = read_map(config.map)
-        # The plane of the map is restored, unless flags choose another one.
-        plane = dict(facts.get("plane", {}))
-        plane |= {n: v for n in PLANE if (v := getattr(config, n)) is not None}
-        with open_micrograph(config.image, **plane) as micrograph:
+        with open_micrograph(config.image, **find_plane(config, facts)) as micrograph:
             print_notes(micrograph.notes)
             yield micrograph, *read_map_and_camera(config, micrograph, psf_map, facts)
         return
@@ -151,6 +168,14 @@ class Outcome:
     plane: dict[str, int | None]  # channel, z and t
 
     @property
+    def note(self) -> str:
+        """What the user should know of this plane."""
+        if not self.restored.note:
+            return ""
+        named = ", ".join(f"{k} {v}" for k, v in self.plane.items() if v is not None)
+        return f"{named}: {self.restored.note}"
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Numbers for restoration.json."""
         return {
@@ -175,6 +200,10 @@ def restore_plane(
             "that counts above it are light."
         )
     light = (plane - camera.offset_counts).clamp(min=0).to(pick_device(config.device))
+    place = {"channel": micrograph.channel, "z": micrograph.z, "t": micrograph.t}
+    if config.all_planes and light.min() == light.max():
+        same = Restored(light, 0, 0.0, 0.0, light, "the plane is constant and stays as it is")
+        return Outcome(light.cpu().numpy(), light.cpu().numpy(), same, 0, place)
     restored, blur = restore_with_map(
         light,
         psf_map,
@@ -185,7 +214,6 @@ def restore_plane(
         config.cautious,
         {"auto": None, "yes": True, "no": False}[config.refine],
     )
-    place = {"channel": micrograph.channel, "z": micrograph.z, "t": micrograph.t}
     after = restored.image.cpu().numpy()
     return Outcome(light.cpu().numpy(), after, restored, blur.rank, place)
 
@@ -244,6 +272,10 @@ def main(config: Config) -> None:
         f"{first.eigen_psfs} eigen-PSFs",
     )
     seconds = round(time.perf_counter() - started, 2)
+    known = camera.gain_counts_per_e is not None
+    meaning = (
+        "about 1 if PSF, gain and offset are right" if known else "no measure without the gain"
+    )
     write_json(
         config.out / "restoration.json",
         {
@@ -260,9 +292,9 @@ def main(config: Config) -> None:
         f"{len(outcomes)} plane{'s' if len(outcomes) > 1 else ''} in {seconds:.1f} s; "
         f"{first.restored.iterations} iterations, total variation {first.restored.tv:.3g}, "
         f"{first.eigen_psfs} eigen-PSFs; deviance {first.restored.deviance:.2f} per pixel "
-        "(about 1 if PSF, gain and offset are right)"
+        f"({meaning})"
     )
-    print_notes(sorted({outcome.restored.note for outcome in outcomes if outcome.restored.note}))
+    print_notes(outcome.note for outcome in outcomes if outcome.note)
     print(f"wrote {config.out} (look at {config.out / 'side_by_side.png'})")
 
 

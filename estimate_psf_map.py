@@ -26,7 +26,7 @@ import tifffile
 import torch
 
 from common.command import keep_freed_memory, pick_device, print_notes, run, settings_of
-from common.files import run_record, whole_file, write_imagej, write_json
+from common.files import run_record, write_csv, write_imagej, write_json
 from common.overviews import draw_map
 from micrographs.camera import Camera
 from micrographs.micrograph import Micrograph
@@ -97,7 +97,7 @@ def describe_light(photons: np.ndarray) -> str:
     """The light of the patches with content, in words."""
     median = float(np.median(photons))
     if np.isnan(median):
-        return "photons per pixel unknown"
+        return "photons per pixel unknown: the image does not show the gain (--gain-counts-per-e)"
     number = f"{median:,.0f}" if median >= 100 else f"{median:.2g}"
     return f"{number} photons per pixel"
 
@@ -127,8 +127,7 @@ def write_maps(
     if depth is not None:
         more += [("depth_um", depth.values)]
         more += [("depth_standard_deviation_um", depth.standard_deviations)]
-    with whole_file(config.out / "map.csv") as partial:
-        map_table(patches, pixel_um, more).to_csv(partial, index=False, float_format="%.5g")
+    write_csv(config.out / "map.csv", map_table(patches, pixel_um, more), "%.5g")
     if not config.full_resolution:
         return
     # A smooth map knows its blank patches from their neighbours.

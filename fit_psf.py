@@ -24,7 +24,7 @@ import tyro
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from common.command import keep_freed_memory, run
+from common.command import keep_freed_memory, print_notes, run
 from common.files import check_out_folder, run_record, write_imagej, write_json
 from common.overviews import draw_bead_fit
 from micrographs.metadata import OpticsFacts, flag_or_file, resolve_optics
@@ -92,8 +92,7 @@ def read_stack(config: Config) -> Stack:
                 f"{config.stack} is a colour image; choose one of its colours with --channel."
             )
         planes, notes = micrograph.focal_planes()
-        for note in (*micrograph.notes, *notes):
-            print(f"note: {note}")
+        print_notes(notes)
         counts = np.stack([plane.plane().numpy() for plane in planes])
         facts = micrograph.facts
     if not np.isfinite(counts).all():
@@ -117,8 +116,7 @@ def build_scene(config: Config, stack: Stack) -> Scene:
     step = flag_or_file("z_step_um", config.z_step_um, stack.facts, notes)
     if step is None:
         raise InputError("the file does not tell its z step; give --z-step-um.")
-    for note in notes:
-        print(f"note: {note}")
+    print_notes(notes)
     z_step_um, microscope = step[0], known.microscope
     if not 0 < abs(z_step_um) < LARGEST_STEP_UM:
         raise InputError(f"--z-step-um is {z_step_um:g}; it is in um between two planes.")

@@ -27,6 +27,7 @@ INDEX_OF_IMMERSION = {"air": 1.0, "water": 1.33, "waterdipping": 1.33, "glycerol
 INDEX_OF_IMMERSION |= {"oil": 1.518}
 SQUARE = 1.01  # largest ratio of the sides of a square pixel: metadata are rounded
 SAME = 0.01  # relative difference between a flag and the metadata that needs no note
+NOT_NEEDED = "not needed"  # source of a number on which the result does not depend
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def resolve_optics(
         if found is not None:
             values[name], sources[name] = found
         elif not_needed is not None and name in not_needed:
-            values[name], sources[name] = not_needed[name], "not needed"
+            values[name], sources[name] = not_needed[name], NOT_NEEDED
     missing = [flag_of(name) for name in OPTICS_NAMES if name not in values]
     if missing:
         raise InputError(f"the file does not tell its optics; give {', '.join(missing)}.")

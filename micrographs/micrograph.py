@@ -83,16 +83,19 @@ class Micrograph:
         return self.rows(0, self.shape[0])
 
     def focal_planes(self) -> tuple[list["Micrograph"], tuple[str, ...]]:
-        """The planes of the focal stack that this plane belongs to, and notes for the user.
+        """The planes of the focal stack that this plane belongs to, and all notes for the user.
 
         They are the planes in z; of a file with one plane in z they are its time points, since
         some programs store a stack so.
         """
         sizes = self.sizes
         if sizes["Z"] > 1 or sizes["T"] == 1:
-            return [self.select(z=z) for z in range(sizes["Z"])], ()
-        note = f"one plane in z; its {sizes['T']} time points are taken for the planes of the stack"
-        return [self.select(t=t) for t in range(sizes["T"])], (note,)
+            return [self.select(z=z) for z in range(sizes["Z"])], self.notes
+        notes = [note for note in self.notes if not note.endswith(FLAGS["T"])]
+        notes.append(
+            f"one plane in z; the {sizes['T']} time points are taken for the planes of the stack"
+        )
+        return [self.select(t=t) for t in range(sizes["T"])], tuple(notes)
 
     def select(
         self, channel: int | None = None, z: int | None = None, t: int | None = None

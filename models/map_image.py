@@ -8,6 +8,7 @@ camera and the resampling. `map_image` predicts and smooths the map of the chose
 predicts the maps of all planes.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +28,7 @@ from models.mapping import Image, PsfMap, predict_map, predict_stack
 from models.resampling import ResampledImage, Resampling, fit_resampling
 from models.smoothing import SmoothMap, smooth_map
 from psf.errors import InputError
-from psf.microscope import OPTICS_NAMES, Microscope
+from psf.microscope import OPTICS_NAMES, Microscope, SamplingWarning
 from psf.model import PsfModel
 
 SAMPLE_PX = 2**22  # pixels, about, from which the camera is estimated
@@ -37,6 +38,8 @@ UNFINISHED = ("unfinished_map.f32", "unfinished_map.json")
 # Shares of the pixels. Below the first they are hot pixels or a few bright spots; above the second
 # most patches hold some, and their PSF cannot be estimated.
 SATURATED_WARN, SATURATED_REFUSE = 0.001, 0.25
+# Share of the patches. Where the error bars hold, 0.3 % lie outside three standard deviations.
+MANY_OUTLIERS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,8 @@ class MapOptions(RecordingOptions):
 class Recording:
     """An open image or stack, and all that a network has to know of it."""
 
-    micrograph: Micrograph
+    micrograph: Micrograph  # the chosen plane, or the first one of a focal stack
+    planes: tuple[Micrograph, ...]  # the chosen plane, or all planes of the focal stack
     estimator: Estimator
     optics: KnownOptics
     resampling: Resampling
@@ -112,9 +116,15 @@ def check_map_options(options: MapOptions) -> None:
 
 @contextmanager
 def open_recording(
-    path: Path, options: RecordingOptions, estimator: Estimator, z: int | None = None
+    path: Path,
+    options: RecordingOptions,
+    estimator: Estimator,
+    z: int | None = None,
+    is_stack: bool = False,
 ) -> Iterator[Recording]:
-    """Open plane `z` of a file (default: the middle one) for a network; closed at the end.
+    """Open plane `z` of a file (default: the middle one), or a focal stack, for a network.
+
+    The file is closed at the end.
 
     Raises
     ------
@@ -122,13 +132,16 @@ def open_recording(
         If the file cannot be read, its optics are unknown or not those of the network, or most of
         it is saturated.
     """
-    with open_micrograph(path, options.channel, z, options.t) as micrograph:
+    with open_micrograph(path, options.channel, 0 if is_stack else z, options.t) as micrograph:
+        planes, found = [micrograph], micrograph.notes
+        if is_stack:
+            planes, found = micrograph.focal_planes()
         optics = known_optics(options, micrograph.facts, estimator.psf_model)
         resampling = choose_resampling(estimator, optics.microscope, options.allow_other_optics)
         offset = getattr(options, "offset_counts", None)
         gain = getattr(options, "gain_counts_per_e", None)
         camera, saturation = look_at_camera(micrograph, offset, gain)
-        notes = [*micrograph.notes, *optics.notes, *saturation]
+        notes = [*found, *optics.notes, *saturation]
         if resampling.factor > 1:
             notes.append(
                 f"the pixels are finer than the network's: the image is {resampling.describe()}"
@@ -136,7 +149,9 @@ def open_recording(
         stride = options.stride
         if stride > 0:
             stride = max(1, round(stride / resampling.factor))
-        yield Recording(micrograph, estimator, optics, resampling, camera, stride, tuple(notes))
+        yield Recording(
+            micrograph, tuple(planes), estimator, optics, resampling, camera, stride, tuple(notes)
+        )
 
 
 def known_optics(options: RecordingOptions, facts: OpticsFacts, model: PsfModel) -> KnownOptics:
@@ -147,13 +162,15 @@ def known_optics(options: RecordingOptions, facts: OpticsFacts, model: PsfModel)
     InputError
         If neither flags nor the file tell a number that is needed.
     """
+    flags = {name: getattr(options, name) for name in OPTICS_NAMES}
+    if not model.is_gaussian:
+        return resolve_optics(flags, facts)
     not_needed = asdict(Microscope())
     not_needed.pop("pixel_size_um")
-    return resolve_optics(
-        {name: getattr(options, name) for name in OPTICS_NAMES},
-        facts,
-        not_needed if model.is_gaussian else None,
-    )
+    with warnings.catch_warnings():
+        # Whether a pixel is too coarse depends on optics that nobody gave.
+        warnings.simplefilter("ignore", SamplingWarning)
+        return resolve_optics(flags, facts, not_needed)
 
 
 def choose_resampling(
@@ -237,7 +254,6 @@ def map_image(
     stat = micrograph.path.stat()
     key = {"image": str(micrograph.path.resolve()), "bytes": stat.st_size, "t": micrograph.t}
     key |= {"changed": stat.st_mtime, "channel": micrograph.channel, "z": micrograph.z}
-    key |= asdict(recording.resampling)
     is_large = stride > 0 and image.shape[0] * image.shape[1] > RESUMED * stride**2
     partial = keep_in / UNFINISHED[0] if keep_in is not None and is_large else None
     seen_by = recording.resampling.microscope(recording.microscope)
@@ -254,15 +270,15 @@ def map_image(
     return ImageMap(patches, *smooth_parameters(patches, overlap, smooth))
 
 
-def map_stack(recording: Recording, planes: list[Micrograph]) -> list[PsfMap]:
-    """Maps of planes of the opened file, every patch by itself.
+def map_stack(recording: Recording) -> list[PsfMap]:
+    """Maps of all planes of the opened focal stack, every patch by itself.
 
     Raises
     ------
     InputError
         If a plane is constant, holds NaN or is smaller than a patch; it says which one.
     """
-    images = [network_image(recording, plane) for plane in planes]
+    images = [network_image(recording, plane) for plane in recording.planes]
     seen_by = recording.resampling.microscope(recording.microscope)
     maps = predict_stack(recording.estimator, images, seen_by, recording.stride_px)
     return [in_file_pixels(recording, one) for one in maps]
@@ -322,6 +338,11 @@ def describe_map(found: ImageMap) -> list[str]:
             f"{name}: smoothed with strength {one.strength:.3g}; {one.outliers:.1%} of the patches "
             "lie more than three standard deviations from the smooth map"
         )
+        if one.outliers > MANY_OUTLIERS:
+            lines.append(
+                f"note: the smooth {name} does not describe these patches, and its standard "
+                "deviations are too small; compare the map of --smooth off"
+            )
     return lines
 
 

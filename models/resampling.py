@@ -36,6 +36,8 @@ class Resampling:
 
     def microscope(self, microscope: Microscope) -> Microscope:
         """Optics with the pixel that the network sees."""
+        if self.factor == 1:
+            return microscope
         return replace(microscope, pixel_size_um=microscope.pixel_size_um * self.factor)
 
     def describe(self) -> str:

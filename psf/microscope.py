@@ -157,7 +157,8 @@ def _column(
 def simulated_microscopes(optics: Iterable[Sequence[float]]) -> list[Microscope]:
     """Microscopes from rows of (na, wavelength_um, pixel_size_um, refractive_index).
 
-    They do not warn of coarse pixels, since a simulation chooses its pixels on purpose.
+    They do not warn of coarse pixels: a simulation chooses them on purpose, and who read them from
+    a file has been warned when it was made.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)

@@ -15,7 +15,7 @@ from models.mapping import PsfMap
 from models.smoothing import smooth_map
 from psf.blur import interpolate_grid
 from psf.errors import InputError
-from psf.microscope import Microscope
+from psf.microscope import OPTICS_NAMES, simulated_microscopes
 from psf.model import from_config
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
 from restoration.variant_blur import VariantBlur, finer_grid, psf_grid_from_map
@@ -183,7 +183,7 @@ def _patches(path: Path, config: Mapping[str, Any]) -> PsfMap:
         raise InputError(f"{path} holds NaN or infinite values; make the map again.")
     return PsfMap(
         from_config(config["psf_model"]),
-        Microscope(**config["optics"]),
+        simulated_microscopes([[config["optics"][name] for name in OPTICS_NAMES]])[0],
         values,
         grid(spreads).nan_to_num(0.0),
         grid(["content_probability"])[0],

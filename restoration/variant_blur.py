@@ -10,6 +10,7 @@ side. The image is the valid centre. Light from outside the image is thus part o
 the borders of a restoration neither ring nor darken.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +19,7 @@ from scipy.fft import next_fast_len
 
 from psf.blur import interpolate_grid
 from psf.errors import InputError
+from psf.light import ScalarWarning
 from psf.microscope import Microscope
 from psf.model import PsfModel
 from psf.synthesis import synthesize
@@ -264,7 +266,10 @@ def psf_grid_from_map(
         raise InputError(f"the PSF size is {psf_size}; give an odd number of pixels.")
     low, high = values.new_tensor(model.label_ranges).T[..., None, None]
     labels = values.clamp(low, high).flatten(1).T
-    psfs = synthesize(model, labels, microscope, psf_size)
+    with warnings.catch_warnings():
+        # The map holds estimates of a network for this light; nobody can choose another one here.
+        warnings.simplefilter("ignore", ScalarWarning)
+        psfs = synthesize(model, labels, microscope, psf_size)
     return psfs.reshape(*values.shape[1:], psf_size, psf_size)
 
 

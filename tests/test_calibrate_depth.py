@@ -134,6 +134,12 @@ def test_gaussian_widths_are_calibrated_unsigned(config, reader, tmp_path):
     assert found.depth_um(np.hypot(2.0, 5 / 1.2)) == pytest.approx(5, abs=0.2)
 
 
+def test_gaussian_widths_need_the_optics_of_the_depth(config, reader):
+    reader.__init__("gaussian1d")
+    with pytest.raises(InputError, match="holds for one microscope; give --na, --wavelength-um"):
+        main(config(na=None, wavelength_um=None))
+
+
 def test_patches_without_content_do_not_count(config, tmp_path):
     path = write_stack(tmp_path / "part.tif")
     pixels = tifffile.imread(path)
@@ -175,7 +181,9 @@ def test_planes_that_were_saved_as_time_points(config, tmp_path, capsys):
     movie = tmp_path / "movie.tif"
     tifffile.imwrite(movie, tifffile.imread(config().stack), imagej=True, metadata={"axes": "TYX"})
     main(config(stack=movie))
-    assert "15 time points are taken for the planes" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "15 time points are taken for the planes" in printed
+    assert "--t" not in printed
     found = DepthCalibration.from_json(tmp_path / "depth" / "depth_calibration.json")
     assert found.focus_z_um == pytest.approx(FOCUS_UM, abs=0.3)
 

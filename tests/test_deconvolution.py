@@ -13,7 +13,6 @@ from restoration.stopping import choose, search_windows
 from restoration.variant_blur import VariantBlur
 
 SIZE, K = 128, 31
-MARGIN = K // 2
 
 
 def psf_of(z_um, size=K):

@@ -344,6 +344,49 @@ def test_plane_of_the_map_is_restored_unless_a_flag_chooses(
     assert restored.mean() == pytest.approx(float(stack[z].mean()) - 100, rel=0.03)
 
 
+def test_file_without_the_plane_of_the_map_is_restored(map_folder, tmp_path, monkeypatch, capsys):
+    folder, path, _ = map_folder
+    config = folder / "config.json"
+    facts = json.loads(config.read_text()) | {"plane": {"channel": 0, "z": 2, "t": 0}}
+    config.write_text(json.dumps(facts))
+    arguments = (path, "--map", folder, "--iterations", 3, "--out", tmp_path / "out")
+    code, printed = call(monkeypatch, capsys, *arguments)
+    assert code == 0, printed.err
+    assert "plane of the map" not in printed.out
+
+
+def test_constant_plane_of_a_stack_stays_as_it_is(map_folder, tmp_path, monkeypatch, capsys):
+    folder, path, _ = map_folder
+    plane = tifffile.imread(path)
+    stack = np.stack([plane, np.full_like(plane, 300)])
+    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    arguments = (tmp_path / "stack.tif", "--map", folder, "--iterations", 3, "--all-planes")
+    code, printed = call(monkeypatch, capsys, *arguments, "--out", tmp_path / "out")
+    assert code == 0, printed.err
+    assert "channel 0, z 1, t 0: the plane is constant" in printed.out
+    restored = tifffile.imread(tmp_path / "out" / "restored.tif")
+    assert (restored[1] == 200).all()
+    assert restored[0].std() > plane.std()
+
+
+def test_restoration_runs_on_the_device_that_is_asked_for(
+    map_folder, tmp_path, monkeypatch, capsys
+):
+    seen = []
+
+    def restore(image, psf_map, *settings):
+        seen.append(image.device.type)
+        raise InputError("seen")
+
+    monkeypatch.setattr(deconvolve, "pick_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(deconvolve, "restore_with_map", restore)
+    code, printed = call(
+        monkeypatch, capsys, map_folder[1], "--map", map_folder[0], "--out", tmp_path / "out"
+    )
+    assert code == 2 and "seen" in printed.err, printed.err
+    assert seen == ["meta"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
