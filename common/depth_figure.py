@@ -87,7 +87,8 @@ def _draw_precision(axes: Axes, summary: pd.DataFrame) -> None:
     axes.set(xlabel="tilt (degrees)", ylabel="rms error (µm); dotted black: paper", yscale="log")
     axes.set_yticks((0.2, 0.5, 1, 2, 5), ("0.2", "0.5", "1", "2", "5"), minor=False)
     axes.yaxis.set_minor_formatter("")
-    axes.legend(fontsize=7)
+    axes.set_ylim(0.15, 7)  # the legend has room above the points
+    axes.legend(fontsize=6.5, loc="upper center", ncols=2)
     axes.grid(alpha=0.3, which="both")
 
 
