@@ -77,6 +77,8 @@ def fit_curve(
         near_um = float(grid[np.argmin([misfit(z) for z in grid])])
     else:
         step = (high - low) / len(z_um)
+    # The focal plane may be an end of the stack that is left out here.
+    low, high = min(low, near_um), max(high, near_um)
     bounds = (max(low, near_um - step), min(high, near_um + step))
     found = minimize_scalar(misfit, bounds=bounds, method="bounded", options={"xatol": step / 200})
     best = min((float(found.x), near_um, *bounds), key=misfit)

@@ -189,3 +189,12 @@ def test_a_limit_that_nothing_keeps_is_refused():
     values, deviations = stack(rising, plane_noise=0.1)
     with pytest.raises(InputError, match=r"up to 0\.01 um.* larger --limit-um"):
         fit_depth(values, deviations, Z_UM, True, MICROSCOPE, limit_um=0.01)
+
+
+@pytest.mark.parametrize("end", [0.0, 19.68])
+def test_stack_on_one_side_of_focus_gives_the_distance_from_its_end(end):
+    z_um = np.arange(7) * 3.28  # the plane in focus is the first or the last one
+    found = fitted(lambda z: np.abs(z - end) / UM_PER_WAVE, False, z_um, patch_noise=0.02)
+    assert found.focus_z_um == pytest.approx(end, abs=0.5)
+    distance = np.array([5.0, 10.0, 15.0])
+    assert np.abs(found.depth_um(distance / UM_PER_WAVE) - distance).max() < 0.5
