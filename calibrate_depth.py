@@ -173,8 +173,8 @@ def report(calibration: DepthCalibration, z_um: np.ndarray) -> None:
     step = (ends[1] - ends[0]) / (len(z_um) - 1)
     if min(abs(calibration.focus_z_um - end) for end in ends) < step:
         print(
-            "the focal plane lies at the end of the stack, or beyond it: depth may count from a "
-            "wrong plane; record the stack through the focus."
+            "note: the focal plane is an end of the stack, or outside it, so that depth "
+            "may count from a wrong plane; record the stack through the focus."
         )
 
 

@@ -263,7 +263,7 @@ def map_image(
             forget_unfinished(keep_in)
         raise InputError(
             "no patch of the image holds anything to estimate from: it is blank, far too dark, or "
-            "blurred beyond the range of the network."
+            "blurred more than the network can read."
         )
     patches = in_file_pixels(recording, found)
     overlap = max(1.0, recording.estimator.patch_size / stride)
