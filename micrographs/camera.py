@@ -41,8 +41,10 @@ class Camera:
     noise_counts: float  # standard deviation of the noise at middle brightness
 
 
-def estimate_camera(plane: torch.Tensor) -> Camera:
+def estimate_camera(plane: torch.Tensor, usable: torch.Tensor | None = None) -> Camera:
     """Offset and gain of the camera that recorded a plane (H, W) of counts.
+
+    Blocks are left out if they hold pixels that are not `usable`, (H, W) bool; by default all are.
 
     One image has its limits. Read noise shifts the line as a lower offset does: the offset found is
     too low by gain x read_noise_e^2 (2.6 counts for 1.6 e at gain 1). Out-of-focus background is
@@ -53,6 +55,9 @@ def estimate_camera(plane: torch.Tensor) -> Camera:
     If the noise does not rise with brightness, or the image has too few blocks or too little
     contrast, the gain is None and the offset is that of the darkest blocks.
     """
+    if usable is not None and not usable.all():
+        # Blocks with NaN are left out, and so are blocks whose differences reach into one.
+        plane = torch.where(usable, plane, torch.nan)
     mean, variance = _blocks(plane)
     if len(mean) == 0:
         finite = plane[plane.isfinite()]
@@ -95,7 +100,8 @@ def saturated_share(plane: torch.Tensor, full_scale: float | None) -> float:
 def _blocks(plane: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Means and noise variances (B,) of the blocks without clipped or missing pixels."""
     means, variances = [], []
-    low, high = plane.min(), plane.max()
+    known = plane[plane.isfinite()]
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
     for band in _bands(plane):
         if min(band.shape) < BLOCK_PX + len(DIFFERENCE) - 1:
             continue

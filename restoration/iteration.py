@@ -58,10 +58,13 @@ class Settings:
     acceleration: str | None
     mean: float  # of the whole image, photons
     level: float  # mean without the background: brightness of the uniform start
+    usable: torch.Tensor | None = None  # (H, W) bool; pixels without it have weight 0. None: all
 
     def of_part(self, part: tuple[slice, slice]) -> "Settings":
         """The same settings for a part of the image."""
-        return replace(self, background=self.background[part]) if self.background.ndim else self
+        background = self.background[part] if self.background.ndim else self.background
+        usable = None if self.usable is None else self.usable[part]
+        return replace(self, background=background, usable=usable)
 
 
 def restore(
@@ -73,7 +76,7 @@ def restore(
     """
     # one step more than asked for: it yields the image that is expected of the last object
     objects, expected = next(islice(steps(photons[None], blur, settings), iterations, None))
-    deviance = deviance_per_pixel(photons, expected[0])
+    deviance = deviance_per_pixel(photons, expected[0], settings.usable)
     if iterations == 0:
         image, tv, note = (photons - settings.background).clamp(min=0), 0.0, NOT_RESTORED
     else:
@@ -84,11 +87,16 @@ def restore(
 def steps(
     photons: torch.Tensor, blur: VariantBlur, settings: Settings
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Objects (N, field) and the images (N, H, W) expected of them, after 0, 1, 2... updates."""
-    level, background = settings.level, settings.background
-    unseen = (UNSEEN - blur.seen).clamp(min=0)  # pulls the factor of such points to 1
-    seen = blur.seen + unseen
-    objects = torch.full_like(seen, level).expand(len(photons), -1, -1)
+    """Objects (N, field) and the images (N, H, W) expected of them, after 0, 1, 2... updates.
+
+    Pixels that are not usable have weight 0: the factor of an update is
+    A^T (w photons / expected) / A^T w.
+    """
+    level, background, usable = settings.level, settings.background, settings.usable
+    seen = blur.seen if usable is None else blur.seen_by(usable)
+    unseen = (UNSEEN - seen).clamp(min=0)  # pulls the factor of such points to 1
+    objects = uniform_start(photons, blur, settings, seen)
+    seen = seen + unseen
     momentum = Momentum(settings.acceleration)
     if settings.tv:
         weight, rounding = prior_scales(photons, blur, settings)
@@ -96,7 +104,8 @@ def steps(
         start = momentum.ahead(objects)
         expected = (blur.forward(start) + background).clamp_(min=SMALLEST_IMAGE * level)
         yield objects, expected
-        factor = blur.adjoint(photons / expected).add_(unseen).clamp_(min=0).div_(seen)
+        ratio = photons / expected if usable is None else photons / expected * usable
+        factor = blur.adjoint(ratio).add_(unseen).clamp_(min=0).div_(seen)
         if settings.tv:
             # divides by seen * (1 - tv div), not by seen - tv div: outside the image, where seen is
             # small, the prior would outweigh the data
@@ -105,6 +114,23 @@ def steps(
         updated = factor.mul_(start)
         momentum.learn(objects, start, updated)
         objects = updated
+
+
+def uniform_start(
+    photons: torch.Tensor, blur: VariantBlur, settings: Settings, seen: torch.Tensor
+) -> torch.Tensor:
+    """Objects (N, field) of uniform brightness; the local light where no usable pixel sees them.
+
+    The likelihood moves such points hardly at all, so that they would stay at the mean.
+    """
+    objects = torch.full_like(seen, settings.level).expand(len(photons), -1, -1)
+    if settings.usable is None:
+        return objects
+    hidden = (seen < UNSEEN) & (blur.seen >= UNSEEN)
+    if not hidden.any():
+        return objects
+    light = local_light(photons, blur, settings) - (settings.mean - settings.level)
+    return torch.where(hidden, light.clamp_(min=DIMMEST * settings.level), objects)
 
 
 def prior_scales(
@@ -116,16 +142,26 @@ def prior_scales(
     share of the local brightness of the object.
     """
     mean = settings.mean
-    smooth = np.stack([gaussian_filter(one, LIGHT_WIDTH_PX) for one in photons.cpu().numpy()])
-    light = torch.from_numpy(smooth).to(photons).clamp_(min=max(DIMMEST * mean, min(mean, 1.0)))
-    (top, left), (height, width) = (part.start for part in blur.image_part), blur.field_shape
-    margins = (left, width - left - blur.shape[1], top, height - top - blur.shape[0])
-    light = torch.nn.functional.pad(light[:, None], margins, mode="replicate")[:, 0]
+    light = local_light(photons, blur, settings)
     weight = (settings.tv * (mean / light).sqrt()).clamp_(max=LARGEST_TV)
     # mean and level differ by the background, which adds noise but no structure
     brightness = (light - (mean - settings.level)).clamp_(min=DIMMEST * settings.level)
     rounding = brightness.mul_((TV_ROUNDING_PER_TV * weight).clamp_(min=TV_ROUNDING))
     return weight, rounding
+
+
+def local_light(photons: torch.Tensor, blur: VariantBlur, settings: Settings) -> torch.Tensor:
+    """Brightness (N, field) of the surroundings, in photons, continued outside the image.
+
+    Pixels that are not usable hold the median of usable neighbours, see
+    `restoration.richardson_lucy.check_image`.
+    """
+    mean = settings.mean
+    smooth = np.stack([gaussian_filter(one, LIGHT_WIDTH_PX) for one in photons.cpu().numpy()])
+    light = torch.from_numpy(smooth).to(photons).clamp_(min=max(DIMMEST * mean, min(mean, 1.0)))
+    (top, left), (height, width) = (part.start for part in blur.image_part), blur.field_shape
+    margins = (left, width - left - blur.shape[1], top, height - top - blur.shape[0])
+    return torch.nn.functional.pad(light[:, None], margins, mode="replicate")[:, 0]
 
 
 class Momentum:
@@ -184,7 +220,12 @@ def curvature(
     return total
 
 
-def deviance_per_pixel(photons: torch.Tensor, expected: torch.Tensor) -> float:
-    """Mean Poisson deviance: about 1 if counts above one photon scatter around `expected`."""
+def deviance_per_pixel(
+    photons: torch.Tensor, expected: torch.Tensor, usable: torch.Tensor | None = None
+) -> float:
+    """Mean Poisson deviance of the usable pixels.
+
+    It is about 1 if counts above one photon scatter around `expected`.
+    """
     misfit = torch.special.xlogy(photons, photons / expected) - photons + expected
-    return 2 * float(in_float64(misfit).mean())
+    return 2 * float(in_float64(misfit if usable is None else misfit[usable]).mean())

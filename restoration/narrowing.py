@@ -91,7 +91,7 @@ def evidence_of_factors(
             own = blur if factor == 1 else blur_of_map(scaled(psf_map, factor), shape)
             _, expected = next(islice(steps(training[None], own, settings), count, None))
             prior = -((math.log(factor) / PRIOR_OF_FACTOR) ** 2) / 2
-            found[factor] = evidence(held_out, expected[0], training) + prior
+            found[factor] = evidence(held_out, expected[0], training, settings.usable) + prior
             bar.update()
             if factor < 1:
                 best = np.max([found[one] for one in found if one > factor], 0)
@@ -101,13 +101,19 @@ def evidence_of_factors(
     return found
 
 
-def evidence(held_out: torch.Tensor, expected: torch.Tensor, training: torch.Tensor) -> np.ndarray:
+def evidence(
+    held_out: torch.Tensor,
+    expected: torch.Tensor,
+    training: torch.Tensor,
+    usable: torch.Tensor | None = None,
+) -> np.ndarray:
     """Log likelihood of the held-out photons around each cell, (H // CELL, W // CELL).
 
     The likelihood under the training photons themselves is subtracted. It is the same for every map
     and keeps the differences between maps precise.
     """
-    gain = likelihood(held_out, expected) - likelihood(held_out, training.clamp(min=1.0))
+    gain = likelihood(held_out, expected, usable)
+    gain = gain - likelihood(held_out, training.clamp(min=1.0), usable)
     rows, columns = (edge // CELL for edge in gain.shape)
     cut = gain[: rows * CELL, : columns * CELL].cpu().double().numpy()
     cells = cut.reshape(rows, CELL, columns, CELL).sum((1, 3))

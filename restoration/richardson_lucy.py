@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from tqdm import tqdm
 
+from micrographs.outliers import fill_outliers, large_regions
 from psf.errors import InputError
 from restoration.iteration import LARGEST_TV, Restored, Settings, deviance_per_pixel, restore
 from restoration.stopping import choose
@@ -43,6 +44,7 @@ def richardson_lucy(
     generator: torch.Generator | None = None,
     tile: int | None = None,
     overlap: int | None = None,
+    usable: torch.Tensor | None = None,
 ) -> Restored:
     """Restored image, in the unit of the input.
 
@@ -64,6 +66,8 @@ def richardson_lucy(
     tile : edge of the tiles, pixels, that bounds the memory; by default the image is one piece
     overlap : width of the margin around a tile, pixels; by default the size of the PSF, with which
         tiles and whole differ by 1e-6 after 20 iterations (1e-4 by the rounding of float32)
+    usable : (H, W) bool, by default all pixels. Other pixels have weight 0. The result shows the
+        estimate from their neighbours, and the input in `micrographs.outliers.large_regions`.
 
     Raises
     ------
@@ -71,19 +75,20 @@ def richardson_lucy(
         For an image that is negative, not finite, constant or of another shape than the blur's,
         a background as bright as the image, or settings out of range.
     """
-    photons, background = check_image(image, background, gain, blur.shape, blur.eigen_psfs)
+    photons, background = check_image(image, background, gain, blur.shape, blur.eigen_psfs, usable)
     check_restoration(iterations, tv, acceleration)
     margin = blur.psf_size if overlap is None else overlap
     if tile is not None:
         check_tiles(tile, margin, acceleration)
     with torch.no_grad():
-        settings, count = settle(photons, blur, background, iterations, tv, acceleration, generator)
+        rules = (iterations, tv, acceleration, generator)
+        settings, count = settle(photons, blur, background, *rules, usable=usable)
         if tile is None:
             restored = restore(photons, blur, settings, count)
         else:
             parts = list(tiles(blur.shape, tile))
             restored = restore_tiles(photons, blur, settings, count, parts, margin)
-    return in_unit(restored, gain)
+    return keep_regions(in_unit(restored, gain), image, gain * background, usable)
 
 
 def settle(
@@ -94,12 +99,14 @@ def settle(
     tv: float | str,
     acceleration: str | None,
     generator: torch.Generator | None = None,
+    usable: torch.Tensor | None = None,
 ) -> tuple[Settings, int]:
     """Settings as numbers and the count of iterations, for rules such as "auto".
 
     The count is 0 where no automatic count improves the image, see `restoration.stopping.choose`.
     """
-    mean = float(photons.mean())
+    usable = None if usable is None else usable.to(photons.device)
+    mean = float(photons.mean() if usable is None else photons[usable].mean())
     level = mean - float(background.mean())
     if level <= 0:
         raise InputError(
@@ -109,7 +116,7 @@ def settle(
     automatic = iterations == "auto"
     at_one = SMOOTHEST_TV_AT_ONE_PHOTON if automatic else TYPICAL_TV_AT_ONE_PHOTON
     weight = min(at_one / math.sqrt(mean), LARGEST_TV) if tv == "auto" else float(tv)
-    settings = Settings(background, weight, acceleration, mean, level)
+    settings = Settings(background, weight, acceleration, mean, level, usable)
     if not automatic:
         return settings, int(iterations)
     choice = choose(photons, blur, settings, tv == "auto", generator)
@@ -145,7 +152,7 @@ def restore_tiles(
             slice(k.start - p.start, k.stop - p.start) for k, p in zip(kept, part, strict=True)
         )
         image[kept], expected[kept] = found.image[inside], found.expected[inside]
-    deviance = deviance_per_pixel(photons, expected)
+    deviance = deviance_per_pixel(photons, expected, settings.usable)
     return Restored(image, iterations, found.tv, deviance, expected, found.note)
 
 
@@ -166,19 +173,37 @@ def in_unit(restored: Restored, gain: float) -> Restored:
     return replace(restored, image=restored.image * gain, expected=restored.expected * gain)
 
 
+def keep_regions(
+    restored: Restored,
+    image: torch.Tensor,
+    background: torch.Tensor,
+    usable: torch.Tensor | None,
+) -> Restored:
+    """The restoration with the input in large regions without usable pixels; all in one unit."""
+    if usable is None:
+        return restored
+    region = large_regions(usable).to(restored.image.device)
+    kept = (image.to(restored.image) - background).clamp(min=0)
+    return replace(restored, image=torch.where(region, kept, restored.image))
+
+
 def check_image(
     image: torch.Tensor,
     background: float | torch.Tensor,
     gain: float,
     shape: tuple[int, int],
     like: torch.Tensor,
+    usable: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Photons (H, W) and background, () or (H, W), in photons, in the type and place of `like`.
+
+    Pixels that are not usable come back with the median of their usable neighbours.
 
     Raises
     ------
     InputError
-        If the image has another shape or cannot be restored, or gain or background are not valid.
+        If the image has another shape or cannot be restored, no pixel is usable, or gain or
+        background are not valid.
     """
     if tuple(image.shape) != shape:
         raise InputError(
@@ -188,6 +213,10 @@ def check_image(
     if not (math.isfinite(gain) and gain > 0):
         raise InputError(f"the gain is {gain:g}; give a positive number of counts per photon.")
     image = image.detach().to(like)
+    if usable is not None:
+        if not usable.any():
+            raise InputError("no pixel of the image is usable; record the image again.")
+        image = fill_outliers(image, usable.to(image.device))
     if not torch.isfinite(image).all():
         raise InputError("the image contains NaN or infinite pixels; repair or crop it first.")
     if (image < 0).any():

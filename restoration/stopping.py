@@ -74,10 +74,16 @@ def split(
     return training.to(photons) / KEPT_FOR_TRAINING, (counts - training).to(photons)
 
 
-def likelihood(held_out: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Log likelihood (H, W) of held-out counts, given the image that is expected of all photons."""
+def likelihood(
+    held_out: torch.Tensor, expected: torch.Tensor, usable: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Log likelihood (H, W) of held-out counts, given the image that is expected of all photons.
+
+    It is 0 for pixels that are not usable.
+    """
     predicted = (1 - KEPT_FOR_TRAINING) * expected
-    return held_out * predicted.log() - predicted
+    found = held_out * predicted.log() - predicted
+    return found if usable is None else found * usable
 
 
 def _stop(windows: Sequence[tuple], tv: float) -> Choice:
@@ -86,8 +92,8 @@ def _stop(windows: Sequence[tuple], tv: float) -> Choice:
     best = Choice(0, tv, -math.inf)
     for count, found in enumerate(zip(*runs, strict=True)):
         score = 0.0
-        for (_, held_out, _, _), (_, expected) in zip(windows, found, strict=True):
-            score += float(in_float64(likelihood(held_out, expected[0])).sum())
+        for (_, held_out, _, local), (_, expected) in zip(windows, found, strict=True):
+            score += float(in_float64(likelihood(held_out, expected[0], local.usable)).sum())
         if score > best.score + SIGNIFICANT_GAIN:
             best = Choice(count, tv, score)
         if count - best.iterations >= PATIENCE or count >= MOST_ITERATIONS:

@@ -176,8 +176,14 @@ class VariantBlur:
     @cached_property
     def seen(self) -> torch.Tensor:
         """A^T 1, (H + K - 1, W + K - 1): share of each point's light that reaches the image."""
-        ones = self.eigen_psfs.new_ones(1, *self.shape)
-        return self.adjoint(ones)[0].clamp(min=0)
+        return self.seen_by(self.eigen_psfs.new_ones(self.shape))
+
+    def seen_by(self, weights: torch.Tensor) -> torch.Tensor:
+        """A^T w, (H + K - 1, W + K - 1): share of each point's light that reaches usable pixels.
+
+        The weights (H, W) are 1 for usable pixels and 0 for others; bool is allowed.
+        """
+        return self.adjoint(weights.to(self.eigen_psfs)[None])[0].clamp(min=0)
 
     def part(self, part: tuple[slice, slice]) -> "VariantBlur":
         """The same blur for a part of the image; its weights are made when they are needed."""

@@ -14,6 +14,7 @@ from restoration.richardson_lucy import (
     check_image,
     check_restoration,
     in_unit,
+    keep_regions,
     restore_tiles,
     settle,
     tiles,
@@ -26,6 +27,7 @@ WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece:
 TILE = 1024  # px, edge of the tiles of a larger image
 MISFIT_WIDTH_PX = 16.0  # standard deviation of the Gaussian that averages squared residuals
 MISFIT_ALLOWED = 1.25  # times the median; under true maps the misfit stays below 1.16
+FEWEST_USABLE = 0.1  # share of the pixels under that Gaussian from which the misfit is known
 DARKEST = 0.05  # share of the mean brightness: in darker places read noise dominates
 MISFIT_FACTOR, MISFIT_ROUNDS = 0.6, 4  # factor on the labels where the PSF is too large; how often
 MISFIT_TILE = 512  # px, edge of the tiles that are restored again
@@ -45,6 +47,7 @@ def restore_with_map(
     gain: float = 1.0,
     cautious: bool = True,
     refined: bool | None = None,
+    usable: torch.Tensor | None = None,
 ) -> tuple[Restored, VariantBlur]:
     """Restored image, in the unit of the input, and the operator that was inverted.
 
@@ -53,7 +56,7 @@ def restore_with_map(
     Parameters
     ----------
     image : (H, W) tensor, camera offset taken off, not negative
-    iterations, background, tv, gain : as for `restoration.richardson_lucy.richardson_lucy`
+    iterations, background, tv, gain, usable : as for `restoration.richardson_lucy.richardson_lucy`
     cautious : use smaller PSFs where the map is uncertain (`psf_uncertainty`) or the PSF too large
         for the image (`misfit_of`), and only denoise where the map found no content
     refined : scale the map first (`restoration.narrowing`), in several times the time; by default
@@ -67,13 +70,13 @@ def restore_with_map(
     shape = (image.shape[0], image.shape[1])
     check_map_fits(psf_map, shape)
     psf_map = map_on(psf_map, image.device)
-    photons, behind = check_image(image, background, gain, shape, psf_map.values)
+    photons, behind = check_image(image, background, gain, shape, psf_map.values, usable)
     rules = (iterations, tv, ACCELERATION)
     check_restoration(*rules)
     chosen = None
     if refined or (refined is None and cautious and image.numel() <= SCALED_PX):
         blur = blur_of_map(psf_map, shape)
-        chosen = settle(photons, blur, behind, *rules)
+        chosen = settle(photons, blur, behind, *rules, usable=usable)
         better = fit_map_scale(photons, psf_map, blur, *chosen)
         if better is not psf_map:
             psf_map, chosen = better, None
@@ -81,7 +84,7 @@ def restore_with_map(
         lowered = LOWERED_WHERE_UNCERTAIN * psf_uncertainty(psf_map, shape)
         psf_map = scaled(psf_map, 1 - lowered)
     blur = blur_of_map(psf_map, shape)
-    settings, count = chosen or settle(photons, blur, behind, *rules)
+    settings, count = chosen or settle(photons, blur, behind, *rules, usable=usable)
     if photons.numel() > WHOLE_PX:
         parts = list(tiles(shape, TILE))
         restored = restore_tiles(photons, blur, settings, count, parts)
@@ -90,7 +93,7 @@ def restore_with_map(
     if cautious and count:
         restored, psf_map, blur = restore_misfits(photons, psf_map, blur, settings, restored)
         restored = denoise_blank_places(photons, psf_map, settings, restored)
-    return in_unit(restored, gain), blur
+    return keep_regions(in_unit(restored, gain), image, gain * behind, usable), blur
 
 
 def check_map_fits(psf_map: PsfMap, shape: tuple[int, int]) -> None:
@@ -125,18 +128,25 @@ def psf_uncertainty(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
     return torch.stack(changes).amax(0).clamp(0, 1) ** 4
 
 
-def misfit_of(image: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+def misfit_of(
+    image: torch.Tensor, expected: torch.Tensor, usable: torch.Tensor | None = None
+) -> torch.Tensor:
     """Local misfit (H, W) between an image and the one a restoration expects; 1 is typical.
 
     Squared residuals over their variance under Poisson noise are averaged over the surroundings and
     divided by the median of the field, so that the gain need not be known. A PSF that is too large
     cannot produce the detail of a sharp image and leaves it in the residuals. A PSF that is too
-    small fits everything, noise included.
+    small fits everything, noise included. Where nearly no pixel is usable, the misfit is 0.
     """
     variance = expected + DARKEST * expected.mean()
-    shares = ((image.to(expected) - expected).square() / variance).cpu().numpy()
-    local = torch.from_numpy(gaussian_filter(shares, MISFIT_WIDTH_PX)).to(expected)
-    return local / local.median().clamp(min=torch.finfo(local.dtype).tiny)
+    shares = (image.to(expected) - expected).square() / variance
+    weights = torch.ones_like(expected) if usable is None else usable.to(expected)
+    total, weight = (
+        torch.from_numpy(gaussian_filter(one.cpu().numpy(), MISFIT_WIDTH_PX)).to(expected)
+        for one in (shares * weights, weights)
+    )
+    local = torch.where(weight > FEWEST_USABLE, total / weight.clamp(min=FEWEST_USABLE), 0.0)
+    return local / local[weights > 0].median().clamp(min=torch.finfo(local.dtype).tiny)
 
 
 def shrunk_where_misfit(psf_map: PsfMap, misfit: torch.Tensor) -> PsfMap | None:
@@ -164,7 +174,8 @@ def restore_misfits(
     """Restoration, map and blur after the places whose PSF is too large were restored again."""
     shape = blur.shape
     for _ in range(MISFIT_ROUNDS):
-        smaller = shrunk_where_misfit(psf_map, misfit_of(photons, restored.expected))
+        misfit = misfit_of(photons, restored.expected, settings.usable)
+        smaller = shrunk_where_misfit(psf_map, misfit)
         if smaller is None:
             break
         changed = (smaller.values != psf_map.values).any(0).to(photons)
