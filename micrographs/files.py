@@ -18,7 +18,9 @@ from imagecodecs import DelayedImportError, png_decode
 from PIL import Image
 
 from micrographs.metadata import (
+    Calibration,
     OpticsFacts,
+    calibration_of,
     channel_names,
     ome_root,
     optics_facts,
@@ -79,6 +81,10 @@ class FlatSource:
     def facts(self, channel: int) -> OpticsFacts:
         """Nothing: the resolution in a PNG or JPEG is that of a screen."""
         return OpticsFacts()
+
+    def calibration(self) -> Calibration:
+        """Nothing: these files hold one plane."""
+        return Calibration()
 
     def close(self) -> None:
         """Forget the pixels."""
@@ -224,6 +230,10 @@ class TiffSource:
     def facts(self, channel: int) -> OpticsFacts:
         """Optics from the metadata; a colour image has one channel there."""
         return optics_facts(self._tiff, 0 if self.is_colour else channel)
+
+    def calibration(self) -> Calibration:
+        """Scale and names of all planes."""
+        return calibration_of(self._tiff, self.sizes["C"])
 
     def close(self) -> None:
         """Close the file and those of its set."""

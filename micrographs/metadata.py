@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import tifffile
@@ -25,6 +25,8 @@ DOUBTFUL_UNITS = ("inch", "in", "cm")
 # Indices at 589 nm of the immersions that OME-XML names; "Multi" and "Other" have none.
 INDEX_OF_IMMERSION = {"air": 1.0, "water": 1.33, "waterdipping": 1.33, "glycerol": 1.47}
 INDEX_OF_IMMERSION |= {"oil": 1.518}
+SECONDS_PER_UNIT = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3}
+SECONDS_PER_UNIT |= {"µs": 1e-6, "us": 1e-6, "min": 60.0, "h": 3600.0, "hour": 3600.0}
 SQUARE = 1.01  # largest ratio of the sides of a square pixel: metadata are rounded
 SAME = 0.01  # relative difference between a flag and the metadata that needs no note
 NOT_NEEDED = "not needed"  # source of a number on which the result does not depend
@@ -41,6 +43,33 @@ class OpticsFacts:
     z_step_um: float | None = None  # between the planes of a stack
     sources: dict[str, str] = field(default_factory=dict)  # field name -> where it was found
     notes: tuple[str, ...] = ()  # what is unusual about them
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scale and names of all planes of a file, for a result that keeps them; None: not stated."""
+
+    z_step_um: float | None = None
+    frame_interval_s: float | None = None
+    channel_names: tuple[str, ...] = ()  # one for each channel, or none at all
+    kind: Literal["ome", "imagej", ""] = ""  # "": any other file
+
+
+def calibration_of(tiff: tifffile.TiffFile, channels: int) -> Calibration:
+    """Calibration of a TIFF with so many channels."""
+    names = tuple(channel_names(tiff))
+    names = names if len(names) == channels and all(names) else ()
+    step = optics_facts(tiff, 0).z_step_um
+    root = ome_root(tiff)
+    if root is not None:
+        pixels = next(_elements(root, "Pixels"), None)
+        stated = {} if pixels is None else pixels.attrib
+        unit = stated.get("TimeIncrementUnit", "s")
+        interval = _seconds(stated.get("TimeIncrement"), unit)
+        return Calibration(step, interval, names, "ome")
+    described = _description(tiff)
+    interval = _seconds(described.get("finterval"), str(described.get("tunit", "s")))
+    return Calibration(step, interval, names, "imagej" if tiff.is_imagej else "")
 
 
 def optics_facts(tiff: tifffile.TiffFile, channel: int) -> OpticsFacts:
@@ -63,15 +92,18 @@ def optics_facts(tiff: tifffile.TiffFile, channel: int) -> OpticsFacts:
 
 
 def channel_names(tiff: tifffile.TiffFile) -> list[str]:
-    """Names of the channels in OME-XML, or their labels in ImageJ; the list may be incomplete."""
+    """Names of the channels in OME-XML, or their labels in ImageJ; some may be missing."""
     root = ome_root(tiff)
     if root is not None:
         pixels = next(_elements(root, "Pixels"), None)
         return [] if pixels is None else [c.get("Name", "") for c in _elements(pixels, "Channel")]
     described = _description(tiff)
-    labels = described.get("Labels") or []
-    is_per_channel = len(labels) == described.get("channels", 0)
-    return [str(label) for label in labels] if is_per_channel else []
+    labels = [str(label) for label in described.get("Labels") or []]
+    channels = int(_positive(described.get("channels")) or 1)
+    # ImageJ has a label for each plane, and the channel changes fastest. Labels that differ
+    # between planes of one channel are no names of channels.
+    is_periodic = all(label == labels[i % channels] for i, label in enumerate(labels))
+    return labels[:channels] if len(labels) >= channels and is_periodic else []
 
 
 def ome_root(tiff: tifffile.TiffFile) -> ElementTree.Element | None:
@@ -150,7 +182,8 @@ def _tag_facts(tiff: tifffile.TiffFile) -> Found:
     if _factor(unit) is not None:
         kind = "ImageJ" if tiff.is_imagej else "TIFF"
         where = f"{kind} resolution and unit"
-        _add(found, "z_step_um", _um(described.get("spacing"), unit), f"{kind} spacing and unit")
+        z_unit = str(described.get("zunit") or unit)
+        _add(found, "z_step_um", _um(described.get("spacing"), z_unit), f"{kind} spacing and unit")
         doubtful = unit in DOUBTFUL_UNITS
     elif page.tags.valueof(296) == tifffile.RESUNIT.CENTIMETER:
         unit, where, doubtful = "cm", "TIFF resolution per cm", True
@@ -185,6 +218,11 @@ def _rational(value: Any) -> float | None:
 
 def _um(length: Any, unit: str) -> float | None:
     value, factor = _positive(length), _factor(unit)
+    return None if value is None or factor is None else value * factor
+
+
+def _seconds(interval: Any, unit: str) -> float | None:
+    value, factor = _positive(interval), SECONDS_PER_UNIT.get(unit)
     return None if value is None or factor is None else value * factor
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from micrographs.files import AXES, DECODE_ERRORS, LUMINANCE, PNG_START, FlatSource, TiffSource
-from micrographs.metadata import OpticsFacts
+from micrographs.metadata import Calibration, OpticsFacts
 from psf.errors import InputError
 
 JPEG_START = b"\xff\xd8\xff"
@@ -61,6 +61,11 @@ class Micrograph:
     def facts(self) -> OpticsFacts:
         """What the file says of the optics."""
         return self.source.facts(self.channel or 0)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Z step, frame interval and channel names of the file, for results that keep them."""
+        return self.source.calibration()
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows start .. stop - 1, (stop - start, W) float32 counts; reads little more than them.

@@ -6,7 +6,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from micrographs.metadata import OpticsFacts
+from micrographs.metadata import Calibration, OpticsFacts
 from micrographs.micrograph import open_micrograph
 from psf import InputError
 
@@ -465,6 +465,46 @@ def test_pixels_that_are_not_square_are_noted(tmp_path, plane):
     assert image.facts.notes == (
         "the pixels are not square (0.5 um along x, 0.25 um along y); the size along x is used",
     )
+
+
+# --- calibration of all planes
+
+
+@pytest.mark.parametrize(("unit", "seconds"), [(None, 3.0), ("min", 180.0), ("fortnight", None)])
+def test_imagej_interval_z_step_and_names(tmp_path, counts, unit, seconds):
+    path = tmp_path / "a.tif"
+    labels = ["DAPI", "GFP"] * 6
+    metadata = {"axes": "TZCYX", "unit": "nm", "zunit": "micron", "spacing": 0.4}
+    metadata |= {"finterval": 3.0, "Labels": labels} | ({"tunit": unit} if unit else {})
+    tifffile.imwrite(path, counts, imagej=True, metadata=metadata)
+    with open_micrograph(path) as image:
+        assert image.calibration == Calibration(0.4, seconds, ("DAPI", "GFP"), "imagej")
+        assert image.select(channel=1, z=2, t=1).calibration == image.calibration
+
+
+def test_labels_of_single_planes_name_no_channels(tmp_path, counts):
+    labels = [f"plane {i}" for i in range(6)]
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, counts[0], imagej=True, metadata={"axes": "ZCYX", "Labels": labels})
+    with open_micrograph(path) as image:
+        assert image.calibration == Calibration(kind="imagej")
+
+
+def test_ome_interval_z_step_and_names(tmp_path, counts):
+    path = tmp_path / "a.ome.tif"
+    metadata = OME_METADATA | {"axes": "CTZYX", "TimeIncrement": 200, "TimeIncrementUnit": "ms"}
+    turned = np.moveaxis(counts, 2, 0)
+    tifffile.imwrite(path, turned, ome=True, photometric="minisblack", metadata=metadata)
+    with open_micrograph(path) as image:
+        assert image.calibration == Calibration(0.3, 0.2, ("DAPI", "GFP"), "ome")
+
+
+def test_files_without_calibration(tmp_path, plane):
+    Image.fromarray(plane).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", plane)
+    for name in ("a.png", "a.tif"):
+        with open_micrograph(tmp_path / name) as image:
+            assert image.calibration == Calibration()
 
 
 # --- errors
