@@ -1,4 +1,4 @@
-"""Offset, gain and saturation of the camera, estimated from one image.
+"""Offset, gain and noise of the camera, estimated from one image.
 
 On a camera without a gain error the variance of a pixel's counts follows from its mean (the
 photon transfer curve, Janesick 2007, Photon Transfer, ch. 5):
@@ -9,13 +9,27 @@ Mean and variance are measured in small blocks. The variance is that of fourth d
 both axes, which cancel smooth content and keep the noise. Within a block it is the mean square,
 since that corresponds to the block's mean where brightness varies. Among blocks of equal
 brightness those with the least variance count, since texture adds to it.
+
+Noise that is not white (`micrographs.noise_spectrum`) is measured at low frequencies instead.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
+
+from micrographs.noise_spectrum import (
+    CLIPPED_SHARE,
+    FEWEST_SPECTRA,
+    ROUNDED,
+    BlockSpectra,
+    block_spectra,
+    is_white,
+    low_frequency_noise,
+    quiet_power,
+    quiet_share_of_white_noise,
+)
 
 BLOCK_PX = 8  # side of a block: small enough for even brightness, 64 samples of the noise
 DIFFERENCE = (1.0, -4.0, 6.0, -4.0, 1.0)  # cancels polynomials up to third order
@@ -24,11 +38,14 @@ FEWEST_LEVELS = 4  # a line through fewer points has no meaningful standard erro
 FEWEST_BLOCKS = 6  # in a level, for its lower quartile
 QUIET_SHARE = 0.25  # quantile of a level's variances; texture and hot pixels only add variance
 LARGEST_PX = 2**22  # larger images are measured in evenly spaced bands
-CLIPPED_SHARE = 0.01  # of a block's pixels at an end of the range; with more it is left out
 DARKEST_SHARE = 0.001  # quantile of the blocks' means, which the offset must not exceed
 SIGNIFICANT = 3.0  # standard errors by which a slope must differ from zero
+SIGNIFICANT_AT_LOW_FREQUENCIES = 10.0  # more, since content may rise with brightness, too
 FIT_ROUNDS = 10  # of weights by the distance from the last line
 LEVEL_ROUNDS = 3  # of choosing the blocks of least variance by the line found so far
+# Light of an image whose noise is not that of a camera, at most: errors of the map and traces of
+# the processing then outweigh the noise.
+MOST_PHOTONS = 4000.0
 
 
 @dataclass(frozen=True)
@@ -36,51 +53,150 @@ class Camera:
     """A camera, estimated from one image."""
 
     offset_counts: float  # counts without light
-    gain_counts_per_e: float | None  # counts per detected photon; None: unknown
-    gain_error: float | None  # relative standard error of the fit alone
+    gain_counts_per_e: float | None  # counts per detected photon; None: the image shows no noise
+    gain_error: float | None  # relative standard error of the fit alone; None: not fitted
     noise_counts: float  # standard deviation of the noise at middle brightness
+    offset_source: str = "found"  # found in the image, assumed, or given by the user
+    gain_source: str = "found"
+    white_noise: bool = True  # False: the image was registered, denoised or compressed
 
 
-def estimate_camera(plane: torch.Tensor, usable: torch.Tensor | None = None) -> Camera:
-    """Offset and gain of the camera that recorded a plane (H, W) of counts.
+@dataclass(frozen=True)
+class _TransferCurve:
+    """Noise against brightness."""
 
-    Blocks are left out if they hold pixels that are not `usable`, (H, W) bool; by default all are.
+    offset: float
+    gain: float | None  # None: the noise does not rise with brightness
+    error: float | None  # relative, of the gain
+    mean: float  # middle brightness, counts
+    variance: float  # of the noise there, counts^2
+
+
+def estimate_camera(
+    plane: torch.Tensor,
+    usable: torch.Tensor | None = None,
+    offset_counts: float | None = None,
+    gain_counts_per_e: float | None = None,
+) -> Camera:
+    """Offset, gain and noise of the camera that recorded a plane (H, W) of counts.
 
     One image has its limits. Read noise shifts the line as a lower offset does: the offset found is
     too low by gain x read_noise_e^2 (2.6 counts for 1.6 e at gain 1). Out-of-focus background is
-    told from an offset only by its noise. The gain holds for raw counts: averaging, resampling,
-    smoothing, JPEG and gamma change the noise, and an EM-CCD doubles its variance. In images
-    sampled far below Nyquist, fine detail counts as noise.
+    told from an offset only by its noise. An EM-CCD doubles the gain. In images sampled far below
+    Nyquist, fine detail counts as noise.
 
-    If the noise does not rise with brightness, or the image has too few blocks or too little
-    contrast, the gain is None and the offset is that of the darkest blocks.
+    If the noise does not rise with brightness, the offset is assumed to be 0, and the gain that
+    with which photon noise would be as strong as the noise at middle brightness. If the noise is
+    not white, the gain is an effective one: photon noise of this gain is as strong as the noise of
+    the image at low frequencies.
+
+    Parameters
+    ----------
+    usable : (H, W) bool; blocks are left out if they hold other pixels. By default all are usable.
+    offset_counts, gain_counts_per_e : given by the user, if known
     """
     if usable is not None and not usable.all():
         # Blocks with NaN are left out, and so are blocks whose differences reach into one.
         plane = torch.where(usable, plane, torch.nan)
-    mean, variance = _blocks(plane)
+    bands = _bands(plane)
+    mean, variance = _blocks(plane, bands)
     if len(mean) == 0:
         finite = plane[plane.isfinite()]
-        return Camera(float(finite.min()) if len(finite) else 0.0, None, None, math.nan)
+        offset = float(finite.min()) if len(finite) else 0.0
+        offset = offset if offset_counts is None else offset_counts
+        return Camera(offset, gain_counts_per_e, None, math.nan, "assumed", "assumed")
+    curve = _transfer_curve(mean, variance, _quiet_share_of_noise(), offset_counts)
+    white = True
+    if spectra := _spectra(bands):
+        white = _is_raw(spectra, curve)
+        if not white:
+            curve = _curve_at_low_frequencies(spectra, curve, offset_counts)
+    gain, source = curve.gain, "found"
+    light = max(curve.mean - curve.offset, 0.0)
+    if gain is None and light > 0:
+        gain, source = curve.variance / light, "assumed"
+    if not white and light > MOST_PHOTONS * (gain or 0.0):
+        gain, source = light / MOST_PHOTONS, "assumed"
+    offset_source = "found" if curve.gain is not None else "assumed"
+    if offset_counts is not None:
+        offset_source = "given"
+    if gain_counts_per_e is not None:
+        gain, source = gain_counts_per_e, "given"
+    error = curve.error if source == "found" else None
+    noise = math.sqrt(curve.variance)
+    return Camera(curve.offset, gain or None, error, noise, offset_source, source, white)
+
+
+def _transfer_curve(
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    quiet_share: float,
+    given: float | None,
+    significant: float = SIGNIFICANT,
+) -> _TransferCurve:
+    """Line through the noise variances (B,) of blocks of brightness `mean` (B,).
+
+    `quiet_share` is the low quantile of the variances that noise of variance 1 has, `given` the
+    offset, if it is known.
+    """
     darkest = float(torch.quantile(mean, DARKEST_SHARE))
-    lowest = 0.0 if darkest >= 0 else -math.inf  # cameras don't subtract below zero
-    level_mean, level_variance = _levels(mean, variance)
-    noise = math.sqrt(float(level_variance.median())) if len(level_variance) else math.nan
-    unknown = Camera(darkest, None, None, noise)
+    lowest = min(0.0, darkest)  # cameras don't subtract below zero
+    level_mean, level_variance = _levels(mean, variance, quiet_share)
+    if len(level_mean) == 0:
+        level_mean, level_variance = mean, variance
+    middle, noise = float(level_mean.median()), float(level_variance.median())
+    unknown = _TransferCurve(lowest if given is None else given, None, None, middle, noise)
     if len(level_mean) < FEWEST_LEVELS:
         return unknown
     slope, intercept, error = _line(level_mean, level_variance)
     for _ in range(LEVEL_ROUNDS):
-        level_mean, level_variance = _levels(mean, variance, (slope, intercept))
+        level_mean, level_variance = _levels(mean, variance, quiet_share, (slope, intercept))
         slope, intercept, error = _line(level_mean, level_variance)
-    if not slope > SIGNIFICANT * error:
+    if not slope > significant * error:
         return unknown
-    offset = -intercept / slope
-    if not lowest <= offset <= darkest:
+    offset = -intercept / slope if given is None else given
+    if given is not None or not lowest <= offset <= darkest:
         # A line through a known point: the offset can't be above the darkest pixels.
-        offset = min(max(offset, lowest), darkest)
+        offset = offset if given is not None else min(max(offset, lowest), darkest)
+        if not (level_mean > offset).any():
+            return unknown
         slope, error = _line_through(level_mean - offset, level_variance)
-    return Camera(offset, slope, error / slope, noise)
+    return _TransferCurve(offset, slope, error / slope, middle, noise)
+
+
+def _spectra(bands: list[torch.Tensor]) -> BlockSpectra | None:
+    """Spectra of the blocks of all bands; None if there are too few blocks."""
+    found = [block_spectra(band) for band in bands]
+    mean = torch.cat([one.mean for one in found])
+    if len(mean) < FEWEST_SPECTRA:
+        return None
+    rounding = min(one.rounding for one in found)
+    return BlockSpectra(mean, torch.cat([one.power for one in found]), rounding)
+
+
+def _is_raw(spectra: BlockSpectra, curve: _TransferCurve) -> bool:
+    """Whether the noise is white and stronger than the rounding of the image's numbers."""
+    if curve.variance < ROUNDED * spectra.rounding:
+        return False
+    expected = torch.full_like(spectra.mean, curve.variance)
+    if curve.gain is not None:
+        expected += curve.gain * (spectra.mean - curve.mean)
+    expected = expected.clamp(min=curve.variance / 100)
+    return is_white(quiet_power(spectra.power / expected[:, None]))
+
+
+def _curve_at_low_frequencies(
+    spectra: BlockSpectra, curve: _TransferCurve, given: float | None
+) -> _TransferCurve:
+    """The transfer curve of the noise at low frequencies; that of the rounding if none is seen."""
+    quiet = quiet_power(spectra.power)
+    place = low_frequency_noise(quiet, spectra.rounding)
+    if place is None:
+        offset = min(0.0, curve.offset) if given is None else given
+        return replace(curve, offset=offset, gain=None, error=None, variance=spectra.rounding)
+    variance = place.factor * spectra.power[:, place.ring]
+    share = float(quiet_share_of_white_noise()[place.ring])
+    return _transfer_curve(spectra.mean, variance, share, given, SIGNIFICANT_AT_LOW_FREQUENCIES)
 
 
 def photons_per_pixel(plane_mean: float, camera: Camera) -> float | None:
@@ -97,12 +213,12 @@ def saturated_share(plane: torch.Tensor, full_scale: float | None) -> float:
     return float((plane >= full_scale).double().mean())
 
 
-def _blocks(plane: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _blocks(plane: torch.Tensor, bands: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Means and noise variances (B,) of the blocks without clipped or missing pixels."""
     means, variances = [], []
     known = plane[plane.isfinite()]
     low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
-    for band in _bands(plane):
+    for band in bands:
         if min(band.shape) < BLOCK_PX + len(DIFFERENCE) - 1:
             continue
         band = band.double()
@@ -147,7 +263,10 @@ def _cut(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _levels(
-    mean: torch.Tensor, variance: torch.Tensor, line: tuple[float, float] = (0.0, 1.0)
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    quiet_share: float,
+    line: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and noise variance of each class of brightness, from its blocks of least variance.
 
@@ -167,7 +286,7 @@ def _levels(
             for group in groups
         ]
     )
-    return means, quiet / _quiet_share_of_noise()
+    return means, quiet / quiet_share
 
 
 @lru_cache(maxsize=1)

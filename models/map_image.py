@@ -225,11 +225,7 @@ def look_at_camera(
     notes = []
     if saturated > SATURATED_WARN:
         notes.append(f"{saturated:.1%} of the pixels are saturated; expect wrong values there")
-    camera = estimate_camera(sample)
-    if offset_counts is not None:
-        camera = replace(camera, offset_counts=offset_counts)
-    if gain_counts_per_e is not None:
-        camera = replace(camera, gain_counts_per_e=gain_counts_per_e)
+    camera = estimate_camera(sample, None, offset_counts, gain_counts_per_e)
     return camera, notes
 
 

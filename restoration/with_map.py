@@ -26,6 +26,7 @@ SCALED_PX = 1024**2  # pixels of the largest image whose map is scaled by defaul
 WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece: bounds the memory
 TILE = 1024  # px, edge of the tiles of a larger image
 MISFIT_WIDTH_PX = 16.0  # standard deviation of the Gaussian that averages squared residuals
+FITTED = 0.9  # squared residual over the variance of photon noise that a restoration leaves
 MISFIT_ALLOWED = 1.25  # times the median; under true maps the misfit stays below 1.16
 FEWEST_USABLE = 0.1  # share of the pixels under that Gaussian from which the misfit is known
 DARKEST = 0.05  # share of the mean brightness: in darker places read noise dominates
@@ -134,9 +135,10 @@ def misfit_of(
     """Local misfit (H, W) between an image and the one a restoration expects; 1 is typical.
 
     Squared residuals over their variance under Poisson noise are averaged over the surroundings and
-    divided by the median of the field, so that the gain need not be known. A PSF that is too large
-    cannot produce the detail of a sharp image and leaves it in the residuals. A PSF that is too
-    small fits everything, noise included. Where nearly no pixel is usable, the misfit is 0.
+    divided by the median of the field, since the gain may be wrong. Residuals weaker than noise are
+    no misfit: the divisor is `FITTED` at least. A PSF that is too large cannot produce the detail
+    of a sharp image and leaves it in the residuals. A PSF that is too small fits everything, noise
+    included. Where nearly no pixel is usable, the misfit is 0.
     """
     variance = expected + DARKEST * expected.mean()
     shares = (image.to(expected) - expected).square() / variance
@@ -146,7 +148,7 @@ def misfit_of(
         for one in (shares * weights, weights)
     )
     local = torch.where(weight > FEWEST_USABLE, total / weight.clamp(min=FEWEST_USABLE), 0.0)
-    return local / local[weights > 0].median().clamp(min=torch.finfo(local.dtype).tiny)
+    return local / local[weights > 0].median().clamp(min=FITTED)
 
 
 def shrunk_where_misfit(psf_map: PsfMap, misfit: torch.Tensor) -> PsfMap | None:

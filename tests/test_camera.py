@@ -1,10 +1,13 @@
 """Gain, offset and saturation from one simulated image of a known camera."""
 
+import io
 import math
 
+import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from PIL import Image
+from scipy.ndimage import gaussian_filter, rotate, shift, zoom
 from skimage import data
 
 from micrographs.camera import Camera, estimate_camera, photons_per_pixel, saturated_share
@@ -45,6 +48,50 @@ def test_gain_within_its_factor(name, gain, photons):
     assert abs(math.log(found / photons)) < math.log(FACTOR)
 
 
+def processed(counts: torch.Tensor, how: str) -> torch.Tensor:
+    """Counts (H, W) as common programs return them."""
+    plane = counts.double().numpy()
+    if how == "shifted by half a pixel":
+        plane = shift(plane, (0.5, 0.5), order=1, mode="nearest")
+    elif how == "rotated":
+        plane = rotate(plane, 7, order=1, reshape=False, mode="nearest")
+    elif how == "smoothed":
+        plane = gaussian_filter(plane, 1.0)
+    elif how == "enlarged":
+        plane = zoom(plane, 2, order=1)[: plane.shape[0], : plane.shape[1]]
+    elif how == "JPEG":
+        levels = (plane * 200 / plane.max()).round().clip(0, 255).astype(np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(levels).save(stream, "JPEG", quality=85)
+        plane = np.asarray(Image.open(stream)) * plane.max() / 200
+    return torch.from_numpy(plane)
+
+
+@pytest.mark.parametrize("photons", [10, 100, 1000, 10_000])
+@pytest.mark.parametrize("name", ["photograph", "texture", "beads"])
+def test_noise_of_raw_images_is_white(name, photons):
+    assert estimate_camera(record(blurred(name), photons, 2.0)).white_noise
+
+
+@pytest.mark.parametrize("photons", [100, 1000])
+@pytest.mark.parametrize("name", ["photograph", "texture"])
+@pytest.mark.parametrize(
+    "how", ["shifted by half a pixel", "rotated", "smoothed", "enlarged", "JPEG"]
+)
+def test_noise_of_processed_images_is_that_at_low_frequencies(how, name, photons):
+    # Too small a gain lets the restoration amplify noise, four times the gain costs little. JPEG
+    # removes noise at all frequencies where it is weak. Enlarging by 2 puts the noise of 4 pixels
+    # into each frequency.
+    counts = record(blurred(name), photons, 2.0)
+    camera = estimate_camera(processed(counts, how))
+    assert not camera.white_noise
+    raw = 2.0 * float((counts - OFFSET).median())  # variance of the photon noise
+    expected = raw * {"enlarged": 4.0, "JPEG": 0.75}.get(how, 1.0)
+    assert 0.5 * expected < camera.noise_counts**2 < 5 * expected
+    light = float(counts.median()) - camera.offset_counts
+    assert camera.gain_counts_per_e * light == pytest.approx(camera.noise_counts**2, rel=0.5)
+
+
 def test_offset_of_an_image_with_dark_regions():
     camera = estimate_camera(record(blurred("photograph"), 100, 2.0))
     # the zero of the line lies gain x read_noise^2 = 5.1 counts below the offset
@@ -75,17 +122,46 @@ def test_hot_pixels_and_saturation_leave_the_gain():
     assert abs(math.log(camera.gain_counts_per_e)) < math.log(FACTOR)
 
 
-def test_noise_that_does_not_rise_with_brightness_has_no_gain():
+def test_noise_that_does_not_rise_with_brightness_gives_the_gain_of_equal_photon_noise():
     generator = torch.Generator().manual_seed(6)
     content = blurred("photograph")
     camera = estimate_camera(content + 3 * torch.randn(content.shape, generator=generator))
-    assert camera.gain_counts_per_e is None and camera.gain_error is None
+    assert (camera.gain_source, camera.offset_source) == ("assumed", "assumed")
+    assert camera.gain_error is None and camera.offset_counts == 0
     assert camera.noise_counts == pytest.approx(3, rel=0.1)
-    assert photons_per_pixel(120.0, camera) is None
+    assert camera.gain_counts_per_e == pytest.approx(9 / float(content.median()), rel=0.3)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+@pytest.mark.parametrize("process", ["raw", "shifted", "constant noise"])
+def test_camera_scales_with_the_image_whatever_is_found(process, scale):
+    counts = record(blurred("photograph"), 300, 2.0).double()
+    if process == "shifted":
+        counts = processed(counts, "shifted by half a pixel")
+    if process == "constant noise":
+        generator = torch.Generator().manual_seed(6)
+        counts = blurred("photograph").double()
+        counts += 3 * torch.randn(counts.shape, generator=generator, dtype=torch.float64)
+    one, other = estimate_camera(counts), estimate_camera(scale * counts)
+    assert other.gain_counts_per_e == pytest.approx(scale * one.gain_counts_per_e, rel=1e-3)
+    assert other.offset_counts == pytest.approx(scale * one.offset_counts, rel=1e-3, abs=1e-9)
+    assert (other.white_noise, other.gain_source) == (one.white_noise, one.gain_source)
+
+
+def test_a_given_offset_leads_to_the_same_gain_wherever_the_image_begins():
+    counts = record(blurred("photograph"), 300, 2.0)
+    one = estimate_camera(counts, offset_counts=OFFSET)
+    other = estimate_camera(counts + 900, offset_counts=OFFSET + 900)
+    assert one.offset_source == other.offset_source == "given"
+    assert (one.offset_counts, other.offset_counts) == (OFFSET, OFFSET + 900)
+    assert other.gain_counts_per_e == pytest.approx(one.gain_counts_per_e, rel=1e-3)
+    assert one.gain_counts_per_e == pytest.approx(2, rel=0.1)
+    assert estimate_camera(counts, gain_counts_per_e=5.0).gain_counts_per_e == 5.0
+    assert estimate_camera(counts, gain_counts_per_e=5.0).gain_source == "given"
 
 
 @pytest.mark.parametrize("plane", [torch.full((100, 100), 7.0), torch.rand(9, 9)])
-def test_images_without_enough_to_see_have_no_gain(plane):
+def test_images_without_noise_to_see_have_no_gain(plane):
     camera = estimate_camera(plane)
     assert camera.gain_counts_per_e is None
     assert camera.offset_counts <= float(plane.mean())
