@@ -1,4 +1,4 @@
-"""Spectrum of the noise of one image: is it white, and how strong is it at low frequencies?
+"""Spectrum of the noise of one image: whether it is white, and its strength at low frequencies.
 
 The pixels of a raw camera image are independent, so its noise has the same power at all spatial
 frequencies. Registration, rotation, demosaicing, smoothing, denoising and JPEG remove noise at high
