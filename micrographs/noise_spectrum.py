@@ -30,7 +30,7 @@ FLATTEST = 1.3
 LOW_FREQUENCIES = 0.3  # cycles per pixel; above, denoised and compressed images have little noise
 # A filter removes noise at these frequencies too, as exp(-c r^2) with at least this c in px^2.
 # Content hardly reaches them. Noise of JPEG images and median filters has a plateau there.
-KERNEL_FREQUENCIES, SMALLEST_FALL = (0.32, 0.57), 8.0
+KERNEL_FREQUENCIES, SMALLEST_FALL = (0.32, 0.57), 3.0
 ROUNDED = 3.0  # times step^2 / 12, the noise of whole numbers: weaker noise cannot be seen
 
 

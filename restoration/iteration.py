@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from restoration.fit import Fit
 from restoration.variant_blur import VariantBlur, in_float64
 
 # Largest weight of total variation. Larger ones flatten everything, and from 1 / (2 + sqrt 2) on
@@ -47,6 +48,7 @@ class Restored:
     deviance: float  # Poisson deviance per pixel: near 1 where blur and noise explain the image
     expected: torch.Tensor  # (H, W), the restored object blurred again, with the background
     note: str = ""  # a sentence for the user, if something needs to be said
+    fit: Fit | None = None  # judged by `restoration.with_map` only
 
 
 @dataclass(frozen=True)

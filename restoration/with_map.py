@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import torch
-from scipy.ndimage import gaussian_filter
 
 from models.mapping import PsfMap
 from psf.errors import InputError
 from restoration.blur_map import at_pixels, blur_of_map, map_on, support_px
+from restoration.fit import BAD_FROM, INPUT_FROM, NOISE_ALLOWED, Fit, judge
 from restoration.iteration import Restored, Settings, restore
 from restoration.narrowing import fit_map_scale, scaled
 from restoration.richardson_lucy import (
@@ -25,12 +25,9 @@ ACCELERATION = "momentum"  # gives the same result in tiles as in one piece
 SCALED_PX = 1024**2  # pixels of the largest image whose map is scaled by default: bounds the time
 WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece: bounds the memory
 TILE = 1024  # px, edge of the tiles of a larger image
-MISFIT_WIDTH_PX = 16.0  # standard deviation of the Gaussian that averages squared residuals
-FITTED = 0.9  # squared residual over the variance of photon noise that a restoration leaves
-MISFIT_ALLOWED = 1.25  # times the median; under true maps the misfit stays below 1.16
-FEWEST_USABLE = 0.1  # share of the pixels under that Gaussian from which the misfit is known
-DARKEST = 0.05  # share of the mean brightness: in darker places read noise dominates
+MISFIT_ALLOWED = 1.25  # times that of the field; under true maps it stays below 1.16
 MISFIT_FACTOR, MISFIT_ROUNDS = 0.6, 4  # factor on the labels where the PSF is too large; how often
+NOISE_ROUNDS = 3  # restorations with a larger gain, at most
 MISFIT_TILE = 512  # px, edge of the tiles that are restored again
 # Share by which labels are lowered where the PSF is most uncertain, since a PSF that is too small
 # does less harm than one that is too large. Chosen among 0, 0.2, 0.4, 0.6 and denoising alone, on
@@ -49,19 +46,24 @@ def restore_with_map(
     cautious: bool = True,
     refined: bool | None = None,
     usable: torch.Tensor | None = None,
+    white_noise: bool = True,
 ) -> tuple[Restored, VariantBlur]:
     """Restored image, in the unit of the input, and the operator that was inverted.
 
-    The work is done on the device of the image, tile by tile if the image is large.
+    The work is done on the device of the image, tile by tile if the image is large. If the image is
+    noisier than photon noise of this gain, an automatic restoration is repeated with a larger gain,
+    and its `fit` says so.
 
     Parameters
     ----------
     image : (H, W) tensor, camera offset taken off, not negative
     iterations, background, tv, gain, usable : as for `restoration.richardson_lucy.richardson_lucy`
     cautious : use smaller PSFs where the map is uncertain (`psf_uncertainty`) or the PSF too large
-        for the image (`misfit_of`), and only denoise where the map found no content
+        for the image (`restoration.fit`), and only denoise where the map found no content
     refined : scale the map first (`restoration.narrowing`), in several times the time; by default
         if `cautious` is set and the image has at most 1024 x 1024 px
+    white_noise : False for registered, denoised or compressed images. They get back what the
+        restoration cannot explain, see `return_residuals`.
 
     Raises
     ------
@@ -71,11 +73,42 @@ def restore_with_map(
     shape = (image.shape[0], image.shape[1])
     check_map_fits(psf_map, shape)
     psf_map = map_on(psf_map, image.device)
-    photons, behind = check_image(image, background, gain, shape, psf_map.values, usable)
     rules = (iterations, tv, ACCELERATION)
     check_restoration(*rules)
+    if refined is None:
+        refined = cautious and image.numel() <= SCALED_PX
+    used, strength = gain, 1.0
+    for round_ in range(1 + NOISE_ROUNDS):
+        photons, behind = check_image(image, background, used, shape, psf_map.values, usable)
+        restored, blur = _restore(photons, behind, psf_map, rules, cautious, refined, usable)
+        if not restored.iterations:  # the image is the input
+            return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
+        fit = judge(photons, restored.expected, usable)
+        if iterations != "auto" or fit.noise <= NOISE_ALLOWED or round_ == NOISE_ROUNDS:
+            break
+        strength *= fit.noise
+        used = gain * strength
+    if cautious:
+        restored = fade_bad_places(photons - behind, restored, fit)
+    if not white_noise:
+        restored = return_residuals(photons, restored, fit)
+    restored = replace(restored, fit=replace(fit, noise=fit.noise * strength, gain=used))
+    return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
+
+
+def _restore(
+    photons: torch.Tensor,
+    behind: torch.Tensor,
+    psf_map: PsfMap,
+    rules: tuple,
+    cautious: bool,
+    refined: bool,
+    usable: torch.Tensor | None,
+) -> tuple[Restored, VariantBlur]:
+    """Restoration of photons (H, W) with a background, and the operator that was inverted."""
+    shape = (photons.shape[0], photons.shape[1])
     chosen = None
-    if refined or (refined is None and cautious and image.numel() <= SCALED_PX):
+    if refined:
         blur = blur_of_map(psf_map, shape)
         chosen = settle(photons, blur, behind, *rules, usable=usable)
         better = fit_map_scale(photons, psf_map, blur, *chosen)
@@ -94,7 +127,7 @@ def restore_with_map(
     if cautious and count:
         restored, psf_map, blur = restore_misfits(photons, psf_map, blur, settings, restored)
         restored = denoise_blank_places(photons, psf_map, settings, restored)
-    return keep_regions(in_unit(restored, gain), image, gain * behind, usable), blur
+    return restored, blur
 
 
 def check_map_fits(psf_map: PsfMap, shape: tuple[int, int]) -> None:
@@ -129,28 +162,6 @@ def psf_uncertainty(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
     return torch.stack(changes).amax(0).clamp(0, 1) ** 4
 
 
-def misfit_of(
-    image: torch.Tensor, expected: torch.Tensor, usable: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Local misfit (H, W) between an image and the one a restoration expects; 1 is typical.
-
-    Squared residuals over their variance under Poisson noise are averaged over the surroundings and
-    divided by the median of the field, since the gain may be wrong. Residuals weaker than noise are
-    no misfit: the divisor is `FITTED` at least. A PSF that is too large cannot produce the detail
-    of a sharp image and leaves it in the residuals. A PSF that is too small fits everything, noise
-    included. Where nearly no pixel is usable, the misfit is 0.
-    """
-    variance = expected + DARKEST * expected.mean()
-    shares = (image.to(expected) - expected).square() / variance
-    weights = torch.ones_like(expected) if usable is None else usable.to(expected)
-    total, weight = (
-        torch.from_numpy(gaussian_filter(one.cpu().numpy(), MISFIT_WIDTH_PX)).to(expected)
-        for one in (shares * weights, weights)
-    )
-    local = torch.where(weight > FEWEST_USABLE, total / weight.clamp(min=FEWEST_USABLE), 0.0)
-    return local / local[weights > 0].median().clamp(min=FITTED)
-
-
 def shrunk_where_misfit(psf_map: PsfMap, misfit: torch.Tensor) -> PsfMap | None:
     """The map with smaller PSFs where the misfit (H, W) is large; None where it is nowhere."""
     rows, columns = (
@@ -176,7 +187,7 @@ def restore_misfits(
     """Restoration, map and blur after the places whose PSF is too large were restored again."""
     shape = blur.shape
     for _ in range(MISFIT_ROUNDS):
-        misfit = misfit_of(photons, restored.expected, settings.usable)
+        misfit = judge(photons, restored.expected, settings.usable).misfit
         smaller = shrunk_where_misfit(psf_map, misfit)
         if smaller is None:
             break
@@ -202,3 +213,23 @@ def denoise_blank_places(
     point = VariantBlur.from_psf(photons.new_ones(1, 1), shape)
     denoised = restore(photons, point, settings, restored.iterations).image
     return replace(restored, image=torch.lerp(restored.image, denoised, share))
+
+
+def fade_bad_places(light: torch.Tensor, restored: Restored, fit: Fit) -> Restored:
+    """The restoration, faded into the input `light` (H, W) where residuals are far above noise."""
+    if not fit.bad.any():
+        return restored
+    share = ((fit.misfit - BAD_FROM) / (INPUT_FROM - BAD_FROM)).clamp(0, 1)
+    return replace(restored, image=torch.lerp(restored.image, light.clamp(min=0), share))
+
+
+def return_residuals(photons: torch.Tensor, restored: Restored, fit: Fit) -> Restored:
+    """The restoration with the share of its residuals that the noise model does not claim.
+
+    The noise of a processed image is known within a factor of a few, and rather too large. Detail
+    of sharp places may be taken for noise then. If the residuals are much weaker than the noise
+    that was assumed, little of them can be noise of this image, and they are added again.
+    """
+    share = min(max(1 - fit.noise, 0.0), 1.0)
+    image = restored.image + share * (photons - restored.expected)
+    return replace(restored, image=image.clamp(min=0))

@@ -5,11 +5,11 @@ import torch
 
 from psf import InputError
 from psf.blur import interpolate_grid
+from restoration.fit import judge
 from restoration.iteration import deviance_per_pixel
 from restoration.richardson_lucy import richardson_lucy
 from restoration.stopping import likelihood
 from restoration.variant_blur import VariantBlur
-from restoration.with_map import misfit_of
 
 SIZE = 96
 ROUNDING = 1e-4  # of float32, amplified by some tens of iterations
@@ -108,7 +108,7 @@ def test_likelihood_deviance_and_misfit_count_usable_pixels_alone(scene):
         (
             float(likelihood(one, expected, usable).sum()),
             deviance_per_pixel(one, expected, usable),
-            float(misfit_of(one, expected, usable).max()),
+            float(judge(one, expected, usable).misfit.max()),
         )
         for one in (spoiled, photons)
     ]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from scipy.ndimage import gaussian_filter
 
 import deconvolve
+from micrographs.camera import estimate_camera
 from models.mapping import PsfMap
 from psf import InputError, Microscope, psf_model, synthesize
 from psf.blur import interpolate_grid
@@ -21,12 +23,14 @@ from restoration.blur_map import (
     read_map,
     support_px,
 )
+from restoration.fit import NOISE_ALLOWED, judge
+from restoration.iteration import Restored
 from restoration.richardson_lucy import richardson_lucy
 from restoration.rivals import blind_richardson_lucy, blind_total_variation, weights_after_blur
 from restoration.variant_blur import VariantBlur
 from restoration.with_map import (
     MISFIT_ALLOWED,
-    misfit_of,
+    fade_bad_places,
     psf_uncertainty,
     restore_with_map,
     shrunk_where_misfit,
@@ -267,13 +271,13 @@ def test_misfit_is_large_where_the_psf_is_too_large():
     wide.values[..., 2] = 10.0
     right, _ = restore_with_map(image, found, iterations=20, cautious=False)
     wrong, _ = restore_with_map(image, wide, iterations=20, cautious=False)
-    assert misfit_of(image, right.expected).max() < MISFIT_ALLOWED
-    misfit = misfit_of(image, wrong.expected)
+    assert judge(image, right.expected).misfit.max() < MISFIT_ALLOWED
+    misfit = judge(image, wrong.expected).misfit
     assert misfit[:, 90:].min() > MISFIT_ALLOWED > misfit[:, :40].max()
     smaller = shrunk_where_misfit(wide, misfit)
     assert torch.equal(smaller.values[..., 0], wide.values[..., 0])
     assert torch.allclose(smaller.values[..., 2], torch.tensor(0.6 * 10))
-    assert shrunk_where_misfit(found, misfit_of(image, right.expected)) is None
+    assert shrunk_where_misfit(found, judge(image, right.expected).misfit) is None
 
 
 def test_sharp_regions_survive_a_map_that_takes_them_for_blurred():
@@ -449,3 +453,68 @@ def test_folder_without_a_map_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="holds no map"):
         read_map(tmp_path)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_restoration_does_not_depend_on_the_unit_of_the_counts(scale):
+    found = psf_map()
+    _, image = scene(found)
+    for counts in (image.double(), gaussian_filtered(image)):
+        results = []
+        for factor in (1.0, scale):
+            camera = estimate_camera(factor * counts)
+            light = factor * counts - camera.offset_counts
+            gain, white = camera.gain_counts_per_e, camera.white_noise
+            restored, _ = restore_with_map(light.clamp(min=0), found, gain=gain, white_noise=white)
+            results.append(restored.image / factor)
+        difference = (results[1] - results[0]).abs().mean() / results[0].mean()
+        assert difference < 0.01
+
+
+def gaussian_filtered(image):
+    return torch.from_numpy(gaussian_filter(image.double().numpy(), 1.0))
+
+
+def test_noise_above_photon_noise_is_restored_as_with_the_right_gain():
+    found = psf_map(8.0, 12.0)
+    truth, image = scene(found, photons=200.0)
+    right, _ = restore_with_map(8 * image, found, gain=8.0)
+    wrong, _ = restore_with_map(8 * image, found, gain=1.0)
+    assert right.fit.noise < NOISE_ALLOWED and right.fit.gain == 8.0
+    assert 4 < wrong.fit.noise < 10 and 4 < wrong.fit.gain < 10
+    assert error(wrong.image, 8 * truth) < 1.1 * error(right.image, 8 * truth)
+    assert error(wrong.image, 8 * truth) < error(8 * image, 8 * truth)
+
+
+def test_places_that_are_not_explained_show_the_input():
+    expected = torch.full((96, 240), 100.0)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.poisson(expected, generator)
+    image[:, 180:] += 30 * torch.randn(96, 60, generator=generator)  # three times the photon noise
+    fit = judge(image, expected)
+    assert fit.noise == pytest.approx(1, abs=0.3)
+    assert fit.bad[:, 180:].all() and not fit.bad[:, :130].any()
+    restored = Restored(torch.zeros(96, 240), 5, 0.0, 1.0, expected)
+    faded = fade_bad_places(image.clamp(min=0), restored, fit).image
+    assert torch.equal(faded[:, 190:], image.clamp(min=0)[:, 190:]) and not faded[:, :130].any()
+
+
+def test_detail_that_was_taken_for_noise_returns_to_processed_images():
+    # A gain 30 times too large: the rule stops early, and detail stays in the residuals.
+    found = psf_map(1.0, 1.001)
+    blur = blur_of_map(found, SHAPE)
+    generator = torch.Generator().manual_seed(0)
+    texture = gaussian_filtered(torch.rand(blur.field_shape, generator=generator)).float()
+    objects = 20_000 * texture**3
+    truth, image = (
+        objects[blur.image_part],
+        torch.poisson(blur.forward(objects[None])[0], generator),
+    )
+    smooth, _ = restore_with_map(image, found, gain=30.0)
+    kept, _ = restore_with_map(image, found, gain=30.0, white_noise=False)
+    assert error(kept.image, truth) < 0.6 * error(smooth.image, truth)
+    # the residuals of the right gain are noise, which stays away
+    truth, image = scene(psf_map())
+    right, _ = restore_with_map(image, psf_map())
+    same, _ = restore_with_map(image, psf_map(), white_noise=False)
+    assert error(same.image, truth) < 1.1 * error(right.image, truth)
