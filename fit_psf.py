@@ -4,13 +4,15 @@ r"""Fit the microscope's PSF to a z-stack of one bead: focus, brightness and abe
         --out fits/bead
 
 Writes fit.png (data, model and residual in xy and xz), fit.json (the parameters with standard
-errors), model.tif (electrons) and residual.tif (standard deviations of the noise). Pixel size and
-z step that the file tells (ImageJ, OME) need no flag. Aberrations are orthonormal Zernike modes in
-waves rms, by their Noll index: 5, 6 astigmatism, 7, 8 coma, 9, 10 trefoil, 11, 22 spherical.
+errors, and how well the model fits), model.tif (electrons) and residual.tif (standard deviations
+of the noise). Optics and z step that the file tells (ImageJ, OME) need no flag. Aberrations are
+orthonormal Zernike modes in waves rms, by their Noll index: 5, 6 astigmatism, 7, 8 coma, 9, 10
+trefoil, 11, 22 spherical.
 
-The first plane of the file has the lowest z, nearest to the objective. Give a negative step if the
-stage ran the other way: with the wrong sign the fit is as good, but focus, drift and the even
-aberrations have the wrong sign.
+The brightest bead that is not saturated nor cut off is fitted. Hot and dead pixels and cosmic rays
+get weight 0. The first plane of the file has the lowest z, nearest to the objective. Give a
+negative step if the stage ran the other way: with the wrong sign the fit is as good, but focus,
+drift and the even aberrations have the wrong sign.
 """
 
 import time
@@ -21,41 +23,49 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from common.command import keep_freed_memory, print_notes, run
 from common.files import check_out_folder, run_record, write_imagej, write_json
-from common.overviews import draw_bead_fit
+from common.stack_pictures import draw_bead_fit
 from micrographs.metadata import OpticsFacts, flag_or_file, resolve_optics
 from micrographs.micrograph import open_micrograph
-from psf.bead import BeadFit, Scene, fit_bead
+from psf.bead import BeadFit, fit_bead
+from psf.bead_quality import (
+    CORRELATED,
+    LESS_THAN_NOISE,
+    MUCH_MORE_THAN_NOISE,
+    Quality,
+    judge_fit,
+)
+from psf.bead_search import FEWEST_PLANES, BeadView, find_bead
+from psf.bead_stack import Scene
 from psf.errors import InputError
 from psf.gibson_lanni import Layers, layered_wavefront
 from psf.light import warn_if_scalar_is_off
-from psf.microscope import OPTICS_NAMES, Optics
+from psf.microscope import OPTICS_NAMES, Microscope, Optics
 from psf.model import psf_model
 from psf.zernike import noll_to_nm
 
 LARGEST_STEP_UM = 50.0  # um between planes; a larger number was given in nm
-MUCH_MORE_THAN_NOISE = 1.5  # dispersion, above which the standard errors are too small
+MANY_BELOW_ZERO = 0.001  # share of pixels below the offset that hot pixels do not explain
+LEAST_RANGE = 0.1  # depths of field; with less defocus, all planes look the same
 # Noll modes that are no aberrations to fit: other parameters stand for them.
 NOT_ABERRATIONS = {1: "piston", 2: "the centre", 3: "the centre", 4: "the focus"}
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # of 8 to 16 bit cameras
-SATURATED_PIXELS = 3  # at full scale: more than a lone hot pixel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of a fit."""
 
     stack: tyro.conf.Positional[Path]  # TIFF z-stack of one bead
-    na: float  # numerical aperture of the objective
-    wavelength_um: float  # emission wavelength in vacuum, um
-    refractive_index: float  # of the medium around the bead (air 1.0, water 1.33)
     out: Path  # folder to write
+    na: float | None = None  # numerical aperture of the objective; default: the file's
+    wavelength_um: float | None = None  # emission wavelength in vacuum, um; default: the file's
+    refractive_index: float | None = None  # of the medium around the bead; default: the file's
     pixel_size_um: float | None = None  # camera pixel / magnification, um; default: the file's
-    z_step_um: float | None = None  # um between planes; negative: towards the objective
+    z_step_um: float | None = None  # between planes; negative: to the objective; default: file's
     modes_noll: tuple[int, ...] = (5, 6, 7, 8, 9, 10, 11, 22)  # aberrations to fit
     fit_na: bool = False  # fit the effective NA too
     light: Literal["scalar", "aplanatic", "vectorial"] = "vectorial"  # model of the light
@@ -65,7 +75,7 @@ class Config:
     offset_counts: float = 0.0  # camera counts without light
     electrons_per_count: float = 1.0  # camera gain; sets the standard errors
     read_noise_e: float = 0.0  # electrons rms
-    size: int = 0  # px, edge of the square that is fitted; 0: as large as the planes
+    size: int = 0  # px, edge of the square that is fitted; 0: as large as the bead's light
     channel: int | None = None  # of the file, from 0; default: the first
     t: int | None = None  # time point of the file, from 0; default: the first
 
@@ -84,23 +94,69 @@ def read_stack(config: Config) -> Stack:
     Raises
     ------
     InputError
-        If it cannot be read, is no stack, is a colour image or holds NaN.
+        If it cannot be read, is no stack, or is a colour image.
     """
     with open_micrograph(config.stack, config.channel, 0, config.t) as micrograph:
         if micrograph.channel is None:
             raise InputError(
                 f"{config.stack} is a colour image; choose one of its colours with --channel."
             )
+        check_axes(config, micrograph.sizes)
         planes, notes = micrograph.focal_planes()
         print_notes(notes)
         counts = np.stack([plane.plane().numpy() for plane in planes])
         facts = micrograph.facts
-    if not np.isfinite(counts).all():
-        raise InputError(f"{config.stack} contains NaN or infinite values.")
     return Stack(counts, facts)
 
 
-def build_scene(config: Config, stack: Stack) -> Scene:
+def check_axes(config: Config, sizes: dict[str, int]) -> None:
+    """Refuse a file that has no stack in z, or time points that may be none."""
+    if sizes["Z"] >= FEWEST_PLANES:
+        return
+    other = f"{sizes['T']} time points" if sizes["T"] > 1 else f"{sizes['C']} channels"
+    holds = f"{config.stack} has {sizes['Z']} plane{'s' if sizes['Z'] > 1 else ''} in z"
+    if sizes["Z"] == 1 and sizes["T"] >= FEWEST_PLANES:
+        if config.t is None and config.z_step_um is not None:
+            return  # the step says that the time points are planes
+        raise InputError(
+            f"{holds} and {other}; if these are the planes of a focal stack, give --z-step-um "
+            "and no --t."
+        )
+    advice = "save the planes along the axis Z" if sizes["C"] * sizes["T"] > 1 else "record a stack"
+    raise InputError(
+        f"{holds}{f' and {other}' if sizes['C'] * sizes['T'] > 1 else ''}; a fit takes "
+        f"{FEWEST_PLANES} or more planes in z: {advice}."
+    )
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known before the fit, and where each number came from."""
+
+    scene: Scene
+    sources: dict[str, str]  # by name: the flag, or the field of the metadata
+
+
+def find_numbers(config: Config, stack: Stack) -> Known:
+    """Optics and z step, by their flags or else by the file; both are checked and printed."""
+    known = resolve_optics({n: getattr(config, n) for n in OPTICS_NAMES}, stack.facts)
+    notes = list(known.notes)
+    step = flag_or_file("z_step_um", config.z_step_um, stack.facts, notes)
+    if step is None:
+        raise InputError("the file does not tell its z step; give --z-step-um.")
+    # The line below names the file as a source, so only contradictions are notes.
+    print_notes(note for note in notes if ", from the file (" not in note)
+    sources = {**known.sources, "z_step_um": step[1]}
+    values = {**asdict(known.microscope), "z_step_um": step[0]}
+    print("used: " + ", ".join(f"{n} {values[n]:.5g} ({s})" for n, s in sources.items()))
+    print(
+        f"z rises from the first plane to the last by {step[0]:g} um per plane, away from the "
+        "objective; if the stage ran the other way, give --z-step-um with the other sign"
+    )
+    return Known(build_scene(config, known.microscope, step[0], len(stack.counts)), sources)
+
+
+def build_scene(config: Config, microscope: Microscope, z_step_um: float, planes: int) -> Scene:
     """Check the numbers of the command line and put them together."""
     for number in config.modes_noll:
         if number in NOT_ABERRATIONS:
@@ -110,16 +166,15 @@ def build_scene(config: Config, stack: Stack) -> Scene:
             )
     if len(set(config.modes_noll)) < len(config.modes_noll):
         raise InputError(f"--modes-noll {config.modes_noll}: one of them is given twice.")
-    optics = {name: getattr(config, name) for name in OPTICS_NAMES}
-    known = resolve_optics(optics, stack.facts)
-    notes = list(known.notes)
-    step = flag_or_file("z_step_um", config.z_step_um, stack.facts, notes)
-    if step is None:
-        raise InputError("the file does not tell its z step; give --z-step-um.")
-    print_notes(notes)
-    z_step_um, microscope = step[0], known.microscope
     if not 0 < abs(z_step_um) < LARGEST_STEP_UM:
         raise InputError(f"--z-step-um is {z_step_um:g}; it is in um between two planes.")
+    range_um = (planes - 1) * abs(z_step_um)
+    if range_um < LEAST_RANGE * microscope.depth_of_field_um:
+        raise InputError(
+            f"{planes} planes with a z step of {z_step_um:g} um span {range_um:.3g} um, far less "
+            f"than the depth of field ({microscope.depth_of_field_um:.3g} um), so that no plane is "
+            "out of focus; check --z-step-um, which is in um."
+        )
     if not 0 <= config.bead_um < LARGEST_STEP_UM:
         raise InputError(f"--bead-um is {config.bead_um:g}; give the bead's diameter in um.")
     if not (config.electrons_per_count > 0 and config.read_noise_e >= 0):
@@ -140,10 +195,42 @@ def build_scene(config: Config, stack: Stack) -> Scene:
     )
 
 
-def describe(config: Config, scene: Scene, fit: BeadFit, top: int, left: int) -> dict:
+def to_electrons(config: Config, counts: np.ndarray) -> np.ndarray:
+    """Electrons (Z, H, W) of camera counts.
+
+    Raises
+    ------
+    InputError
+        If the offset is no number, or above most of the pixels.
+    """
+    offset = config.offset_counts
+    if not np.isfinite(offset):
+        raise InputError(f"--offset-counts is {offset:g}; give a number of counts.")
+    known = counts[np.isfinite(counts)]
+    middle = float(np.median(known)) if known.size else offset
+    if middle < offset:
+        raise InputError(
+            f"most pixels are below --offset-counts {offset:g} (median {middle:.4g} counts); "
+            "light cannot be negative: give the counts of the camera without light, or a negative "
+            "offset if a background was subtracted."
+        )
+    electrons = (counts.astype(float) - offset) * config.electrons_per_count
+    below = float((electrons < -3 * config.read_noise_e).sum() / max(known.size, 1))
+    if below > MANY_BELOW_ZERO:
+        print_notes(
+            [
+                f"{below:.1%} of the pixels are below --offset-counts {offset:g} (lowest "
+                f"{float(known.min()):.4g}) and count as 0; lower the offset, or give "
+                "--read-noise-e"
+            ]
+        )
+    return electrons
+
+
+def describe(config: Config, known: Known, view: BeadView, fit: BeadFit, quality: Quality) -> dict:
     """Content of fit.json."""
-    middle = (fit.model.shape[-1] - 1) / 2
-    origin = {"x_px": left + middle, "y_px": top + middle}
+    scene, middle = known.scene, (fit.model.shape[-1] - 1) / 2
+    origin = {"x_px": view.left + middle, "y_px": view.top + middle}
     parameters = {
         name: {"value": float(v) + origin.get(name, 0.0), "standard_error": float(e)}
         for name, v, e in zip(fit.names, fit.values, fit.standard_errors, strict=True)
@@ -160,7 +247,13 @@ def describe(config: Config, scene: Scene, fit: BeadFit, top: int, left: int) ->
         "bead_um": config.bead_um,
         "light": config.light,
         "z_step_um": scene.z_step_um,
+        "sources": known.sources,
+        "channel": config.channel or 0,
+        "time_point": config.t or 0,
         "planes": len(fit.model),
+        "square_px": {"top": view.top, "left": view.left, "size": fit.model.shape[-1]},
+        "pixels_of_weight_0": int((~view.usable).sum()),
+        "notes": list(view.notes),
         "modes_nm": [list(mode) for mode in scene.modes],
         "camera": {
             "offset_counts": config.offset_counts,
@@ -170,87 +263,86 @@ def describe(config: Config, scene: Scene, fit: BeadFit, top: int, left: int) ->
         "parameters": parameters,
         "wavefront_rms_waves": fit.wavefront_rms_waves,
         "dispersion": fit.dispersion,
+        "quality": asdict(quality),
     }
 
 
-def report(description: dict, residual_of_peak: float) -> None:
-    """Print what was found."""
+def report(description: dict, residual_of_peak: float, electrons_per_count: float) -> None:
+    """Print what was found, and how well it fits."""
     for name, found in description["parameters"].items():
         print(f"  {name:18} {found['value']:12.5g} +- {found['standard_error']:.2g}")
-    dispersion = description["dispersion"]
+    dispersion, quality = description["dispersion"], description["quality"]
     print(f"wavefront {description['wavefront_rms_waves']:.3f} waves rms without defocus")
     print(
         f"residual {residual_of_peak:.2%} of the peak rms; {dispersion:.3g} times the variance of "
         "photon noise"
     )
-    if dispersion > MUCH_MORE_THAN_NOISE:
+    gain = f"--electrons-per-count {electrons_per_count / dispersion:.2g}"
+    if dispersion < LESS_THAN_NOISE:
         print(
-            "The remaining error exceeds photon noise. If it is random, the standard errors are "
-            f"{dispersion**0.5:.2g} times as large as printed. Check --electrons-per-count and "
-            "--offset-counts, or fit more modes (--modes-noll)."
+            f"The remaining error is smaller than photon noise. {gain} would explain it, unless "
+            "the stack was averaged or denoised."
         )
-
-
-def check_saturation(counts: np.ndarray) -> None:
-    """Refuse a stack whose bead is cut off at the full scale of a camera."""
-    highest = counts.max()
-    at_top = int((counts == highest).sum())
-    if float(highest) in FULL_SCALES and at_top >= SATURATED_PIXELS:
-        raise InputError(
-            f"{at_top} pixels are saturated (at {highest:g} counts): the shape of the peak is "
-            "lost; record the bead with less light or exposure."
+    elif dispersion > MUCH_MORE_THAN_NOISE and quality["correlation"] > CORRELATED:
+        print(
+            "The remaining error exceeds photon noise and is not random: the PSF has details that "
+            "the model lacks. The standard errors do not hold this error of the model."
         )
+    elif dispersion > MUCH_MORE_THAN_NOISE:
+        print(
+            f"The remaining error exceeds photon noise and is random: {gain} would explain it. The "
+            f"standard errors are {dispersion**0.5:.2g} times as large as printed."
+        )
+    print(f"{'' if quality['verdict'] == 'good' else 'WARNING: '}{quality['sentence']}")
 
 
-def cut_out(counts: np.ndarray, size: int) -> tuple[np.ndarray, int, int]:
-    """Square (Z, K, K) around the brightest spot, with its first row and column.
-
-    Raises
-    ------
-    InputError
-        If the images are smaller than K.
-    """
-    height, width = counts.shape[1:]
-    if size > min(height, width):
-        raise InputError(f"--size {size} does not fit planes of {height} x {width} px.")
-    smooth = gaussian_filter(counts.astype(float), 1)
-    _, row, column = np.unravel_index(smooth.argmax(), smooth.shape)
-    top = int(np.clip(row - size // 2, 0, height - size))
-    left = int(np.clip(column - size // 2, 0, width - size))
-    return counts[:, top : top + size, left : left + size], top, left
-
-
-def main(config: Config) -> None:
-    """Read, fit, write."""
-    keep_freed_memory()
-    check_out_folder(config.out)
-    stack = read_stack(config)
-    scene = build_scene(config, stack)
-    check_saturation(stack.counts)
-    counts, top, left = cut_out(stack.counts, config.size or min(stack.counts.shape[1:]))
-    electrons = (counts.astype(float) - config.offset_counts) * config.electrons_per_count
-    warn_if_scalar_is_off(scene.light, Optics.of(scene.microscope))
-    started = time.perf_counter()
+def fit_with_progress(scene: Scene, view: BeadView) -> BeadFit:
+    """The fit of a view, with a bar that counts its steps."""
     with tqdm(unit="step", desc="fit") as bar:
 
         def progress(deviance: float) -> None:
             bar.set_postfix_str(f"deviance {deviance:.5g}")
             bar.update()
 
-        fit = fit_bead(scene, electrons, progress)
-    seconds = time.perf_counter() - started
-    residual = electrons - fit.model
+        return fit_bead(scene, view.electrons, progress, view.usable)
+
+
+def write_results(
+    config: Config, known: Known, view: BeadView, fit: BeadFit, quality: Quality, seconds: float
+) -> None:
+    """Write model, residual, picture and record, and print the report."""
+    scene, residual = known.scene, view.electrons - fit.model
     deviations = residual / np.sqrt(np.maximum(fit.model + config.read_noise_e**2, 1e-9))
-    residual_of_peak = float(residual.std() / (fit.model.max() - fit["background"]))
-    description = describe(config, scene, fit, top, left)
+    deviations = np.where(view.usable, deviations, np.nan)
+    height = fit.model.max() - fit["background"]
+    residual_of_peak = float(residual[view.usable].std() / height)
     scale = (scene.microscope.pixel_size_um, (), abs(scene.z_step_um))
     for name, values in (("model", fit.model), ("residual", deviations)):
         write_imagej(config.out / f"{name}.tif", values.astype(np.float32), "ZYX", *scale)
-    draw_bead_fit(config.out / "fit.png", electrons, fit, scene, config.stack.name)
+    draw_bead_fit(config.out / "fit.png", view, fit, scene, config.stack.name, quality)
+    description = describe(config, known, view, fit, quality)
     extra = {"residual_rms_of_peak": residual_of_peak, "seconds": round(seconds, 2)}
     write_json(config.out / "fit.json", {**description, **extra, "run": run_record()})
-    report(description, residual_of_peak)
+    report(description, residual_of_peak, config.electrons_per_count)
     print(f"wrote {config.out} (look at {config.out / 'fit.png'})")
+
+
+def main(config: Config) -> None:
+    """Read, find the bead, fit, judge, write."""
+    keep_freed_memory()
+    check_out_folder(config.out)
+    stack = read_stack(config)
+    known = find_numbers(config, stack)
+    electrons = to_electrons(config, stack.counts)
+    full = tuple((f - config.offset_counts) * config.electrons_per_count for f in FULL_SCALES)
+    view = find_bead(known.scene, electrons, config.size, full)
+    print_notes(view.notes)
+    warn_if_scalar_is_off(known.scene.light, Optics.of(known.scene.microscope))
+    started = time.perf_counter()
+    fit = fit_with_progress(known.scene, view)
+    seconds = time.perf_counter() - started
+    quality = judge_fit(known.scene, view.electrons, view.usable, fit)
+    write_results(config, known, view, fit, quality, seconds)
 
 
 if __name__ == "__main__":

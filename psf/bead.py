@@ -15,18 +15,21 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import least_squares, nnls
 
+from psf.bead_search import FEWEST_PLANES, SMALLEST_PX, border_level
 from psf.bead_stack import Scene, Values, expected_and_slopes, mode_name, unit_psfs
 from psf.errors import InputError
 from psf.zernike import Mode
 
-SIGNAL_TO_NOISE = 5.0  # least height of a bead's smoothed peak, in units of the border's noise
-SMALLEST_PX, FEWEST_PLANES = 8, 3  # of a stack that is fitted
 LARGEST_MODE_WAVES = 2.0  # rms, bound of each aberration in the fit
 SPHERICAL: Mode = (4, 0)
 # Grid of starting values: spherical aberration shifts the best focus, so both are searched.
 START_SPHERICAL = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)  # waves rms
 START_SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the focus, depths of field
 NA_BOUNDS = (0.05, 0.999)  # of a fitted NA: smallest value, and largest share of the index
+NOT_DETERMINED = (
+    "the stack does not determine all parameters of the fit: it shows too little of a bead; give "
+    "more planes around its focus, or fewer modes (--modes-noll)."
+)
 FLAT_RESIDUAL = 1e-4  # near 0 the slope of a residual is 0 / 0, so its limit is taken
 
 
@@ -51,7 +54,10 @@ class BeadFit:
 
 
 def fit_bead(
-    scene: Scene, electrons: np.ndarray, progress: Callable[[float], None] | None = None
+    scene: Scene,
+    electrons: np.ndarray,
+    progress: Callable[[float], None] | None = None,
+    usable: np.ndarray | None = None,
 ) -> BeadFit:
     """Centre, focus, brightness, background and aberrations fitted to a stack of one bead.
 
@@ -60,18 +66,21 @@ def fit_bead(
     scene : what is known
     electrons : (Z, K, K) array, square planes with the bead near the middle
     progress : called with the deviance at every step
+    usable : (Z, K, K) bool; False gives a pixel weight 0. Its value still helps to find the start,
+        so give it that of its neighbours
 
     Raises
     ------
     InputError
-        If the stack is too small, not finite, or holds no bead.
+        If the stack is too small or not finite.
     """
     check_stack(electrons)
-    likelihood = _Likelihood(scene, electrons, progress)
+    usable = np.ones(electrons.shape, bool) if usable is None else usable
+    likelihood = _Likelihood(scene, electrons, usable, progress)
     bounds = _bounds(scene, *likelihood.shape)
     best = least_squares(
         likelihood.residuals,
-        _array(scene, _start(scene, electrons)),
+        _array(scene, coarse_fit(scene, electrons, usable)[1]),
         likelihood.jacobian,
         bounds=tuple(_array(scene, {n: pair[end] for n, pair in bounds.items()}) for end in (0, 1)),
         x_scale="jac",
@@ -81,13 +90,13 @@ def fit_bead(
         max_nfev=60,
     )
     mean, slopes = likelihood.expected(best.x)
-    data = likelihood.data
+    chi_squared = (np.square(likelihood.data - mean) / mean)[usable].sum()
     return BeadFit(
         names=scene.names,
         values=best.x,
-        standard_errors=_standard_errors(mean, slopes),
+        standard_errors=_standard_errors(mean[usable], slopes[usable.ravel()]),
         model=mean - likelihood.variance,
-        dispersion=float((np.square(data - mean) / mean).sum() / (data.size - len(best.x))),
+        dispersion=float(chi_squared / max(usable.sum() - len(best.x), 1)),
     )
 
 
@@ -99,9 +108,13 @@ class _Likelihood:
     """Deviance residuals of a stack and their derivatives, as `least_squares` asks for them."""
 
     def __init__(
-        self, scene: Scene, electrons: np.ndarray, progress: Callable[[float], None] | None
+        self,
+        scene: Scene,
+        electrons: np.ndarray,
+        usable: np.ndarray,
+        progress: Callable[[float], None] | None,
     ) -> None:
-        self.scene, self.progress = scene, progress
+        self.scene, self.usable, self.progress = scene, usable, progress
         self.shape = len(electrons), electrons.shape[-1]  # planes, edge in px
         self.variance = scene.read_noise_e**2
         self.data = np.maximum(electrons + self.variance, 0)
@@ -116,7 +129,7 @@ class _Likelihood:
 
     def residuals(self, values: np.ndarray) -> np.ndarray:
         """Signed roots of the deviance, (Z K K,)."""
-        found = _deviance_residuals(self.data, self.expected(values)[0])
+        found = self.usable * _deviance_residuals(self.data, self.expected(values)[0])
         if self.progress is not None:
             self.progress(float(np.square(found).sum()))
         return found.ravel()
@@ -127,7 +140,8 @@ class _Likelihood:
         found = _deviance_residuals(self.data, mean)
         flat = np.abs(found) < FLAT_RESIDUAL
         quotient = (1 - self.data / mean) / np.where(flat, 1, found)
-        return np.where(flat, -1 / np.sqrt(mean), quotient).reshape(-1, 1) * slopes
+        rates = self.usable * np.where(flat, -1 / np.sqrt(mean), quotient)
+        return rates.reshape(-1, 1) * slopes
 
 
 def _deviance_residuals(data: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -142,12 +156,17 @@ def _standard_errors(mean: np.ndarray, slopes: np.ndarray) -> np.ndarray:
     """Standard errors (P,) from the Fisher information, scaled so that its inverse is accurate."""
     information = slopes.T @ (slopes / mean.reshape(-1, 1))
     scale = np.sqrt(np.diag(information))
-    covariance = np.linalg.inv(information / np.outer(scale, scale)) / np.outer(scale, scale)
-    return np.sqrt(np.diag(covariance))
+    if not (scale > 0).all():
+        raise InputError(NOT_DETERMINED)
+    try:
+        inverse = np.linalg.inv(information / np.outer(scale, scale))
+    except np.linalg.LinAlgError as error:
+        raise InputError(NOT_DETERMINED) from error
+    return np.sqrt(np.maximum(np.diag(inverse), 0)) / scale
 
 
 def check_stack(electrons: np.ndarray) -> None:
-    """Refuse a stack that holds no bead to fit; see `fit_bead`."""
+    """Refuse a stack that cannot be fitted; see `fit_bead`."""
     if electrons.ndim != 3 or electrons.shape[1] != electrons.shape[2]:
         raise InputError(f"the stack has shape {electrons.shape}; give square planes (Z, K, K).")
     planes, size = len(electrons), electrons.shape[-1]
@@ -158,31 +177,19 @@ def check_stack(electrons: np.ndarray) -> None:
         )
     if not np.isfinite(electrons).all():
         raise InputError("the stack contains NaN or infinite values.")
-    smooth = gaussian_filter(electrons.astype(float), (0, 1, 1))
-    background, noise = _border(smooth)
-    if smooth.max() - background < SIGNAL_TO_NOISE * max(noise, 1e-12):
-        raise InputError(
-            "there is no bead in the stack: its brightest spot must exceed the background by "
-            f"{SIGNAL_TO_NOISE:g} times the noise of the border. Give a stack around one bead."
-        )
 
 
-def _border(stack: np.ndarray) -> tuple[float, float]:
-    """Median and standard deviation (from quartiles) of the outer two pixels of all planes."""
-    inside = np.zeros(stack.shape[1:], bool)
-    inside[2:-2, 2:-2] = True
-    low, middle, high = np.percentile(stack[:, ~inside], (25, 50, 75))
-    return float(middle), float(high - low) / 1.349  # quartiles of a Gaussian, sigma
-
-
-def _start(scene: Scene, electrons: np.ndarray) -> dict[str, float]:
-    """Starting values, the best of a coarse grid of focus and spherical aberration.
+def coarse_fit(
+    scene: Scene, electrons: np.ndarray, usable: np.ndarray
+) -> tuple[float, dict[str, float]]:
+    """Weighted error and parameters of the best of a coarse grid of focus and spherical aberration.
 
     A fit of a strongly aberrated bead that starts without aberration ends in a local minimum.
     """
     planes, size = len(electrons), electrons.shape[-1]
-    background, _ = _border(electrons)
+    background, _ = border_level(electrons)
     smooth = gaussian_filter(electrons.astype(float), (1, 1, 1)) - background
+    smooth = np.where(usable, smooth, -np.inf)  # another bead may be brighter
     plane, row, column = np.unravel_index(smooth.argmax(), smooth.shape)
     middle = (size - 1) / 2
     start = dict.fromkeys(scene.names, 0.0)
@@ -198,10 +205,10 @@ def _start(scene: Scene, electrons: np.ndarray) -> dict[str, float]:
         trial = start | {"z_focus_um": float(focus_um)}
         if SPHERICAL in scene.modes:
             trial[mode_name(SPHERICAL)] = spherical
-        error, brightness = _brightness(scene, trial, electrons)
+        error, brightness = _brightness(scene, trial, electrons, usable)
         if error < best_error:
             best_error, best = error, trial | brightness
-    return best
+    return best_error, best
 
 
 def _bounds(scene: Scene, planes: int, size: int) -> dict[str, tuple[float, float]]:
@@ -224,11 +231,12 @@ def _bounds(scene: Scene, planes: int, size: int) -> dict[str, tuple[float, floa
 
 
 def _brightness(
-    scene: Scene, values: Values, electrons: np.ndarray
+    scene: Scene, values: Values, electrons: np.ndarray, usable: np.ndarray
 ) -> tuple[float, dict[str, float]]:
     """Weighted squared error, and the photons and background that minimise it."""
     psfs = unit_psfs(replace(scene, light="scalar"), values, len(electrons), electrons.shape[-1])
-    weight = 1 / np.sqrt(np.maximum(gaussian_filter(electrons, (0, 1, 1)), 1).ravel())
+    weight = usable / np.sqrt(np.maximum(gaussian_filter(electrons, (0, 1, 1)), 1))
+    weight = weight.ravel()
     columns = np.stack([psfs.ravel() * weight, weight], 1)
     (photons, background), error = nnls(columns, electrons.ravel() * weight)
     return error, {"photons": max(photons, 1.0), "background": max(background, 1e-3)}
