@@ -4,7 +4,8 @@ r"""Calibrate depth with a focal stack of a thin, flat object: STACK + checkpoin
         --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33 --out depth/stack
 
 Writes calibration.png, calibration.csv (a row per plane) and depth_calibration.json, the curve from
-the estimated parameter to z for --depth-calibration of estimate_psf_map.py.
+the estimated parameter to z for --depth-calibration of estimate_psf_map.py. If the planes give no
+curve, refused.png shows them.
 
 Optics that the file tells need no flag. The first plane of the file has the lowest z, nearest to
 the objective; give a negative step if the stage ran the other way. The object must lie at one
@@ -12,7 +13,7 @@ depth all over the image; tilt and thickness add to the error. Without a cylindr
 has no sign: it is the distance from the focal plane, which is found in the stack.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,15 @@ import tyro
 
 from common.command import keep_freed_memory, pick_device, print_notes, run, settings_of
 from common.files import check_out_folder, run_record, write_csv
-from common.overviews import draw_depth_calibration
-from micrographs.metadata import NOT_NEEDED, flag_of
+from common.stack_pictures import draw_depth_calibration, draw_refused_calibration
+from micrographs.metadata import NOT_NEEDED, OpticsFacts, flag_of, flag_or_file
 from models.checkpoint import Estimator, load_estimator
-from models.depth import DepthCalibration, is_signed
+from models.depth import DEPTH_LABELS, DepthCalibration, is_signed
 from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plane_means
 from models.map_image import Recording, RecordingOptions, map_stack, open_recording
 from models.mapping import reliable_estimates
 from psf.errors import InputError
+from psf.model import um_per_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +48,19 @@ class Config(RecordingOptions):
     limit_um: float | None = None  # error up to which depth is usable; default: depth of field
 
 
-def find_z_um(config: Config, count: int, in_file: float | None) -> np.ndarray:
-    """Position of each of `count` planes, (K,), um."""
+def find_z_um(config: Config, count: int, facts: OpticsFacts) -> np.ndarray:
+    """Position of each of `count` planes, (K,), um; a step that contradicts the file is noted."""
     if (config.z_step_um is None) == (config.z_csv is None):
+        in_file = facts.z_step_um
         known = f" (the file says {in_file:.4g} um)" if in_file else ""
         raise InputError(f"give either --z-step-um{known} or --z-csv.")
     if config.z_csv is not None:
         return read_z_csv(config.z_csv, count)
     if not (np.isfinite(config.z_step_um) and config.z_step_um != 0):
         raise InputError(f"--z-step-um is {config.z_step_um:g}; give the um between two planes.")
+    notes: list[str] = []
+    flag_or_file("z_step_um", config.z_step_um, facts, notes)
+    print_notes(notes)
     return np.arange(count) * config.z_step_um
 
 
@@ -122,40 +128,83 @@ def estimates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and standard deviations (K, N) of the patches; NaN where they do not count."""
     estimator = recording.estimator
-    maps = map_stack(recording)
+    varied = varied_planes(config, recording)
+    maps = map_stack(replace(recording, planes=tuple(recording.planes[k] for k in varied)))
     low, high = estimator.psf_model.label_ranges[maps[0].names.index(parameter)]
     largest = config.largest_deviation * (high - low)
-    values, deviations = reliable_estimates(maps, parameter, largest)
-    count = int(np.isfinite(values).sum())
-    print(f"{count} of {values.size} patches have content and a small standard deviation")
+    found = reliable_estimates(maps, parameter, largest)
+    count, size = int(np.isfinite(found[0]).sum()), found[0].size
+    print(f"{count} of {size} patches have content and a small standard deviation")
     if not count:
         raise InputError(
             f"no plane of {config.stack} holds patches with content and a standard deviation of "
             f"{parameter} up to {largest:.3g} {maps[0].unit}; take another object, more light, or "
             "a larger --largest-deviation."
         )
-    return values.reshape(len(maps), -1), deviations.reshape(len(maps), -1)
+    values, deviations = (
+        np.full((len(recording.planes), size // len(maps)), np.nan) for _ in range(2)
+    )
+    values[varied], deviations[varied] = (each.reshape(len(maps), -1) for each in found)
+    return values, deviations
+
+
+def varied_planes(config: Config, recording: Recording) -> list[int]:
+    """Indices of the planes that are not constant; the others are noted and left out."""
+    planes = [plane.plane() for plane in recording.planes]
+    varied = [k for k, pixels in enumerate(planes) if not (pixels == pixels[0, 0]).all()]
+    empty = sorted(set(range(len(planes))) - set(varied))
+    if not varied:
+        raise InputError(f"all planes of {config.stack} are constant; give a stack of an object.")
+    if empty:
+        which = ", ".join(map(str, empty))
+        print_notes([f"all pixels are equal in plane {which} (from 0); it is left out"])
+    return varied
 
 
 def as_table(
-    values: np.ndarray, deviations: np.ndarray, z_um: np.ndarray, calibration: DepthCalibration
+    values: np.ndarray, deviations: np.ndarray, z_um: np.ndarray, unit: str
 ) -> pd.DataFrame:
-    """One row per plane: where it is, what was estimated, and its error when left out."""
+    """One row per plane: where it is, and what was estimated."""
     means, spreads = plane_means(values, deviations)
-    left_out = leave_one_plane_out(values, deviations, z_um, calibration.signed)
     return pd.DataFrame(
         {
             "plane": np.arange(len(z_um)),
             "z_um": z_um,
             "patches": np.isfinite(values).sum(1),
-            f"mean_{calibration.unit}": means,
-            f"spread_{calibration.unit}": spreads,
-            "error_left_out_um": left_out.means_um,
+            f"mean_{unit}": means,
+            f"spread_{unit}": spreads,
         }
     )
 
 
-def report(calibration: DepthCalibration, z_um: np.ndarray) -> None:
+def focus_outside(
+    calibration: DepthCalibration, table: pd.DataFrame, um_per_unit: float | None
+) -> str:
+    """Why the focal plane may be wrong: it is an end of the stack; empty if it is not.
+
+    `um_per_unit` is the depth of one unit of the parameter, None where the optics do not give it.
+    """
+    z_um = table["z_um"].to_numpy()
+    near = np.abs(z_um - calibration.focus_z_um) < (np.ptp(z_um) / (len(z_um) - 1))
+    ends = np.isin(z_um, (z_um.min(), z_um.max()))
+    if not (near & ends).any():
+        return ""
+    says = ""
+    if um_per_unit is not None:
+        means = np.abs(table[f"mean_{calibration.unit}"].to_numpy())
+        at_end = means[near & ends]
+        if np.isfinite(at_end).any():
+            says = (
+                f" ({calibration.parameter} is {np.nanmin(at_end):.2g} {calibration.unit} there: "
+                f"about {np.nanmin(at_end) * um_per_unit:.2g} um from focus by the optics)"
+            )
+    return (
+        f"the focal plane is an end of the stack, or outside it{says}, so that depth may count "
+        "from a wrong plane; record the stack through the focus"
+    )
+
+
+def report(calibration: DepthCalibration, warning: str) -> None:
     """Print what was found, and what to be careful about."""
     low, high = calibration.usable_um
     what = "z" if calibration.signed else "distance from focus"
@@ -169,13 +218,35 @@ def report(calibration: DepthCalibration, z_um: np.ndarray) -> None:
             f"{calibration.parameter} falls with z: if the stage ran towards the objective, give "
             "a negative z step; else the cylindrical lens is turned by 90 degrees."
         )
-    ends = float(z_um.min()), float(z_um.max())
-    step = (ends[1] - ends[0]) / (len(z_um) - 1)
-    if min(abs(calibration.focus_z_um - end) for end in ends) < step:
-        print(
-            "note: the focal plane is an end of the stack, or outside it, so that depth "
-            "may count from a wrong plane; record the stack through the focus."
-        )
+    print_notes([warning] if warning else [])
+
+
+def write_refusal(config: Config, table: pd.DataFrame, parameter: str, error: InputError) -> None:
+    """Draw the planes that gave no calibration, and refuse.
+
+    Raises
+    ------
+    InputError
+        Always: the reason, and where the picture is.
+    """
+    target = config.out / "refused.png"
+    unit = next(c for c in table if c.startswith("mean_")).removeprefix("mean_")
+    draw_refused_calibration(target, table, parameter, unit, config.stack.name, str(error))
+    raise InputError(f"{error} {target} shows the planes.") from error
+
+
+def write_calibration(
+    config: Config, calibration: DepthCalibration, table: pd.DataFrame, warning: str
+) -> Path:
+    """Write table, picture and curve; returns the file of the curve."""
+    write_csv(config.out / "calibration.csv", table, "%.5g")
+    title = f"{config.stack.name}: {calibration.parameter}"
+    draw_depth_calibration(config.out / "calibration.png", table, calibration, title, warning)
+    target = config.out / "depth_calibration.json"
+    facts = {"warning": warning, "settings": settings_of(config), "run": run_record()}
+    calibration.to_json(target, **facts)
+    (config.out / "refused.png").unlink(missing_ok=True)  # of an earlier run
+    return target
 
 
 def main(config: Config) -> None:
@@ -187,27 +258,32 @@ def main(config: Config) -> None:
     with open_recording(config.stack, config, estimator, is_stack=True) as recording:
         print_notes(recording.notes)
         check_recording(config, recording)
-        z_um = find_z_um(config, len(recording.planes), recording.micrograph.facts.z_step_um)
+        z_um = find_z_um(config, len(recording.planes), recording.micrograph.facts)
         values, deviations = estimates(config, recording, parameter)
-    calibration = fit_depth(
-        values,
-        deviations,
-        z_um,
-        signed=is_signed(estimator.psf_model, parameter),
-        microscope=recording.microscope,
-        parameter=parameter,
-        unit=estimator.psf_model.unit,
-        checkpoint=estimator.name,
-        limit_um=config.limit_um,
-    )
-    table = as_table(values, deviations, z_um, calibration)
-    write_csv(config.out / "calibration.csv", table, "%.5g")
-    draw_depth_calibration(
-        config.out / "calibration.png", table, calibration, f"{config.stack.name}: {parameter}"
-    )
-    target = config.out / "depth_calibration.json"
-    calibration.to_json(target, settings=settings_of(config), run=run_record())
-    report(calibration, z_um)
+    model = estimator.psf_model
+    table = as_table(values, deviations, z_um, model.unit)
+    try:
+        calibration = fit_depth(
+            values,
+            deviations,
+            z_um,
+            signed=is_signed(model, parameter),
+            microscope=recording.microscope,
+            parameter=parameter,
+            unit=model.unit,
+            checkpoint=estimator.name,
+            limit_um=config.limit_um,
+        )
+    except InputError as error:
+        write_refusal(config, table, parameter, error)
+    left_out = leave_one_plane_out(values, deviations, z_um, calibration.signed)
+    table["error_left_out_um"] = left_out.means_um
+    um_per_unit = None
+    if parameter in DEPTH_LABELS:
+        um_per_unit = um_per_label(model, recording.microscope)[parameter]
+    warning = focus_outside(calibration, table, um_per_unit)
+    target = write_calibration(config, calibration, table, warning)
+    report(calibration, warning)
     print(f"wrote {config.out} (look at {config.out / 'calibration.png'})")
     print(
         f"next: python estimate_psf_map.py IMAGE --checkpoint {config.checkpoint} --out DIR "

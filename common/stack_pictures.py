@@ -109,7 +109,9 @@ def _label_cut(axes: Axes, is_section: bool, pixel_um: float, size_px: int) -> N
 # --- depth calibrations
 
 
-def draw_depth_calibration(path: Path, table: pd.DataFrame, calibration: Any, title: str) -> None:
+def draw_depth_calibration(
+    path: Path, table: pd.DataFrame, calibration: Any, title: str, warning: str = ""
+) -> None:
     """Draw the estimate against z with the fitted curve, and the errors of left-out planes below.
 
     `table` is that of calibration.csv, `calibration` a `models.depth.DepthCalibration`. The usable
@@ -125,7 +127,11 @@ def draw_depth_calibration(path: Path, table: pd.DataFrame, calibration: Any, ti
         f"{title}\nplanes left out: {calibration.rms_um:.2g} µm rms in the usable range, single "
         f"patches {calibration.patch_rms_um:.2g} µm",
         fontsize=8,
+        parse_math=False,
     )
+    if warning:
+        lines = "\n".join(textwrap.wrap(f"note: {warning}", 95))
+        figure.suptitle(lines, fontsize=8, color=WARNING_COLOUR, parse_math=False)
     _show_errors(lower, table, calibration.limit_um)
     room = 0.03 * (table["z_um"].max() - table["z_um"].min())
     upper.set_xlim(table["z_um"].min() - room, table["z_um"].max() + room)

@@ -85,7 +85,9 @@ def _neighbours(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a[:, 1:] * b[:, :-1]).mean() + (a[..., 1:] * b[..., :-1]).mean()) / 2)
 
 
-def _causes(scene: Scene, electrons: np.ndarray, usable: np.ndarray, fit: BeadFit) -> Iterator[str]:
+def _causes(
+    scene: Scene, electrons: np.ndarray, usable: np.ndarray, fit: BeadFit, is_bad: bool
+) -> Iterator[str]:
     """Likely causes of a bad fit, the likeliest first."""
     noise = _noise(scene, electrons, usable, fit)
     z_um = scene.stage_um(len(noise))
