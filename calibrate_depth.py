@@ -177,31 +177,23 @@ def as_table(
     )
 
 
-def focus_outside(
-    calibration: DepthCalibration, table: pd.DataFrame, um_per_unit: float | None
-) -> str:
-    """Why the focal plane may be wrong: it is an end of the stack; empty if it is not.
-
-    `um_per_unit` is the depth of one unit of the parameter, None where the optics do not give it.
-    """
-    z_um = table["z_um"].to_numpy()
-    near = np.abs(z_um - calibration.focus_z_um) < (np.ptp(z_um) / (len(z_um) - 1))
-    ends = np.isin(z_um, (z_um.min(), z_um.max()))
-    if not (near & ends).any():
-        return ""
-    says = ""
-    if um_per_unit is not None:
-        means = np.abs(table[f"mean_{calibration.unit}"].to_numpy())
-        at_end = means[near & ends]
-        if np.isfinite(at_end).any():
-            says = (
-                f" ({calibration.parameter} is {np.nanmin(at_end):.2g} {calibration.unit} there: "
-                f"about {np.nanmin(at_end) * um_per_unit:.2g} um from focus by the optics)"
-            )
-    return (
-        f"the focal plane is an end of the stack, or outside it{says}, so that depth may count "
-        "from a wrong plane; record the stack through the focus"
-    )
+def focus_outside(calibration: DepthCalibration, z_um: np.ndarray) -> str:
+    """What is uncertain about the focal plane if no planes lie on both sides; else empty."""
+    focus, low, high = calibration.focus_z_um, float(z_um.min()), float(z_um.max())
+    step = (high - low) / (len(z_um) - 1)
+    advice = "record the stack through the focus"
+    if focus < low - step / 2 or focus > high + step / 2:
+        away = max(low - focus, focus - high)
+        return (
+            f"the stack lies on one side of the focus; by the optics the focal plane is {away:.2g} "
+            f"um outside, and depth counts from there; {advice}"
+        )
+    if min(focus - low, high - focus) < step:
+        return (
+            "the focal plane is an end of the stack, or outside it, so that depth may count from a "
+            f"wrong plane; {advice}"
+        )
+    return ""
 
 
 def report(calibration: DepthCalibration, warning: str) -> None:
@@ -262,6 +254,9 @@ def main(config: Config) -> None:
         values, deviations = estimates(config, recording, parameter)
     model = estimator.psf_model
     table = as_table(values, deviations, z_um, model.unit)
+    um_per_unit = None
+    if parameter in DEPTH_LABELS:
+        um_per_unit = um_per_label(model, recording.microscope)[parameter]
     try:
         calibration = fit_depth(
             values,
@@ -273,15 +268,15 @@ def main(config: Config) -> None:
             unit=model.unit,
             checkpoint=estimator.name,
             limit_um=config.limit_um,
+            um_per_unit=um_per_unit,
         )
     except InputError as error:
         write_refusal(config, table, parameter, error)
-    left_out = leave_one_plane_out(values, deviations, z_um, calibration.signed)
+    low, high = z_um.min(), z_um.max()
+    outside = None if low <= calibration.focus_z_um <= high else calibration.focus_z_um
+    left_out = leave_one_plane_out(values, deviations, z_um, calibration.signed, outside)
     table["error_left_out_um"] = left_out.means_um
-    um_per_unit = None
-    if parameter in DEPTH_LABELS:
-        um_per_unit = um_per_label(model, recording.microscope)[parameter]
-    warning = focus_outside(calibration, table, um_per_unit)
+    warning = focus_outside(calibration, z_um)
     target = write_calibration(config, calibration, table, warning)
     report(calibration, warning)
     print(f"wrote {config.out} (look at {config.out / 'calibration.png'})")

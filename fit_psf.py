@@ -28,17 +28,17 @@ from tqdm import tqdm
 from common.command import keep_freed_memory, print_notes, run
 from common.files import check_out_folder, run_record, write_imagej, write_json
 from common.stack_pictures import draw_bead_fit
-from micrographs.metadata import OpticsFacts, flag_or_file, resolve_optics
-from micrographs.micrograph import open_micrograph
-from psf.bead import BeadFit, fit_bead
-from psf.bead_quality import (
+from micrographs.bead_quality import (
     CORRELATED,
     LESS_THAN_NOISE,
     MUCH_MORE_THAN_NOISE,
     Quality,
     judge_fit,
 )
-from psf.bead_search import FEWEST_PLANES, BeadView, find_bead
+from micrographs.bead_search import BeadView, find_bead
+from micrographs.metadata import OpticsFacts, flag_or_file, resolve_optics
+from micrographs.micrograph import open_micrograph
+from psf.bead import FEWEST_PLANES, BeadFit, fit_bead
 from psf.bead_stack import Scene
 from psf.errors import InputError
 from psf.gibson_lanni import Layers, layered_wavefront
@@ -319,7 +319,10 @@ def write_results(
     scale = (scene.microscope.pixel_size_um, (), abs(scene.z_step_um))
     for name, values in (("model", fit.model), ("residual", deviations)):
         write_imagej(config.out / f"{name}.tif", values.astype(np.float32), "ZYX", *scale)
-    draw_bead_fit(config.out / "fit.png", view, fit, scene, config.stack.name, quality)
+    usable = np.where(view.usable, view.electrons, np.nan)
+    is_good = quality.verdict == "good"
+    title = config.stack.name
+    draw_bead_fit(config.out / "fit.png", usable, fit, scene, title, quality.sentence, is_good)
     description = describe(config, known, view, fit, quality)
     extra = {"residual_rms_of_peak": residual_of_peak, "seconds": round(seconds, 2)}
     write_json(config.out / "fit.json", {**description, **extra, "run": run_record()})

@@ -12,8 +12,6 @@ from matplotlib.image import AxesImage
 
 from common.pictures import COLOURS, add_scale_bar, colour_map, new_figure, save_figure
 from psf.bead import BeadFit
-from psf.bead_quality import Quality
-from psf.bead_search import BeadView
 from psf.bead_stack import Scene
 
 WARNING_COLOUR = "#c00000"  # of a title that says that a result must not be used
@@ -23,14 +21,21 @@ SECTION_SHAPES = (0.5, 1.5)  # height / width of an xz section to scale; others 
 
 
 def draw_bead_fit(
-    path: Path, view: BeadView, fit: BeadFit, scene: Scene, title: str, quality: Quality
+    path: Path,
+    electrons: np.ndarray,
+    fit: BeadFit,
+    scene: Scene,
+    title: str,
+    verdict: str,
+    is_good: bool,
 ) -> None:
     """Draw data, model and residual of a bead fit in rows: three planes in xy, and xz.
 
-    Pixels of weight 0 are grey. The verdict on the fit stands in the title, in red if it is not
-    good.
+    Parameters
+    ----------
+    electrons : (Z, K, K) data; NaN, drawn in grey, for pixels of weight 0
+    verdict : sentence on the fit, which is red in the picture if it is not good
     """
-    electrons = np.where(view.usable, view.electrons, np.nan)
     planes, size = len(electrons), electrons.shape[-1]
     pixel_um, step_um = float(scene.microscope.pixel_size_um), scene.z_step_um
     z_um = scene.stage_um(planes) - fit["z_focus_um"]
@@ -55,17 +60,14 @@ def draw_bead_fit(
     bar = figure.colorbar(drawn, ax=axes, shrink=0.28, anchor=(0, 0.02))
     bar.set_label("standard deviations of noise", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    _title_bead_fit(figure, title, quality, bool(view.usable.all()))
-    save_figure(path, figure)
-
-
-def _title_bead_fit(figure: Figure, title: str, quality: Quality, all_usable: bool) -> None:
-    """Name the file, the scale and the verdict."""
-    scale = "square root of intensity, data and model of a column on one scale"
-    masked = "" if all_usable else "; grey: weight 0"
-    lines = [f"{title}: {scale}{masked}", *textwrap.wrap(quality.sentence, 130)]
-    colour = "black" if quality.verdict == "good" else WARNING_COLOUR
+    masked = "; grey: weight 0" if np.isnan(electrons).any() else ""
+    lines = [
+        f"{title}: square root of intensity, data and model of a column on one scale{masked}",
+        *textwrap.wrap(verdict, 130),
+    ]
+    colour = "black" if is_good else WARNING_COLOUR
     figure.suptitle("\n".join(lines), fontsize=9, color=colour, parse_math=False)
+    save_figure(path, figure)
 
 
 def _show_cuts(

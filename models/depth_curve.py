@@ -57,14 +57,19 @@ def fit_curve(
     weights: np.ndarray,
     signed: bool,
     near_um: float | None = None,
+    fixed_um: float | None = None,
 ) -> Curve:
     """Curve through the means of planes; unsigned: with the focal plane that fits them best.
 
-    The focal plane is searched in the whole stack, or within one step of `near_um`.
+    The focal plane is searched in the whole stack, or within one step of `near_um`, unless it is
+    given as `fixed_um`.
     """
     if signed:
         slope = np.polyfit(z_um, means, 1, w=np.sqrt(weights))[0]
         return _curve_at(z_um, means, weights, math.copysign(1.0, slope), None)
+
+    if fixed_um is not None:
+        return _curve_at(z_um, means, weights, 1.0, fixed_um)
 
     def misfit(focus_z_um: float) -> float:
         return _monotone(np.abs(z_um - focus_z_um), means, weights)[2]

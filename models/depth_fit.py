@@ -20,6 +20,7 @@ LEAST_CORRELATION = 0.5  # lowest rank correlation with z at which the values co
 # Part of the median slope below which the curve counts as saturated: there a small error of the
 # value becomes an error of depth at least three times as large as elsewhere.
 FLATTEST = 1 / 3
+NEAR_FOCUS = 0.5  # depths of field; networks read a sharp image as about half as far out of focus
 HUBER = 1.345  # standard deviations; 95 % efficient for a Gaussian (Huber 1964)
 MAD_TO_DEVIATION = 1.4826  # standard deviation / median absolute deviation of a Gaussian
 
@@ -34,6 +35,7 @@ def fit_depth(
     unit: str = "waves",
     checkpoint: str = "",
     limit_um: float | None = None,
+    um_per_unit: float | None = None,
 ) -> DepthCalibration:
     """Calibration from the estimates in a stack of known z.
 
@@ -44,6 +46,8 @@ def fit_depth(
     signed : True if the value is monotone in z, False if in the distance from a focal plane, which
         is found in the stack
     limit_um : largest error of left-out planes in the usable range; default: the depth of field
+    um_per_unit : depth of one unit of the value by the optics. It places the focal plane of a stack
+        that lies on one side of focus; without it such a stack has its focal plane at its end
 
     Raises
     ------
@@ -55,10 +59,15 @@ def fit_depth(
     planes = plane_means(values, standard_deviations)
     seen = np.isfinite(planes.means)
     _check_planes(seen, z_um)
-    curve = fit_curve(z_um[seen], planes.means[seen], _weights(planes)[seen], signed)
+    stack = z_um[seen], planes.means[seen], _weights(planes)[seen]
+    curve, outside_um = fit_curve(*stack, signed), None
+    if not signed and um_per_unit is not None:
+        outside_um = focus_beside(stack[0], stack[1] * um_per_unit, curve.focus_z_um, microscope)
+    if outside_um is not None:
+        curve = fit_curve(*stack, signed, fixed_um=outside_um)
     _check_correlation(planes.means[seen], curve.to_x(z_um[seen]), parameter, signed)
     limit_um = float(microscope.depth_of_field_um if limit_um is None else limit_um)
-    left_out = leave_one_plane_out(values, standard_deviations, z_um, signed)
+    left_out = leave_one_plane_out(values, standard_deviations, z_um, signed, outside_um)
     focus_x = float(curve.to_x(np.array([curve.focus_z_um]))[0])
     usable = _usable_range(curve, curve.to_x(z_um), focus_x, left_out, limit_um)
     return DepthCalibration(
@@ -75,6 +84,24 @@ def fit_depth(
         rms_um=usable.rms_um,
         patch_rms_um=usable.patch_rms_um,
     )
+
+
+def focus_beside(
+    z_um: np.ndarray, depth_um: np.ndarray, focus_z_um: float, microscope: Microscope
+) -> float | None:
+    """Focal plane beside a stack that lies on one side of it, um; None if the stack reaches it.
+
+    A curve cannot tell where it ends outside of the stack. The optics can: `depth_um` (K,) are the
+    distances from focus that they give. Near the focus they are too uncertain.
+    """
+    nearest_um = NEAR_FOCUS * float(microscope.depth_of_field_um)
+    order = np.argsort(z_um)
+    step = np.ptp(z_um) / (len(z_um) - 1)
+    for end, side in ((order[0], -1), (order[-1], 1)):
+        away = float(depth_um[end])
+        if abs(focus_z_um - z_um[end]) < step and away > max(step, nearest_um):
+            return float(z_um[end] + side * away)
+    return None
 
 
 def _check_planes(seen: np.ndarray, z_um: np.ndarray) -> None:
@@ -163,12 +190,16 @@ class LeftOut(NamedTuple):
 
 
 def leave_one_plane_out(
-    values: np.ndarray, standard_deviations: np.ndarray, z_um: np.ndarray, signed: bool
+    values: np.ndarray,
+    standard_deviations: np.ndarray,
+    z_um: np.ndarray,
+    signed: bool,
+    focus_z_um: float | None = None,
 ) -> LeftOut:
     """Errors in um of the depth of each plane, found with the curve of the other planes.
 
-    The focal plane comes from the other planes too. The errors have the sign of z, or of the
-    distance from the focal plane.
+    The focal plane comes from the other planes too, unless it is given. The errors have the sign of
+    z, or of the distance from the focal plane.
     """
     values, z_um = np.asarray(values, float), np.asarray(z_um, float)
     planes = plane_means(values, standard_deviations)
@@ -177,7 +208,9 @@ def leave_one_plane_out(
     means, patches = np.full(len(z_um), np.nan), np.full(values.shape, np.nan)
     for k in np.flatnonzero(seen):
         others = seen & (np.arange(len(z_um)) != k)
-        curve = fit_curve(z_um[others], planes.means[others], weights[others], signed, near)
+        curve = fit_curve(
+            z_um[others], planes.means[others], weights[others], signed, near, focus_z_um
+        )
         truth, sign = curve.to_x(z_um[[k]]), curve.direction
         means[k] = sign * (curve.x_of(planes.means[[k]]) - truth)[0]
         patches[k] = sign * (curve.x_of(values[k]) - truth)

@@ -15,11 +15,11 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import least_squares, nnls
 
-from psf.bead_search import FEWEST_PLANES, SMALLEST_PX, border_level
 from psf.bead_stack import Scene, Values, expected_and_slopes, mode_name, unit_psfs
 from psf.errors import InputError
 from psf.zernike import Mode
 
+SMALLEST_PX, FEWEST_PLANES = 8, 3  # of a stack that is fitted
 LARGEST_MODE_WAVES = 2.0  # rms, bound of each aberration in the fit
 SPHERICAL: Mode = (4, 0)
 # Grid of starting values: spherical aberration shifts the best focus, so both are searched.
@@ -177,6 +177,14 @@ def check_stack(electrons: np.ndarray) -> None:
         )
     if not np.isfinite(electrons).all():
         raise InputError("the stack contains NaN or infinite values.")
+
+
+def border_level(stack: np.ndarray) -> tuple[float, float]:
+    """Median and standard deviation (from quartiles) of the outer two pixels of all planes."""
+    inside = np.zeros(stack.shape[1:], bool)
+    inside[2:-2, 2:-2] = True
+    low, middle, high = np.percentile(stack[:, ~inside], (25, 50, 75))
+    return float(middle), float(high - low) / 1.349  # quartiles of a Gaussian, sigma
 
 
 def coarse_fit(

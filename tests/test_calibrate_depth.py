@@ -10,6 +10,8 @@ import torch
 
 import calibrate_depth
 from calibrate_depth import Config, main
+from common import stack_pictures
+from common.stack_pictures import draw_refused_calibration
 from models.checkpoint import Prediction
 from models.depth import DepthCalibration
 from psf import InputError
@@ -224,7 +226,14 @@ def test_settings_that_make_no_sense(config, tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         main(config(**changes))
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "depth").exists()
+    assert not (tmp_path / "depth" / "depth_calibration.json").exists()
+
+
+def test_a_step_that_contradicts_the_file_wins_with_a_note(config, tmp_path, capsys):
+    main(config(stack=write_stack(tmp_path / "spaced.tif", spacing=1.0)))
+    assert "--z-step-um 1.5 overrules 1 of the file (ImageJ spacing" in capsys.readouterr().out
+    found = DepthCalibration.from_json(tmp_path / "depth" / "depth_calibration.json")
+    assert found.focus_z_um == pytest.approx(FOCUS_UM, abs=0.1)
 
 
 def test_the_file_is_asked_for_the_step_that_it_knows(config, tmp_path):
@@ -263,9 +272,46 @@ def test_files_that_are_no_tables(config, tmp_path):
 def test_estimates_that_do_not_follow_z(config, tmp_path):
     noise = np.random.default_rng(0).uniform(0, 2, len(Z_UM))
     stack = write_stack(tmp_path / "noise.tif", lambda z: noise)
-    with pytest.raises(InputError, match=r"focus does not follow z.*Check the order"):
+    with pytest.raises(InputError, match=r"focus does not follow z.*Check the order.*refused\.png"):
         main(config(stack=stack))
-    assert not (tmp_path / "depth").exists()
+    assert [p.name for p in (tmp_path / "depth").iterdir()] == ["refused.png"]
+    main(config())
+    assert not (tmp_path / "depth" / "refused.png").exists()
+
+
+def test_the_picture_of_a_refusal_shows_the_planes_and_the_reason(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(stack_pictures, "save_figure", lambda _, figure: figures.append(figure))
+    table = pd.DataFrame({"z_um": [0.0, 1.0, 2.0], "mean_waves": [1, 3, 2], "spread_waves": 0.1})
+    reason = "focus does not follow z"
+    draw_refused_calibration(tmp_path / "x.png", table, "focus", "waves", "a$b.tif", reason)
+    (axes,) = figures[0].axes
+    points = axes.containers[0].lines[0].get_xydata()
+    assert points.tolist() == [[0, 1], [1, 3], [2, 2]]
+    assert axes.get_title() == "a$b.tif\nrefused: focus does not follow z"
+
+
+@pytest.mark.parametrize("focus_um", [-3.6, Z_UM[-1] + 3.6])
+@pytest.mark.parametrize("step_um", [1.5, -1.5])
+def test_the_focal_plane_of_a_stack_on_one_side_comes_from_the_optics(
+    config, tmp_path, capsys, focus_um, step_um
+):
+    stack = write_stack(tmp_path / "side.tif", lambda z: np.abs(z - focus_um) / UM_PER_WAVE)
+    main(config(stack=stack, z_step_um=step_um))
+    assert "by the optics the focal plane is 3.6 um outside" in capsys.readouterr().out
+    found = DepthCalibration.from_json(tmp_path / "depth" / "depth_calibration.json")
+    assert found.focus_z_um == pytest.approx(np.sign(step_um) * focus_um, abs=0.1)
+    assert found.depth_um([1.0, 2.0]) == pytest.approx([UM_PER_WAVE, 2 * UM_PER_WAVE], abs=0.15)
+    content = json.loads((tmp_path / "depth" / "depth_calibration.json").read_text())
+    assert "one side of the focus" in content["warning"]
+
+
+def test_a_stack_that_begins_in_focus_keeps_its_focal_plane(config, tmp_path, capsys):
+    stack = write_stack(tmp_path / "end.tif", lambda z: z / UM_PER_WAVE)
+    main(config(stack=stack))
+    assert "is an end of the stack" in capsys.readouterr().out
+    found = DepthCalibration.from_json(tmp_path / "depth" / "depth_calibration.json")
+    assert found.focus_z_um == pytest.approx(0, abs=0.3)
 
 
 def test_optics_that_the_network_was_not_trained_for(config, reader):
@@ -275,12 +321,19 @@ def test_optics_that_the_network_was_not_trained_for(config, reader):
     main(config(allow_other_optics=True))
 
 
-def test_a_blank_plane_is_named(config, tmp_path):
+def test_constant_planes_are_left_out(config, tmp_path, capsys):
     path = write_stack(tmp_path / "blank.tif")
     pixels = tifffile.imread(path)
-    pixels[7] = 1
+    pixels[7], pixels[14] = 1, 0
     tifffile.imwrite(path, pixels, imagej=True, metadata={"axes": "ZYX"})
-    with pytest.raises(InputError, match="plane 7: all pixels of the image are 1"):
+    main(config(stack=path))
+    assert "all pixels are equal in plane 7, 14 (from 0)" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "depth" / "calibration.csv")
+    assert table["patches"].tolist() == [16] * 7 + [0] + [16] * 6 + [0]
+    found = DepthCalibration.from_json(tmp_path / "depth" / "depth_calibration.json")
+    assert found.focus_z_um == pytest.approx(FOCUS_UM, abs=0.1)
+    tifffile.imwrite(path, np.ones_like(pixels), imagej=True, metadata={"axes": "ZYX"})
+    with pytest.raises(InputError, match=r"all planes of .* are constant"):
         main(config(stack=path))
 
 

@@ -11,10 +11,10 @@ from itertools import product
 import numpy as np
 from scipy.ndimage import gaussian_filter, label, maximum_filter, median_filter, minimum_filter
 
+from psf.bead import FEWEST_PLANES, SMALLEST_PX, border_level
 from psf.bead_stack import Scene, unit_psfs
 from psf.errors import InputError
 
-SMALLEST_PX, FEWEST_PLANES = 8, 3  # of a stack that is fitted
 SIGNAL_TO_NOISE = 5.0  # least height of a bead's smoothed peak, in units of the border's noise
 # Aberrations can make a spot of the PSF a little sharper than the PSF in focus, never twice.
 SHARPER_THAN_PSF = 2.0
@@ -150,14 +150,6 @@ def sharpest_peak(scene: Scene) -> float:
         row, column = np.unravel_index(psf.argmax(), psf.shape)
         ratios.append(float(psf[row, column] / ring[row, column]))
     return max(ratios)
-
-
-def border_level(stack: np.ndarray) -> tuple[float, float]:
-    """Median and standard deviation (from quartiles) of the outer two pixels of all planes."""
-    inside = np.zeros(stack.shape[1:], bool)
-    inside[2:-2, 2:-2] = True
-    low, middle, high = np.percentile(stack[:, ~inside], (25, 50, 75))
-    return float(middle), float(high - low) / 1.349  # quartiles of a Gaussian, sigma
 
 
 def _ring_median(images: np.ndarray) -> np.ndarray:

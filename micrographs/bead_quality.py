@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from micrographs.bead_search import fwhm_px
 from psf.bead import LARGEST_MODE_WAVES, BeadFit, coarse_fit
-from psf.bead_search import fwhm_px
 from psf.bead_stack import NUISANCES, Scene, expected_and_slopes, expected_stack
 from psf.zernike import noll_to_nm
 
