@@ -28,13 +28,7 @@ from tqdm import tqdm
 from common.command import keep_freed_memory, print_notes, run
 from common.files import check_out_folder, run_record, write_imagej, write_json
 from common.stack_pictures import draw_bead_fit
-from micrographs.bead_quality import (
-    CORRELATED,
-    LESS_THAN_NOISE,
-    MUCH_MORE_THAN_NOISE,
-    Quality,
-    judge_fit,
-)
+from micrographs.bead_quality import Quality, explain_dispersion, judge_fit
 from micrographs.bead_search import BeadView, find_bead
 from micrographs.metadata import OpticsFacts, flag_or_file, resolve_optics
 from micrographs.micrograph import open_micrograph
@@ -110,23 +104,19 @@ def read_stack(config: Config) -> Stack:
 
 
 def check_axes(config: Config, sizes: dict[str, int]) -> None:
-    """Refuse a file that has no stack in z, or time points that may be none."""
+    """Refuse a file without a stack in z; time points are planes only if their z step is given."""
     if sizes["Z"] >= FEWEST_PLANES:
         return
-    other = f"{sizes['T']} time points" if sizes["T"] > 1 else f"{sizes['C']} channels"
     holds = f"{config.stack} has {sizes['Z']} plane{'s' if sizes['Z'] > 1 else ''} in z"
-    if sizes["Z"] == 1 and sizes["T"] >= FEWEST_PLANES:
-        if config.t is None and config.z_step_um is not None:
-            return  # the step says that the time points are planes
+    if sizes["Z"] > 1 or sizes["T"] < FEWEST_PLANES:
+        if sizes["C"] > 1:
+            holds += f" and {sizes['C']} channels"
+        raise InputError(f"{holds}; a fit takes {FEWEST_PLANES} or more planes along the axis Z.")
+    if config.t is not None or config.z_step_um is None:
         raise InputError(
-            f"{holds} and {other}; if these are the planes of a focal stack, give --z-step-um "
-            "and no --t."
+            f"{holds} and {sizes['T']} time points; if these are the planes of a focal stack, give "
+            "--z-step-um and no --t."
         )
-    advice = "save the planes along the axis Z" if sizes["C"] * sizes["T"] > 1 else "record a stack"
-    raise InputError(
-        f"{holds}{f' and {other}' if sizes['C'] * sizes['T'] > 1 else ''}; a fit takes "
-        f"{FEWEST_PLANES} or more planes in z: {advice}."
-    )
 
 
 @dataclass(frozen=True)
@@ -150,8 +140,8 @@ def find_numbers(config: Config, stack: Stack) -> Known:
     values = {**asdict(known.microscope), "z_step_um": step[0]}
     print("used: " + ", ".join(f"{n} {values[n]:.5g} ({s})" for n, s in sources.items()))
     print(
-        f"z rises from the first plane to the last by {step[0]:g} um per plane, away from the "
-        "objective; if the stage ran the other way, give --z-step-um with the other sign"
+        f"each plane is {abs(step[0]):g} um {'farther from' if step[0] > 0 else 'nearer to'} the "
+        "objective than the one before; if not, give --z-step-um with the other sign"
     )
     return Known(build_scene(config, known.microscope, step[0], len(stack.counts)), sources)
 
@@ -277,22 +267,8 @@ def report(description: dict, residual_of_peak: float, electrons_per_count: floa
         f"residual {residual_of_peak:.2%} of the peak rms; {dispersion:.3g} times the variance of "
         "photon noise"
     )
-    gain = f"--electrons-per-count {electrons_per_count / dispersion:.2g}"
-    if dispersion < LESS_THAN_NOISE:
-        print(
-            f"The remaining error is smaller than photon noise. {gain} would explain it, unless "
-            "the stack was averaged or denoised."
-        )
-    elif dispersion > MUCH_MORE_THAN_NOISE and quality["correlation"] > CORRELATED:
-        print(
-            "The remaining error exceeds photon noise and is not random: the PSF has details that "
-            "the model lacks. The standard errors do not hold this error of the model."
-        )
-    elif dispersion > MUCH_MORE_THAN_NOISE:
-        print(
-            f"The remaining error exceeds photon noise and is random: {gain} would explain it. The "
-            f"standard errors are {dispersion**0.5:.2g} times as large as printed."
-        )
+    for line in explain_dispersion(quality["correlation"], dispersion, electrons_per_count):
+        print(line)
     print(f"{'' if quality['verdict'] == 'good' else 'WARNING: '}{quality['sentence']}")
 
 

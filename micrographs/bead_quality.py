@@ -4,14 +4,19 @@ Photon noise of neighbouring pixels is independent, so products of their residua
 average. What is left of these products is the error of the model, whatever the gain of the camera.
 """
 
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from micrographs.bead_search import fwhm_px
+from micrographs.metadata import flag_of
 from psf.bead import LARGEST_MODE_WAVES, BeadFit, coarse_fit
 from psf.bead_stack import NUISANCES, Scene, expected_and_slopes, expected_stack
+from psf.errors import InputError
+from psf.microscope import SamplingWarning
 from psf.zernike import noll_to_nm
 
 # Wrong optics, wrong steps and stacks without a bead explain less than the first, with noise or
@@ -56,7 +61,9 @@ def judge_fit(scene: Scene, electrons: np.ndarray, usable: np.ndarray, fit: Bead
         verdict = "good"
     cause = ""
     if verdict != "good":
-        cause = next(_causes(scene, electrons, usable, fit, verdict == "bad"), _UNKNOWN)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SamplingWarning)  # of optics that the user did not give
+            cause = next(_causes(scene, electrons, usable, fit, verdict == "bad"), _UNKNOWN)
     return Quality(explained, correlation, verdict, _sentence(verdict, explained, cause))
 
 
@@ -78,6 +85,29 @@ def _noise(scene: Scene, electrons: np.ndarray, usable: np.ndarray, fit: BeadFit
     """Residuals (Z, K, K) in standard deviations of photon and read noise; 0 if not usable."""
     variance = np.maximum(fit.model + scene.read_noise_e**2, 1e-9)
     return np.where(usable, electrons - fit.model, 0) / np.sqrt(variance)
+
+
+def explain_dispersion(
+    correlation: float, dispersion: float, electrons_per_count: float
+) -> list[str]:
+    """What an error above or below photon noise means, in lines for the user."""
+    gain = f"--electrons-per-count {electrons_per_count / max(dispersion, 1e-9):.2g}"
+    if dispersion < LESS_THAN_NOISE:
+        return [
+            f"The remaining error is smaller than photon noise. {gain} would explain it, unless "
+            "the stack was averaged or denoised."
+        ]
+    if dispersion <= MUCH_MORE_THAN_NOISE:
+        return []
+    if correlation > CORRELATED:
+        return [
+            "The remaining error exceeds photon noise and is not random: the PSF has details that "
+            "the model lacks. The standard errors do not include this error of the model."
+        ]
+    return [
+        f"The remaining error exceeds photon noise and is random: {gain} would explain it. The "
+        f"standard errors are {dispersion**0.5:.2g} times as large as printed."
+    ]
 
 
 def _neighbours(a: np.ndarray, b: np.ndarray) -> float:
@@ -164,8 +194,9 @@ def _changed_scenes(scene: Scene, values: np.ndarray) -> dict[str, list[tuple[Sc
     microscope, more = scene.microscope, 1 + STEP
     changed = {"--z-step-um": replace(scene, z_step_um=scene.z_step_um * more)}
     for name in ("na", "pixel_size_um"):
-        larger = replace(microscope, **{name: float(getattr(microscope, name)) * more})
-        changed[f"--{name.replace('_', '-')}"] = replace(scene, microscope=larger)
+        with suppress(InputError):  # the NA may be the largest of its medium
+            larger = replace(microscope, **{name: float(getattr(microscope, name)) * more})
+            changed[flag_of(name)] = replace(scene, microscope=larger)
     # the blur grows with the square of the diameter
     width = 0.1 * float(fwhm_px(scene) * microscope.pixel_size_um)
     changed["--bead-um"] = replace(scene, bead_um=float(np.hypot(scene.bead_um, width)))
@@ -189,10 +220,9 @@ def _far_off_numbers(scene: Scene, electrons: np.ndarray, usable: np.ndarray) ->
         others = {("--z-step-um", step): replace(scene, z_step_um=step)}
         for name in ("na", "pixel_size_um"):
             value = float(getattr(microscope, name)) * factor
-            if name != "na" or value < microscope.refractive_index:
-                changed = replace(microscope, **{name: value})
-                flag = f"--{name.replace('_', '-')}"
-                others[flag, value] = replace(scene, microscope=changed)
+            with suppress(InputError):  # no microscope has such a number
+                other = replace(microscope, **{name: value})
+                others[flag_of(name), value] = replace(scene, microscope=other)
         for key, other in others.items():
             errors[key] = coarse_fit(other, electrons, usable)[0] / given
     (flag, value), error = min(errors.items(), key=lambda item: item[1])

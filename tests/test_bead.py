@@ -13,7 +13,6 @@ import pytest
 import tifffile
 
 import fit_psf
-from fit_psf import check_saturation, cut_out
 from psf import InputError, Layers, Microscope
 from psf.bead import check_stack, fit_bead
 from psf.bead_stack import Scene, _bead_blur, expected_and_slopes, expected_stack
@@ -164,33 +163,11 @@ def test_x_is_along_columns_and_y_along_rows():
         (np.ones((2, 16, 16)), "2 planes of 16 x 16"),
         (np.ones((5, 6, 6)), "at least 3 of 8 x 8"),
         (np.full((5, 16, 16), np.nan), "NaN"),
-        (np.zeros((5, 16, 16)), "no bead"),
-        (np.random.default_rng(0).poisson(100.0, (5, 16, 16)), "no bead"),
     ],
 )
-def test_refuses_stacks_without_a_bead(electrons, message):
+def test_refuses_stacks_that_cannot_be_fitted(electrons, message):
     with pytest.raises(InputError, match=message):
         check_stack(electrons)
-
-
-def test_refuses_a_saturated_bead_but_not_a_bright_one():
-    counts = np.full((5, 16, 16), 100, np.uint16)
-    counts[2, 8, 8] = 4095
-    check_saturation(counts)
-    counts[2, 7:9, 7:9] = 4095
-    with pytest.raises(InputError, match="4 pixels are saturated"):
-        check_saturation(counts)
-
-
-def test_cut_out_holds_the_brightest_spot_in_its_middle():
-    counts = np.zeros((3, 40, 60))
-    counts[1, 30, 12] = 1000
-    cut, top, left = cut_out(counts, 16)
-    assert (top, left) == (22, 4)
-    assert cut[1, 8, 8] == 1000
-    assert cut_out(counts, 32)[1:] == (8, 0)  # not across the border
-    with pytest.raises(InputError, match="does not fit planes of 40 x 60"):
-        cut_out(counts, 50)
 
 
 # --- the script
@@ -213,7 +190,7 @@ def run_script(*arguments):
 
 
 def read(path, **choice):
-    return fit_psf.read_stack(fit_psf.Config(path, 0.85, 0.52, 1.0, path.parent / "fit", **choice))
+    return fit_psf.read_stack(fit_psf.Config(stack=path, out=path.parent / "fit", **choice))
 
 
 OPTICS = ("--na", 0.85, "--wavelength-um", 0.52, "--refractive-index", 1.0, "--light", "scalar")
@@ -237,7 +214,30 @@ def test_reads_one_channel_of_several_and_planes_stored_as_time(tmp_path):
     assert np.array_equal(read(path).counts, counts[:, 0])
     assert np.array_equal(read(path, channel=1).counts, counts[:, 1])
     path = write_tiff(tmp_path / "time.tif", counts[:, 0], axes="TYX")
-    assert np.array_equal(read(path).counts, counts[:, 0])
+    assert np.array_equal(read(path, z_step_um=0.4).counts, counts[:, 0])
+    for choice in ({}, {"z_step_um": 0.4, "t": 1}):
+        with pytest.raises(InputError, match="1 plane in z and 5 time points; if these are"):
+            read(path, **choice)
+    path = write_tiff(tmp_path / "both.tif", counts.swapaxes(0, 1), axes="TZYX")
+    assert np.array_equal(read(path, t=1).counts, counts[:, 1])
+
+
+def test_channels_are_no_planes(tmp_path):
+    path = write_tiff(tmp_path / "c.tif", np.ones((5, 16, 16), np.uint16), axes="CYX")
+    with pytest.raises(InputError, match="1 plane in z and 5 channels; a fit takes 3 or more"):
+        read(path, z_step_um=0.4)
+
+
+def test_z_of_imagej_has_its_own_unit_and_inverted_files_are_turned_back(tmp_path):
+    counts = np.arange(5 * 16 * 16, dtype=np.uint16).reshape(5, 16, 16)
+    path = tmp_path / "z.tif"
+    scale = {"resolution": (1 / 130, 1 / 130), "metadata": {"unit": "nm", "zunit": "micron"}}
+    scale["metadata"] |= {"axes": "ZYX", "spacing": 0.4}
+    tifffile.imwrite(path, counts, imagej=True, **scale)
+    facts = read(path).facts
+    assert (facts.pixel_size_um, facts.z_step_um) == pytest.approx((0.13, 0.4))
+    tifffile.imwrite(path, 65535 - counts, photometric="miniswhite", metadata={"axes": "ZYX"})
+    assert np.array_equal(read(path).counts, counts)
 
 
 def test_script_fits_a_stack_and_writes_a_calibrated_record(tmp_path):
@@ -254,6 +254,12 @@ def test_script_fits_a_stack_and_writes_a_calibrated_record(tmp_path):
     for found, value in zip(fit["parameters"].values(), expected, strict=True):
         assert found["value"] == pytest.approx(value, abs=4 * found["standard_error"])
     assert fit["dispersion"] == pytest.approx(1, abs=0.1)
+    assert fit["quality"]["verdict"] == "good" and fit["quality"]["explained"] > 0.999
+    assert fit["sources"]["z_step_um"] == "ImageJ spacing and unit"
+    assert fit["sources"]["na"] == "--na"
+    assert "z_step_um 0.4 (ImageJ spacing and unit)" in done.stdout
+    assert "each plane is 0.4 um farther from the objective" in done.stdout
+    assert "the fit is good" in done.stdout
     model = read(tmp_path / "fit" / "model.tif").facts
     assert (model.pixel_size_um, model.z_step_um) == pytest.approx((0.13, 0.4))
     assert (tmp_path / "fit" / "fit.png").stat().st_size > 10000
@@ -273,6 +279,9 @@ def test_script_fits_a_stack_and_writes_a_calibrated_record(tmp_path):
         ({"depth_um": -1.0}, "depth_um is -1.0"),
         ({"bead_um": -0.2}, "--bead-um is -0.2"),
         ({"electrons_per_count": 0.0}, "must be above 0"),
+        ({"offset_counts": 500.0}, "most pixels are below --offset-counts 500 .median 100"),
+        ({"z_step_um": 0.0004}, "5 planes with a z step of 0.0004 um span 0.0016 um, far less"),
+        ({"na": None}, "does not tell its optics; give --na"),
         ({}, "no bead in the stack"),
     ],
 )
@@ -284,7 +293,7 @@ def test_refuses_settings_that_make_no_sense_and_writes_nothing(tmp_path, settin
     plain |= {"z_step_um": 0.4, "out": tmp_path / "fit"}
     path = write_tiff(tmp_path / "bead.tif", counts, unit="um")
     with pytest.raises(InputError, match=message), warnings.catch_warnings(action="ignore"):
-        fit_psf.main(fit_psf.Config(path, **plain | settings))
+        fit_psf.main(fit_psf.Config(stack=path, **plain | settings))
     assert not (tmp_path / "fit").exists()
 
 
@@ -292,7 +301,7 @@ def test_refuses_colour_and_a_file_as_folder(tmp_path):
     tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((32, 32, 3), np.uint8), photometric="rgb")
     with pytest.raises(InputError, match="a colour image"):
         read(tmp_path / "rgb.tif")
-    config = fit_psf.Config(tmp_path / "rgb.tif", 0.85, 0.52, 1.0, tmp_path / "rgb.tif" / "fit")
+    config = fit_psf.Config(stack=tmp_path / "rgb.tif", out=tmp_path / "rgb.tif" / "fit")
     with pytest.raises(InputError, match=r"rgb\.tif is a file; give a folder"):
         fit_psf.main(config)
 
