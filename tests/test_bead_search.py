@@ -158,6 +158,7 @@ def test_refuses_stacks_without_a_bead(electrons, size, message):
 # --- the verdict
 
 
+@pytest.mark.filterwarnings("ignore::psf.microscope.SamplingWarning")
 def test_the_number_that_is_far_off_is_named():
     view = find_bead(SCENE, field((20, 30, 20000)), 16)
     wrong = replace(SCENE, z_step_um=1.0, modes=SCENE.modes[:2])
@@ -178,7 +179,11 @@ def test_a_wrong_z_step_is_a_bad_fit_with_its_cause():
     ("changes", "cause"),
     [
         ({"z_step_um": 0.3}, "--z-step-um is too small"),
-        ({"microscope": replace(MICROSCOPE, na=0.75)}, "--na is too small"),
+        pytest.param(
+            {"microscope": replace(MICROSCOPE, na=0.75)},
+            "--na is too small",
+            marks=pytest.mark.slow,
+        ),
         ({"modes": ()}, "aberrations that are not fitted; give more --modes-noll"),
     ],
 )
