@@ -22,6 +22,7 @@ SHARPER_THAN_PSF = 1.25
 HOT_PLANES = 1 / 3  # share of the planes in which a pixel is an outlier, above which it always is
 OUTLIER_SIGMAS = 8.0  # a smaller outlier hardly moves a fit, and photon noise makes some
 DEAD_SHARE = 0.5  # of the darkest neighbour in the sum of planes, which has no such dark spot
+MOST_MISSING = 0.5  # share of pixels without a value; the rest may still show a whole bead
 MOST_OUTLIERS = 0.05  # share of the square; with more, the image is no camera image of a bead
 SECOND_BEAD = 0.1  # height relative to the brightest bead; rings of one bead are lower
 MOST_VOXELS = 600_000  # of the square by default; the fit takes about 1 kB for each
@@ -61,7 +62,7 @@ def find_bead(
     _check_size(electrons, size)
     usable = np.isfinite(electrons)
     missing = 1 - usable.mean()
-    if missing > MOST_OUTLIERS:
+    if missing > MOST_MISSING:
         raise InputError(
             f"{missing:.0%} of the pixels are NaN or infinite; crop the stack around one bead."
         )

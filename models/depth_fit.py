@@ -228,17 +228,26 @@ class Usable(NamedTuple):
 def _usable_range(
     curve: Curve, x_um: np.ndarray, focus_x: float, left_out: LeftOut, limit_um: float
 ) -> Usable:
-    """Range of depth in which left-out planes are within the limit, and their errors there."""
+    """Range of depth in which left-out planes are within the limit, and their errors there.
+
+    Raises
+    ------
+    InputError
+        If the range is no wider than the errors in it.
+    """
     used = _usable_planes(curve, x_um, left_out.means_um, limit_um)
     found = curve.direction * left_out.patches_um[used] + x_um[used, None]
     # A patch whose depth is found out of the usable range is reported as such: it is no error.
     inside = (found >= x_um[used[0]]) & (found <= x_um[used[-1]])
     ends = sorted(float(depth) for depth in curve.direction * (x_um[used] - focus_x)[[0, -1]])
-    return Usable(
-        range_um=(ends[0], ends[1]),
-        rms_um=_rms(left_out.means_um[used]),
-        patch_rms_um=_rms(left_out.patches_um[used][inside]),
-    )
+    rms_um = _rms(left_out.means_um[used])
+    if ends[1] - ends[0] <= rms_um or not inside.any():
+        raise InputError(
+            f"the range of depth with errors up to {limit_um:.3g} um is {ends[0]:.3g} to "
+            f"{ends[1]:.3g} um, no wider than the errors in it ({rms_um:.3g} um). Take more "
+            "planes, an object with more detail, or a thinner one."
+        )
+    return Usable((ends[0], ends[1]), rms_um, _rms(left_out.patches_um[used][inside]))
 
 
 def _usable_planes(

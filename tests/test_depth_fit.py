@@ -191,6 +191,14 @@ def test_a_limit_that_nothing_keeps_is_refused():
         fit_depth(values, deviations, Z_UM, True, MICROSCOPE, limit_um=0.01)
 
 
+def test_a_range_no_wider_than_its_errors_is_refused():
+    z_um = np.array([0.0, 10.0, 20.0, 29.99, 40.0, 50.0])  # two planes at one distance from focus
+    values = np.array([2.4, 0.8, 0.9, 1.0, 1.1, 2.5])[:, None] + np.linspace(-0.5, 0.5, 20)
+    microscope = Microscope(na=0.5, wavelength_um=0.55, pixel_size_um=0.2, refractive_index=1.0)
+    with pytest.raises(InputError, match=r"no wider than the errors in it|no range of the stack"):
+        fit_depth(values, np.ones_like(values), z_um, False, microscope)
+
+
 @pytest.mark.parametrize("end", [0.0, 19.68])
 def test_stack_on_one_side_of_focus_gives_the_distance_from_its_end(end):
     z_um = np.arange(7) * 3.28  # the plane in focus is the first or the last one
