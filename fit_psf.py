@@ -43,6 +43,7 @@ from psf.zernike import noll_to_nm
 
 LARGEST_STEP_UM = 50.0  # um between planes; a larger number was given in nm
 MANY_BELOW_ZERO = 0.001  # share of pixels below the offset that hot pixels do not explain
+MOST_VOXELS = 30_000_000  # of the file; the search for outliers takes about 50 bytes for each
 LEAST_RANGE = 0.1  # depths of field; with less defocus, all planes look the same
 # Noll modes that are no aberrations to fit: other parameters stand for them.
 NOT_ABERRATIONS = {1: "piston", 2: "the centre", 3: "the centre", 4: "the focus"}
@@ -98,6 +99,13 @@ def read_stack(config: Config) -> Stack:
         check_axes(config, micrograph.sizes)
         planes, notes = micrograph.focal_planes()
         print_notes(notes)
+        voxels = len(planes) * micrograph.shape[0] * micrograph.shape[1]
+        if voxels > MOST_VOXELS:
+            raise InputError(
+                f"{config.stack} has {len(planes)} planes of {micrograph.shape[0]} x "
+                f"{micrograph.shape[1]} px; crop it around one bead (at most "
+                f"{MOST_VOXELS / 1e6:.0f} million pixels in all)."
+            )
         counts = np.stack([plane.plane().numpy() for plane in planes])
         facts = micrograph.facts
     return Stack(counts, facts)

@@ -135,7 +135,8 @@ def draw_reliability(path: Path, table: Any) -> None:
     figure, axes = new_figure(len(models), 2, 5.0, 3.2)
     for row, model in zip(axes, models, strict=True):
         for one, (nominal, half) in zip(row, ((68, 3), (95, 2)), strict=True):
-            one.axhspan(nominal - half, nominal + half, color="0.88", zorder=0)
+            band = {"color": "0.88", "zorder": 0, "label": f"{nominal} ± {half} %"}
+            one.axhspan(nominal - half, nominal + half, **band)
             groups = table[table["psf_model"] == model].groupby(
                 ["network", "trained_on", "parameter"], sort=False
             )

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from models.depth_fit import fit_depth, leave_one_plane_out, plane_means
+from models.depth_curve import Curve
+from models.depth_fit import (
+    LeftOut,
+    _usable_range,
+    fit_depth,
+    leave_one_plane_out,
+    plane_means,
+)
 from psf import InputError, Microscope
 
 MICROSCOPE = Microscope()
@@ -192,11 +199,13 @@ def test_a_limit_that_nothing_keeps_is_refused():
 
 
 def test_a_range_no_wider_than_its_errors_is_refused():
-    z_um = np.array([0.0, 10.0, 20.0, 29.99, 40.0, 50.0])  # two planes at one distance from focus
-    values = np.array([2.4, 0.8, 0.9, 1.0, 1.1, 2.5])[:, None] + np.linspace(-0.5, 0.5, 20)
-    microscope = Microscope(na=0.5, wavelength_um=0.55, pixel_size_um=0.2, refractive_index=1.0)
-    with pytest.raises(InputError, match=r"no wider than the errors in it|no range of the stack"):
-        fit_depth(values, np.ones_like(values), z_um, False, microscope)
+    curve = Curve(np.array([0.0, 1.0]), np.array([0.0, 50.0]), lambda z: z, 0.0, 1.0)
+    x_um = np.array([0.0, 10.0, 10.1, 30.0])
+    errors = LeftOut(np.array([90.0, 2.0, 2.0, 90.0]), np.full((4, 3), 0.05))
+    with pytest.raises(InputError, match=r"is 10 to 10\.1 um, no wider than the errors in it"):
+        _usable_range(curve, x_um, 0.0, errors, limit_um=60.0)
+    errors.means_um[:] = 0.05
+    assert _usable_range(curve, x_um, 0.0, errors, limit_um=60.0).range_um == (0.0, 30.0)
 
 
 @pytest.mark.parametrize("end", [0.0, 19.68])
