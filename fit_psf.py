@@ -43,7 +43,7 @@ from psf.zernike import noll_to_nm
 
 LARGEST_STEP_UM = 50.0  # um between planes; a larger number was given in nm
 MANY_BELOW_ZERO = 0.001  # share of pixels below the offset that hot pixels do not explain
-MOST_VOXELS = 30_000_000  # of the file; the search for outliers takes about 50 bytes for each
+MOST_VOXELS = 16_000_000  # of the file; the search for outliers takes about 75 bytes for each
 LEAST_RANGE = 0.1  # depths of field; with less defocus, all planes look the same
 # Noll modes that are no aberrations to fit: other parameters stand for them.
 NOT_ABERRATIONS = {1: "piston", 2: "the centre", 3: "the centre", 4: "the focus"}

@@ -57,6 +57,8 @@ def draw_bead_fit(
         )
         for at in column:
             _label_cut(at, plane is None, pixel_um, size)
+    for at in axes[:2, -1]:
+        at.set_xlabel("")  # that of the lowest section stands for all
     bar = figure.colorbar(drawn, ax=axes, shrink=0.28, anchor=(0, 0.02))
     bar.set_label("standard deviations of noise", fontsize=8)
     bar.ax.tick_params(labelsize=7)

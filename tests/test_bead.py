@@ -297,6 +297,13 @@ def test_refuses_settings_that_make_no_sense_and_writes_nothing(tmp_path, settin
     assert not (tmp_path / "fit").exists()
 
 
+def test_refuses_a_file_that_would_not_fit_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_psf, "MOST_VOXELS", 1279)
+    path = write_tiff(tmp_path / "large.tif", np.ones((5, 16, 16), np.uint16))
+    with pytest.raises(InputError, match="5 planes of 16 x 16 px; crop it around one bead"):
+        read(path)
+
+
 def test_refuses_colour_and_a_file_as_folder(tmp_path):
     tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((32, 32, 3), np.uint8), photometric="rgb")
     with pytest.raises(InputError, match="a colour image"):
