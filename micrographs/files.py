@@ -1,14 +1,14 @@
-"""Image files as channels x planes in z x time points, in the counts of the file.
+"""A PNG or JPEG as one plane, and what the readers of all formats share.
 
-A TIFF and a flat file (PNG, JPEG) have the same methods: sizes, check_plane, rows, facts, close.
+Every reader has the same attributes and methods: shape, sizes, names, notes, is_colour, full_scale,
+series, check_plane, rows, facts, calibration, close.
 """
 
 import logging
-import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,27 +17,21 @@ import tifffile
 from imagecodecs import DelayedImportError, png_decode
 from PIL import Image
 
-from micrographs.metadata import (
-    Calibration,
-    OpticsFacts,
-    calibration_of,
-    channel_names,
-    ome_root,
-    optics_facts,
-    significant_bits,
-)
-from micrographs.tiff_rows import TiffPlanes
+from micrographs.metadata import Calibration, OpticsFacts
 from psf.errors import InputError
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of red, green, blue (Rec. ITU-R BT.709)
 PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_COLOUR_TYPE_BYTE, PNG_PALETTE = 25, 3  # PNG specification, IHDR
-OPACITIES = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
-# tifffile logs these as errors although all pixels can be read.
-HARMLESS_COMPLAINTS = ("TiffTag.fromfile", "OME series raised")
-DESCRIPTION_LOST = "TiffTag 270 "  # the OME-XML, written last: the file was cut off
+# PNG specification: the header (IHDR) holds width, height, bits per sample and colour type.
+PNG_HEADER, PNG_PALETTE = struct.Struct(">16xIIBB"), 3
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+MOST_DEFLATED = 1032  # zlib makes data at most this many times smaller (zlib.net/zlib_tech.html)
 AXES = "CZT"
 Index = tuple[int | None, int, int]  # channel (None: luminance), z, t
+# Names of the images in whole-slide files that show the glass or its label, not the specimen.
+AUXILIARY = ("label", "macro", "thumbnail", "overview", "preview", "map", "label image")
+AUXILIARY += ("macro image", "thumbnail image", "overview image")
+NAMED = 5  # images that a note lists; a file may hold hundreds
 
 # What Pillow, tifffile and the decoders below them raise on damaged or foreign files; the
 # codecs of imagecodecs (PNG, zlib, LZW, ...) have one RuntimeError each.
@@ -59,7 +53,8 @@ DECODE_ERRORS = (
 class FlatSource:
     """A PNG or JPEG: one plane, decoded whole when it is opened."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, series: int | None = None):
+        self.series, _ = choose_series(path, [("", (1, 1))], series)
         self.sizes = {"C": 1, "Z": 1, "T": 1}
         self.names: list[str] = []
         self.notes: tuple[str, ...] = ()
@@ -68,7 +63,7 @@ class FlatSource:
         self.is_colour = self._pixels.shape[2] == len(LUMINANCE)
         if self.is_colour:
             self.sizes["C"] = len(LUMINANCE)
-        self.full_scale = _full_scale(self._pixels.dtype, 8 * self._pixels.dtype.itemsize)
+        self.full_scale = full_scale(self._pixels.dtype, 8 * self._pixels.dtype.itemsize)
 
     def check_plane(self, index: Index) -> None:
         """Nothing: all pixels were read."""
@@ -76,7 +71,7 @@ class FlatSource:
     def rows(self, index: Index, start: int, stop: int) -> np.ndarray:
         """Rows of one colour or of the luminance, (stop - start, W)."""
         pixels = self._pixels[start:stop]
-        return _luminance(pixels) if index[0] is None else pixels[..., index[0]]
+        return luminance(pixels) if index[0] is None else pixels[..., index[0]]
 
     def facts(self, channel: int) -> OpticsFacts:
         """Nothing: the resolution in a PNG or JPEG is that of a screen."""
@@ -97,8 +92,13 @@ def flat_pixels(path: Path) -> np.ndarray:
     A PNG is decoded by libpng: Pillow cuts 16-bit colour down to 8 bits.
     """
     data = path.read_bytes()
-    if data.startswith(PNG_START) and data[PNG_COLOUR_TYPE_BYTE] != PNG_PALETTE:
-        return png_decode(data)
+    if data.startswith(PNG_START):
+        width, height, bits, colours = PNG_HEADER.unpack_from(data)
+        samples = PNG_SAMPLES.get(colours, 1)
+        if width * height * samples * bits > 8 * MOST_DEFLATED * len(data):
+            raise ValueError(f"{width} x {height} pixels do not fit into {len(data)} bytes")
+        if colours != PNG_PALETTE:
+            return png_decode(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, which don't concern the pixels
         with Image.open(path) as image:
@@ -112,168 +112,54 @@ def _without_alpha(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]
 
 
-class TiffSource:
-    """The first series of a TIFF, as channels x planes in z x time points."""
-
-    def __init__(self, path: Path):
-        with complaints_of_tifffile() as complaints:
-            self._tiff = tifffile.TiffFile(path)
-            try:
-                count = len(self._tiff.pages)  # walks the whole chain, which shows if it is broken
-                series = self._tiff.series if count else []
-                bad = [c for c in complaints if not _is_harmless(c)]
-                if bad or not series:
-                    raise ValueError(_plain_complaint(bad[0]) if bad else "no image in the file")
-                self._set_up(path, series)
-            except BaseException:
-                self._tiff.close()
-                raise
-
-    def _set_up(self, path: Path, series: list[tifffile.TiffPageSeries]) -> None:
-        page = series[0].keyframe
-        _check_page(path, page)
-        self._planes = TiffPlanes(series[0])
-        self.shape = (self._planes.height, self._planes.width)
-        self.names = channel_names(self._tiff)
-        self.is_colour = self._planes.samples >= len(LUMINANCE) and page.photometric in (
-            tifffile.PHOTOMETRIC.RGB,
-            tifffile.PHOTOMETRIC.YCBCR,
-        )
-        self._set_axes(path, series[0])
-        stored = page.bitspersample  # one number for each sample where they differ (RGB 565)
-        bits = significant_bits(self._tiff) or np.max(stored)
-        self.full_scale = _full_scale(page.dtype, bits)
-        self._is_inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-        self.notes = tuple(self._oddities(series))
-        self._planes.check_last()  # a file that was cut off lacks it
-
-    def _set_axes(self, path: Path, series: tifffile.TiffPageSeries) -> None:
-        """Sort the outer axes into C, Z and T; an axis without a name becomes z, or else t."""
-        axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
-        inner = "YXS"
-        samples_axis = dict(zip(axes, shape, strict=True)).get("S", 1)
-        if self._planes.samples > 1 and samples_axis == 1:
-            inner += "C"  # the samples of a page are called channels
-        outer = [(a, size) for a, size in zip(axes, shape, strict=True) if a not in inner]
-        self._outer_shape = tuple(size for _, size in outer) or (1,)
-        if math.prod(self._outer_shape) != self._planes.count:
-            raise InputError(f"{path} has its axes in the order {axes}; Y and X must come last.")
-        # which axes of the file make up each of C, Z and T
-        self._members = {a: [i for i, (b, _) in enumerate(outer) if a == b] for a in AXES}
-        unnamed = [i for i, (axis, size) in enumerate(outer) if axis not in AXES and size > 1]
-        if unnamed:
-            free = [a for a in "ZT" if self._size(a) == 1]
-            if not free:
-                raise InputError(f"{path} has the axes {axes}; only C, Z and T are known.")
-            self._members[free[0]] = unnamed
-        self.sizes = {axis: self._size(axis) for axis in AXES}
-        self._share_samples(path, series.keyframe)
-
-    def _size(self, axis: str) -> int:
-        return math.prod(self._outer_shape[i] for i in self._members[axis])
-
-    def _share_samples(self, path: Path, page: tifffile.TiffPage) -> None:
-        """Samples of a page are channels, unless they are an opacity (alpha)."""
-        opacities = sum(e in OPACITIES for e in page.extrasamples)
-        samples = len(LUMINANCE) if self.is_colour else self._planes.samples - opacities
-        if self.sizes["C"] == 1:
-            self._members["C"] = []
-            self.sizes["C"] = samples
-        elif samples > 1:
-            raise InputError(
-                f"{path} has {self.sizes['C']} channels of {samples} samples each; export it "
-                "with one sample per channel."
-            )
-
-    def _oddities(self, series: list[tifffile.TiffPageSeries]) -> Iterator[str]:
-        if len(series) > 1:
-            yield f"{len(series)} images in the file; the first is used"
-        if self._is_inverted:
-            yield "zero is white in this file (MinIsWhite); it is inverted"
-        if series[0].keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            yield "the file has a colour table; the stored values are used, not its colours"
-        if self._tiff.is_ome and ome_root(self._tiff) is None:
-            yield "the OME-XML is damaged; it is ignored"
-
-    def check_plane(self, index: Index) -> None:
-        """Raise one of DECODE_ERRORS if a plane is not there in full."""
-        self._planes.check_plane(self._plane_number(index))
-
-    def rows(self, index: Index, start: int, stop: int) -> np.ndarray:
-        """Rows of one plane, (stop - start, W)."""
-        if index[0] is None:
-            samples = range(len(LUMINANCE))
-        else:
-            first = 0 if self._members["C"] else index[0]
-            samples = range(first, first + 1)
-        pixels = self._planes.rows(self._plane_number(index), start, stop, samples)
-        pixels = _luminance(pixels) if index[0] is None else pixels[..., 0]
-        if self._is_inverted:
-            return self._top(pixels.dtype) - pixels.astype(np.float64)
-        return pixels
-
-    def _top(self, dtype: np.dtype) -> float:
-        """White of an inverted image; unknown for signed and float data, whose sign changes."""
-        return 1.0 if dtype.kind == "b" else self.full_scale or 0.0
-
-    def _plane_number(self, index: Index) -> int:
-        """Number of a plane in the order of the outer axes."""
-        place = [0] * len(self._outer_shape)
-        for axis, position in zip(AXES, index, strict=True):
-            members = self._members[axis]
-            if members:
-                sizes = [self._outer_shape[i] for i in members]
-                for i, step in zip(members, np.unravel_index(position, sizes), strict=True):
-                    place[i] = int(step)
-        return int(np.ravel_multi_index(place, self._outer_shape))
-
-    def facts(self, channel: int) -> OpticsFacts:
-        """Optics from the metadata; a colour image has one channel there."""
-        return optics_facts(self._tiff, 0 if self.is_colour else channel)
-
-    def calibration(self) -> Calibration:
-        """Scale and names of all planes."""
-        return calibration_of(self._tiff, self.sizes["C"])
-
-    def close(self) -> None:
-        """Close the file and those of its set."""
-        self._planes.close()
-        self._tiff.close()
-
-
-def _check_page(path: Path, page: tifffile.TiffPage) -> None:
-    """Refuse pixels that are no real numbers, volumes, and compressions without a decoder."""
-    try:
-        tifffile.TIFF.DECOMPRESSORS[page.compression]
-    except KeyError as error:
-        name = getattr(page.compression, "name", "number")
-        raise InputError(
-            f"{path} is compressed with {name} ({int(page.compression)}), which cannot be read; "
-            "save it uncompressed or with LZW."
-        ) from error
-    if page.dtype is None or page.dtype.kind not in "buif":
-        kind = page.dtype or f"{page.bitspersample} bits of SampleFormat {page.sampleformat}"
-        raise InputError(f"{path} has pixels of type {kind}; intensities are real numbers.")
-    if page.shaped[1] > 1:
-        raise InputError(f"{path} keeps several planes in one page; save it with a page for each.")
-
-
-def _is_harmless(complaint: str) -> bool:
-    return DESCRIPTION_LOST not in complaint and any(h in complaint for h in HARMLESS_COMPLAINTS)
-
-
-def _plain_complaint(message: str) -> str:
-    """Complaint of tifffile without the name of its object in front."""
-    return message.partition("> ")[2] or message
-
-
-def _luminance(pixels: np.ndarray) -> np.ndarray:
+def luminance(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) -> (H, W) Rec. 709, in the same counts."""
     return pixels.astype(np.float64) @ np.array(LUMINANCE)
 
 
-def _full_scale(dtype: np.dtype, bits: int) -> float | None:
+def full_scale(dtype: np.dtype, bits: int) -> float | None:
+    """Largest count of so many bits; None for signed and float data."""
     return float(2 ** int(bits) - 1) if dtype.kind == "u" else None
+
+
+def choose_series(
+    path: Path, images: Sequence[tuple[str, tuple[int, int]]], asked: int | None
+) -> tuple[int, tuple[str, ...]]:
+    """Number of the image to read, and a note if it was chosen without being asked for.
+
+    By default it is the image with the most pixels per plane; images of the label or of the whole
+    glass are left out.
+
+    Parameters
+    ----------
+    images : name, and height and width, of every image in the file
+
+    Raises
+    ------
+    InputError
+        If the file has no image of the number `asked`.
+    """
+    count = len(images)
+    if asked is not None:
+        if not 0 <= asked < count:
+            held = f"0 to {count - 1}" if count > 1 else "0 only"
+            raise InputError(f"--series {asked} is not in {path}; it has {held}.")
+        return asked, ()
+    main = [i for i, (name, _) in enumerate(images) if name.lower() not in AUXILIARY]
+    chosen = max(main or range(count), key=lambda i: images[i][1][0] * images[i][1][1])
+    if count == 1:
+        return chosen, ()
+
+    def named(i: int) -> str:
+        name, (height, width) = images[i]
+        return f"{i}{f' ({name})' if name else ''} of {width} x {height} px"
+
+    others = [named(i) for i in range(count) if i != chosen]
+    listed = ", ".join(others[:NAMED])
+    if len(others) > NAMED:
+        listed += f" and {len(others) - NAMED} more"
+    note = f"{count} images in the file; the largest, {named(chosen)}, is used; the others are "
+    return chosen, (f"{note}{listed}; choose with --series",)
 
 
 @contextmanager

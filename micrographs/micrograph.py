@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from micrographs.files import AXES, DECODE_ERRORS, LUMINANCE, PNG_START, FlatSource, TiffSource
+from micrographs.files import AXES, DECODE_ERRORS, LUMINANCE, PNG_START, FlatSource
 from micrographs.metadata import Calibration, OpticsFacts
+from micrographs.tiff import TiffSource
 from psf.errors import InputError
 
 JPEG_START = b"\xff\xd8\xff"
@@ -45,6 +46,11 @@ class Micrograph:
     def sizes(self) -> dict[str, int]:
         """Numbers of channels (C), planes in z (Z) and time points (T) of the file."""
         return dict(self.source.sizes)
+
+    @property
+    def series(self) -> int:
+        """Number of the image in a file of several, from 0."""
+        return self.source.series
 
     @property
     def plane_count(self) -> int:
@@ -138,12 +144,16 @@ class Micrograph:
 
 
 def open_micrograph(
-    path: Path, channel: int | None = None, z: int | None = None, t: int | None = None
+    path: Path,
+    channel: int | None = None,
+    z: int | None = None,
+    t: int | None = None,
+    series: int | None = None,
 ) -> Micrograph:
     """Open one plane of an image file, by zero-based indices.
 
     By default it is the first channel (of a colour image the luminance), the middle plane in z and
-    the first time point. Each of these choices leaves a note.
+    the first time point, of the largest image in the file. Each of these choices leaves a note.
 
     Raises
     ------
@@ -154,7 +164,7 @@ def open_micrograph(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no image {path}.")
-    source = _open(path)
+    source = _open(path, series)
     try:
         first = None if source.is_colour else 0
         middle = source.sizes["Z"] // 2
@@ -186,7 +196,7 @@ def _notes(micrograph: Micrograph, asked: dict[str, int | None]) -> Iterator[str
         )
 
 
-def _open(path: Path) -> TiffSource | FlatSource:
+def _open(path: Path, series: int | None) -> TiffSource | FlatSource:
     try:
         with path.open("rb") as file:
             start = file.read(len(PNG_START))
@@ -194,9 +204,9 @@ def _open(path: Path) -> TiffSource | FlatSource:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     try:
         if start.startswith(TIFF_STARTS):
-            return TiffSource(path)
+            return TiffSource(path, series)
         if start.startswith((PNG_START, JPEG_START)):
-            return FlatSource(path)
+            return FlatSource(path, series)
     except DECODE_ERRORS as error:
         raise InputError(
             f"{path} is damaged or was not copied whole: {_one_line(error)}."

@@ -50,6 +50,7 @@ class RecordingOptions:
     wavelength_um: float | None = None  # emission wavelength in vacuum, um; default: the file's
     pixel_size_um: float | None = None  # camera pixel / magnification, um; default: the file's
     refractive_index: float | None = None  # of the medium around the object; default: the file's
+    series: int | None = None  # image in a file of several, from 0; default: the largest
     channel: int | None = None  # of the file, from 0; default: the first
     t: int | None = None  # time point, from 0; default: the first
     stride: int = 32  # pixels between neighbouring patches
@@ -132,7 +133,8 @@ def open_recording(
         If the file cannot be read, its optics are unknown or not those of the network, or most of
         it is saturated.
     """
-    with open_micrograph(path, options.channel, 0 if is_stack else z, options.t) as micrograph:
+    z = 0 if is_stack else z
+    with open_micrograph(path, options.channel, z, options.t, options.series) as micrograph:
         planes, found = [micrograph], micrograph.notes
         if is_stack:
             planes, found = micrograph.focal_planes()
@@ -249,6 +251,7 @@ def map_image(
     stride = recording.stride_px
     stat = micrograph.path.stat()
     key = {"image": str(micrograph.path.resolve()), "bytes": stat.st_size, "t": micrograph.t}
+    key["series"] = micrograph.series
     key |= {"changed": stat.st_mtime, "channel": micrograph.channel, "z": micrograph.z}
     is_large = stride > 0 and image.shape[0] * image.shape[1] > RESUMED * stride**2
     partial = keep_in / UNFINISHED[0] if keep_in is not None and is_large else None

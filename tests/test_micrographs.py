@@ -305,15 +305,6 @@ def test_indices_out_of_range_name_the_flag(tmp_path, counts, choice, message):
         open_micrograph(tmp_path / "a.tif", **choice)
 
 
-def test_first_of_several_images(tmp_path, plane):
-    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
-        writer.write(plane, photometric="minisblack")
-        writer.write(plane[:50, :60], photometric="minisblack")
-    with open_micrograph(tmp_path / "a.ome.tif") as image:
-        assert image.shape == plane.shape
-        assert image.notes == ("2 images in the file; the first is used",)
-
-
 # --- facts
 
 
@@ -401,11 +392,11 @@ def test_broken_ome_xml_leaves_the_pixels(tmp_path, counts):
         ("micron", 8.0, 0.125, 0.5),
         ("um", 8.0, 0.125, 0.5),
         ("\\u00B5m", 8.0, 0.125, 0.5),
-        ("nm", 0.008, 0.125, 0.0005),
+        ("nm", 0.008, 0.125, None),
         ("mm", 4000.0, 0.25, 500),
-        ("cm", 40000.0, 0.25, 5000),
-        ("inch", 101600.0, 0.25, 12700),
-        ("inch", 72.0, None, 12700),
+        ("cm", 40000.0, 0.25, None),
+        ("inch", 101600.0, 0.25, None),
+        ("inch", 72.0, None, None),
         ("pixel", 8.0, None, None),
         ("", 1.0, None, None),
     ],
