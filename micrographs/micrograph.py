@@ -1,10 +1,11 @@
 """One plane of an image file, row by row, in the counts of the file.
 
-TIFF in all its kinds (OME, ImageJ, BigTIFF, tiled, compressed, stacks), PNG and JPEG. Counts are
-never scaled, since the camera is estimated from them.
+TIFF in all its kinds (OME, ImageJ, BigTIFF, tiled, compressed, stacks), PNG and JPEG, and with
+optional packages OME-Zarr, ND2, CZI and LIF. Counts are never scaled, since the camera is estimated
+from them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,30 @@ import torch
 
 from micrographs.files import AXES, DECODE_ERRORS, LUMINANCE, PNG_START, FlatSource
 from micrographs.metadata import Calibration, OpticsFacts
+from micrographs.plane_source import PlaneSource
 from micrographs.tiff import TiffSource
+from micrographs.vendor_files import (
+    CZI_START,
+    LIF_START,
+    ND2_STARTS,
+    CziSource,
+    LifSource,
+    Nd2Source,
+)
+from micrographs.zarr_folder import ZarrSource, is_zarr
 from psf.errors import InputError
 
 JPEG_START = b"\xff\xd8\xff"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+Source = TiffSource | FlatSource | ZarrSource | PlaneSource
+# First bytes of a file, and its reader.
+READERS = (
+    (TIFF_STARTS, TiffSource),
+    ((PNG_START, JPEG_START), FlatSource),
+    (ND2_STARTS, Nd2Source),
+    (CZI_START, CziSource),
+    (LIF_START, LifSource),
+)
 FLAGS = {"C": "--channel", "Z": "--z", "T": "--t"}
 NOUNS = {"C": "channels", "Z": "planes in z", "T": "time points"}
 
@@ -35,7 +55,7 @@ class Micrograph:
     z: int
     t: int
     notes: tuple[str, ...]  # what was chosen or ignored unasked, for the user
-    source: TiffSource | FlatSource = field(repr=False)
+    source: Source = field(repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,7 +182,7 @@ def open_micrograph(
         type of pixels, or an index is out of range.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"there is no image {path}.")
     source = _open(path, series)
     try:
@@ -196,23 +216,32 @@ def _notes(micrograph: Micrograph, asked: dict[str, int | None]) -> Iterator[str
         )
 
 
-def _open(path: Path, series: int | None) -> TiffSource | FlatSource:
+def _open(path: Path, series: int | None) -> Source:
     try:
-        with path.open("rb") as file:
-            start = file.read(len(PNG_START))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    try:
-        if start.startswith(TIFF_STARTS):
-            return TiffSource(path, series)
-        if start.startswith((PNG_START, JPEG_START)):
-            return FlatSource(path, series)
+        return _reader(path)(path, series)
     except DECODE_ERRORS as error:
         raise InputError(
             f"{path} is damaged or was not copied whole: {_one_line(error)}."
         ) from error
+
+
+def _reader(path: Path) -> Callable[[Path, int | None], Source]:
+    """The reader for a file, chosen by its first bytes."""
+    if path.is_dir():
+        if is_zarr(path):
+            return ZarrSource
+        raise InputError(f"{path} is a folder and no OME-Zarr image; give an image file.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(CZI_START))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    for starts, reader in READERS:
+        if start.startswith(starts):
+            return reader
     raise InputError(
-        f"{path} is no TIFF, PNG or JPEG; export it as OME-TIFF (Fiji: Save As, OME-TIFF)."
+        f"{path} is no TIFF, PNG, JPEG, OME-Zarr, ND2, CZI or LIF; export it as OME-TIFF "
+        "(Fiji: Save As, OME-TIFF)."
     )
 
 

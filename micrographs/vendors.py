@@ -56,7 +56,7 @@ def vendor_facts(tiff: tifffile.TiffFile) -> Found:
     found: Found = {}
     for program, read in READERS.items():
         try:
-            held = _flat(read(tiff) or {})
+            held = flat(read(tiff) or {})
         except UNREADABLE:  # nothing else depends on private tags, and flags can replace them
             continue
         if held.get("spatial-calibration-state") is False:  # MetaMorph, not calibrated
@@ -72,7 +72,7 @@ def vendor_facts(tiff: tifffile.TiffFile) -> Found:
 def vendor_channel_names(tiff: tifffile.TiffFile) -> list[str]:
     """Names of the channels in the summary of Micro-Manager."""
     try:
-        names = _flat(_micromanager(tiff) or {}).get("ChNames")
+        names = flat(_micromanager(tiff) or {}).get("ChNames")
     except UNREADABLE:
         return []
     return [str(name) for name in names] if isinstance(names, list) else []
@@ -148,16 +148,16 @@ READERS: dict[str, Callable[[tifffile.TiffFile], dict[str, Any] | None]] = {
 }
 
 
-def _flat(held: Any) -> dict[str, Any]:
+def flat(held: Any) -> dict[str, Any]:
     """Entries of nested dictionaries and lists by their own key; of equal keys the first counts."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     inner = held.items() if isinstance(held, dict) else ()
     for key, value in inner:
-        flat.setdefault(key, value)
+        found.setdefault(key, value)
     for _, value in inner:
         for one in value if isinstance(value, list) else [value]:
-            flat = _flat(one) | flat if isinstance(one, dict) else flat
-    return flat
+            found = flat(one) | found if isinstance(one, dict) else found
+    return found
 
 
 def _one(value: Any) -> Any:

@@ -512,10 +512,10 @@ def test_no_such_file(tmp_path):
     refused(tmp_path / "nowhere.tif", r"there is no image .*nowhere\.tif\.")
 
 
-@pytest.mark.parametrize("start", [b"", b"not an image\n" * 20, b"ZISRAWFILE" + bytes(100)])
+@pytest.mark.parametrize("start", [b"", b"not an image\n" * 20, b"GIF89a" + bytes(100)])
 def test_foreign_files(tmp_path, start):
     (tmp_path / "a.tif").write_bytes(start)
-    refused(tmp_path / "a.tif", r"a\.tif is no TIFF, PNG or JPEG; export it as OME-TIFF")
+    refused(tmp_path / "a.tif", r"a\.tif is no TIFF, PNG, JPEG, .*; export it as OME-TIFF")
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.999])
