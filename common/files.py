@@ -23,6 +23,8 @@ from psf.errors import InputError
 
 # Errors of a place that the user may not, or cannot, write to.
 UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+CONTENT_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError)
+CONTENT_ERRORS += (OSError, TypeError, ValueError)
 NEARLY_FULL_BYTES = 2**20  # of free space; with less, a short write means a full disk
 # Packages whose versions can change a result.
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "h5py", "scikit-image")
@@ -82,6 +84,25 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: {path.parent} is no {what}.")
     return content
+
+
+@contextlib.contextmanager
+def naming_damage(path: Path, what: str) -> Iterator[None]:
+    """Raise an InputError that names `path` if its content cannot be what it claims to be.
+
+    The errors are those of Python, numpy and torch on values of a wrong type, number or size.
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(path) in str(error) or str(path.parent) in str(error):
+            raise
+        raise InputError(f"{path} is no valid {what}: {error}") from error
+    except CONTENT_ERRORS as error:
+        lines = str(error).splitlines() or [""]
+        raise InputError(
+            f"{path} is damaged and no valid {what} ({type(error).__name__}: {lines[0][:200]})."
+        ) from error
 
 
 def write_csv(path: Path, table: pd.DataFrame, float_format: str = "%.4g") -> None:

@@ -34,7 +34,8 @@ AUXILIARY += ("macro image", "thumbnail image", "overview image")
 NAMED = 5  # images that a note lists; a file may hold hundreds
 
 # What Pillow, tifffile and the decoders below them raise on damaged or foreign files; the
-# codecs of imagecodecs (PNG, zlib, LZW, ...) have one RuntimeError each.
+# codecs of imagecodecs (PNG, zlib, LZW, ...) have one RuntimeError each. A header with a wrong
+# number makes tifffile divide by zero, compare a tuple with an integer, or ask for all memory.
 DECODE_ERRORS = (
     OSError,
     ValueError,
@@ -43,6 +44,11 @@ DECODE_ERRORS = (
     KeyError,
     IndexError,
     RuntimeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    MemoryError,
+    TypeError,
     struct.error,
     zlib.error,
     DelayedImportError,

@@ -10,6 +10,10 @@ import tifffile
 # Decoded strips and tiles that are kept for the next rows: a band of tiles of 512 rows across
 # 16,000 pixels of 16 bits takes 16 MB. The last one is kept whatever its size.
 CACHE_BYTES = 2**26
+# Strips and tiles above the first size must not be packed tighter than this, or a wrong number in a
+# header would claim all memory. Deflate packs at most 1032 times, and zstd 30,000 times where all
+# pixels are equal.
+SMALL_BYTES, MOST_PACKED = 2**26, 2**14
 
 
 class TiffPlanes:
@@ -45,8 +49,24 @@ class TiffPlanes:
             end = max((start + count for start, count in pairs), default=0)
             if end == 0:
                 raise ValueError("no pixels in the file")
+            self._check_segments(page)
         if end > handle.size:
             raise ValueError(f"the pixels end at byte {end}, the file at {handle.size}")
+
+    def _check_segments(self, page: tifffile.TiffPage | tifffile.TiffFrame) -> None:
+        """Raise ValueError if the header promises more pixels than its strips or tiles can hold."""
+        first = self.keyframe
+        length = first.tilelength if first.is_tiled else min(first.rowsperstrip, self.height)
+        width = first.tilewidth if first.is_tiled else self.width
+        planes = self.samples if self.is_separate else 1
+        needed = planes * math.ceil(self.height / length) * math.ceil(self.width / width)
+        if needed > len(page.databytecounts):
+            raise ValueError(
+                f"{needed} strips or tiles are needed, {len(page.databytecounts)} held"
+            )
+        decoded = length * width * (self.samples // planes) * self._stored.itemsize
+        if decoded > max(SMALL_BYTES, MOST_PACKED * max(page.databytecounts)):
+            raise ValueError(f"a strip or tile of {decoded} bytes cannot be packed so tightly")
 
     def check_last(self) -> None:
         """Raise ValueError if the last plane that the file has reaches beyond its end."""

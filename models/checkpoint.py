@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from common.files import read_json, whole_file, write_json
+from common.files import naming_damage, read_json, whole_file, write_json
 from models import error_bars
 from models.data import normalise
 from models.loss import Scaler, output_count, split_outputs
@@ -35,6 +35,7 @@ OPTICS_TOLERANCE = 0.02
 # Entries of config.json without which a network cannot be applied.
 REQUIRED = ("architecture", "psf_model", "label_names", "label_unit", "label_ranges")
 REQUIRED += ("patch_size", "optics_limits")
+LARGEST_PATCH_PX = 4096  # more than any network can take at once; a larger number is damage
 SHIPPED = Path(__file__).parents[1] / "checkpoints"  # the weights that come with the project
 
 
@@ -253,13 +254,43 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
     missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise InputError(f"{folder / 'config.json'} lacks {', '.join(missing)}; train again.")
-    network = build(config["architecture"], output_count(len(config["label_names"])))
+    with naming_damage(folder / "config.json", "configuration of a checkpoint"):
+        _check_config(config)
+        network = build(config["architecture"], output_count(len(config["label_names"])))
     try:
-        network.load_state_dict(load_file(weights_path))
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        weights = load_file(weights_path)
+        network.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{weights_path} is truncated or of another network: {reason}") from error
+    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
+        raise InputError(f"{weights_path} is damaged: it holds NaN or infinite weights.")
     return Estimator(network.to(device).eval(), config, device, folder.resolve().name)
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Build all that prediction takes from a configuration; a damaged one raises an error."""
+    names = config["label_names"]
+    model = from_config(config["psf_model"])
+    if list(names) != list(model.label_names) or len(config["label_ranges"]) != len(names):
+        raise ValueError(f"labels {names} do not fit the PSF model")
+    if not isinstance(config["label_unit"], str):
+        raise TypeError(f"label_unit is {config['label_unit']}")
+    scaler = Scaler.from_ranges(config["label_ranges"])
+    if not (torch.isfinite(scaler.middle).all() and (scaler.half_range > 0).all()):
+        raise ValueError(f"label_ranges are {config['label_ranges']}")
+    size = config["patch_size"]
+    if not isinstance(size, int) or not 0 < size <= LARGEST_PATCH_PX:
+        raise ValueError(f"patch_size is {size}")
+    limits = config["optics_limits"]
+    if missing := {*OPTICS_NAMES, "cutoff_cycles_per_pixel"} - limits.keys():
+        raise ValueError(f"optics_limits lack {', '.join(sorted(missing))}")
+    for name, (low, high) in limits.items():
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"optics_limits of {name} are {low}, {high}")
+    zeros = torch.zeros(1, len(names))
+    if not torch.isfinite(interval_factors(config, zeros, torch.zeros(1))).all():
+        raise ValueError("the calibration of the error bars holds no finite numbers")
 
 
 def shipped_names() -> tuple[str, ...]:

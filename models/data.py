@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.files import read_json
+from common.files import naming_damage, read_json
 from psf.errors import InputError
-from psf.microscope import cutoff_cycles_per_pixel
+from psf.microscope import OPTICS_NAMES, cutoff_cycles_per_pixel
 from psf.model import PsfModel, from_config, turn_labels
 from psf.noise import (
     axial_illumination,
@@ -84,24 +84,22 @@ class PatchSet:
 
     def __init__(self, folder: Path, split: str, limit: int | None = None) -> None:
         self.config = read_data_config(folder)
-        self.model: PsfModel = from_config(self.config["psf_model"])
-        self.count: int = self.config["patches"][split]
+        with naming_damage(folder / "config.json", "configuration of a training set"):
+            self.model: PsfModel = from_config(self.config["psf_model"])
+            self.count: int = int(self.config["patches"][split])
         self._shards = _stored_patches(folder, split, self.count)
-        paths = [shard.path for shard in self._shards]
         self._first = np.cumsum([0] + [shard.shape[0] for shard in self._shards])
-        self.labels = torch.from_numpy(np.concatenate([read_column(p, "labels") for p in paths]))
-        content = np.concatenate([read_column(p, "has_content") for p in paths])
-        self.has_content = torch.from_numpy(content.astype(bool))
-        self.optics = torch.from_numpy(np.concatenate([read_column(p, "optics") for p in paths]))
-        self.noise_seeds = np.zeros(self.count, np.int64)
-        if split != "train":
-            self.noise_seeds = np.concatenate([read_column(p, "noise_seed") for p in paths])
-        self.source_names = np.concatenate([_of_source(p, "source_names") for p in paths])
-        self.source_kinds = np.concatenate([_of_source(p, "source_kinds") for p in paths])
         self.count = min(self.count, limit or self.count)
-        columns = ("labels", "has_content", "optics", "noise_seeds", "source_names", "source_kinds")
-        for name in columns:
-            setattr(self, name, getattr(self, name)[: self.count])
+        columns = [_columns(shard, split, self.model) for shard in self._shards]
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([one[name] for one in columns])[: self.count]
+
+        self.labels = torch.from_numpy(joined("labels"))
+        self.has_content = torch.from_numpy(joined("has_content").astype(bool))
+        self.optics = torch.from_numpy(joined("optics"))
+        self.noise_seeds = joined("noise_seed")
+        self.source_names, self.source_kinds = joined("source_names"), joined("source_kinds")
 
     def read(self, indices: np.ndarray) -> torch.Tensor:
         """Stored patches (N, H, W), uint16, in the order asked for."""
@@ -150,14 +148,28 @@ def _stored_patches(folder: Path, split: str, count: int) -> list[StoredPatches]
                 f"{path} is missing; run generate_training_set.py again to complete {folder}."
             )
         shards.append(StoredPatches.of(path))
+        if shards[-1].shape[0] == 0:
+            raise InputError(f"{path} is damaged: it holds no patch; make the data set again.")
         found += shards[-1].shape[0]
     return shards
 
 
-def _of_source(path: Path, name: str) -> np.ndarray:
-    """Column of the sources for each patch; "" for blank patches, whose source index is -1."""
-    distinct = np.append(read_column(path, name), "")
-    return distinct[read_column(path, "source_index")]
+def _columns(shard: StoredPatches, split: str, model: PsfModel) -> dict[str, np.ndarray]:
+    """Columns of a shard with one entry per patch; training patches have noise seeds of 0."""
+    path, count = shard.path, shard.shape[0]
+    with naming_damage(path, "shard"):
+        names = ("labels", "has_content", "optics", "source_index")
+        columns = {name: read_column(path, name) for name in names}
+        columns["noise_seed"] = np.zeros(count, np.int64)
+        if split != "train":
+            columns["noise_seed"] = read_column(path, "noise_seed")
+        for name in ("source_names", "source_kinds"):  # "" for blank patches, whose index is -1
+            columns[name] = np.append(read_column(path, name), "")[columns["source_index"]]
+        shapes = {"labels": (count, len(model.label_names)), "optics": (count, len(OPTICS_NAMES))}
+        for name, column in columns.items():
+            if column.shape != shapes.get(name, (count,)):
+                raise ValueError(f"{name} of shape {column.shape} for {count} patches")
+    return columns
 
 
 def normalise(patches: torch.Tensor) -> torch.Tensor:

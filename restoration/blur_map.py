@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from common.files import read_json
+from common.files import naming_damage, read_json
 from models.mapping import PsfMap
 from models.smoothing import smooth_map
 from psf.blur import interpolate_grid
@@ -150,11 +150,23 @@ def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
             f"{folder} holds no map: its config.json lacks {', '.join(sorted(missing))}; give the "
             "folder of estimate_psf_map.py."
         )
-    found = _patches(folder / "map.csv", config)
-    if strengths := config["smoothing_strength"]:
-        shape = tuple(config["image_shape"])
-        found = continue_to_borders(found, strengths, config["patch_size_px"], shape)
+    with naming_damage(folder, "map"):
+        found = _patches(folder / "map.csv", config)
+        shape, patch_px = tuple(map(int, config["image_shape"])), float(config["patch_size_px"])
+        _check_places(found, shape, patch_px)
+        if strengths := config["smoothing_strength"]:
+            found = continue_to_borders(found, strengths, patch_px, shape)
     return found, config
+
+
+def _check_places(psf_map: PsfMap, shape: tuple[int, int], patch_px: float) -> None:
+    """Refuse patches that cannot be those of an image (H, W): a number in a file is damaged."""
+    for places, length in zip((psf_map.rows, psf_map.columns), shape, strict=True):
+        step = float(places[1] - places[0]) if len(places) > 1 else patch_px
+        # Patches of an image begin at its border, and less than a patch is left at its end.
+        last = float(places[-1])
+        if not (1 <= step and 0 <= float(places[0]) <= last < length <= last + patch_px + step):
+            raise ValueError(f"patches up to {last:g} px do not fit an image of {length} px")
 
 
 def _patches(path: Path, config: Mapping[str, Any]) -> PsfMap:
@@ -165,7 +177,7 @@ def _patches(path: Path, config: Mapping[str, Any]) -> PsfMap:
     )
     try:
         table = pd.read_csv(path).sort_values(["y_px", "x_px"])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     needed = {*labels, *spreads, "content_probability", "y_px", "x_px"}
     if missing := needed - set(table.columns):
@@ -175,7 +187,7 @@ def _patches(path: Path, config: Mapping[str, Any]) -> PsfMap:
         raise InputError(f"{path} is incomplete; make the map again.")
 
     def grid(wanted: list[str]) -> torch.Tensor:
-        channels = np.stack([table[name].to_numpy() for name in wanted])
+        channels = np.stack([table[name].to_numpy(np.float64) for name in wanted])
         return torch.from_numpy(channels).float().reshape(-1, len(rows), len(columns))
 
     values = grid(labels)

@@ -12,7 +12,8 @@ A data folder holds `config.json` and, per split, `SPLIT_00000.h5`, `SPLIT_00001
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import h5py
 import numpy as np
 import torch
 
-from common.files import whole_file
+from common.files import CONTENT_ERRORS, whole_file
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES
 from simulation.patches import Patches
@@ -53,18 +54,29 @@ def write_shard(path: Path, columns: Mapping[str, np.ndarray], config: Mapping[s
         file["optics"].attrs["names"] = OPTICS_NAMES
 
 
-def open_shard(path: Path) -> h5py.File:
-    """Shard, open for reading.
+@contextmanager
+def open_shard(path: Path) -> Iterator[h5py.File]:
+    """Open a shard for reading.
 
     Raises
     ------
     InputError
-        If the file is damaged.
+        If the file is damaged, also where it is read.
     """
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            yield file
+    except CONTENT_ERRORS as error:
         raise _damaged(path, str(error)) from error
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Dataset of a shard; one that claims more bytes than the file has raises ValueError."""
+    dataset = file[name]
+    size = Path(file.filename).stat().st_size
+    if dataset.nbytes > size:
+        raise ValueError(f"{name} has {dataset.nbytes} bytes, the file {size}")
+    return dataset
 
 
 def _damaged(path: Path, reason: str) -> InputError:
@@ -90,7 +102,11 @@ class StoredPatches:
     def of(cls, path: Path) -> "StoredPatches":
         """Patches of the shard at `path`."""
         with open_shard(path) as file:
-            return cls(path, file["patches"].id.get_offset(), file["patches"].shape)
+            patches = _dataset(file, "patches")
+            offset, shape = patches.id.get_offset(), patches.shape
+            if offset is None or len(shape) != 3 or patches.dtype != np.uint16:
+                raise ValueError(f"patches of shape {shape} and type {patches.dtype}")
+            return cls(path, offset, shape)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Stored patches (N, H, W), uint16, in the order of their indices (N,).
@@ -112,7 +128,7 @@ class StoredPatches:
 def read_column(path: Path, name: str) -> np.ndarray:
     """Dataset of a shard, in memory; strings become an array of str."""
     with open_shard(path) as file:
-        dataset = file[name]
+        dataset = _dataset(file, name)
         if h5py.check_string_dtype(dataset.dtype):
             return dataset.asstr()[()].astype(str)
         return dataset[()]
