@@ -288,8 +288,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
     for name, (low, high) in limits.items():
         if not 0 < low <= high < math.inf:
             raise ValueError(f"optics_limits of {name} are {low}, {high}")
-    zeros = torch.zeros(1, len(names))
-    if not torch.isfinite(interval_factors(config, zeros, torch.zeros(1))).all():
+    ones = torch.ones(1, len(names))
+    if not torch.isfinite(interval_factors(config, ones, torch.ones(1))).all():
         raise ValueError("the calibration of the error bars holds no finite numbers")
 
 

@@ -315,7 +315,7 @@ class deadline:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_damaged_files(tmp_path, kind):
-    assert try_damaged(kind, tmp_path / "damaged", range(12)) == []
+    assert try_damaged(kind, tmp_path / "damaged", range(6)) == []
 
 
 @pytest.mark.slow
