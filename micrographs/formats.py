@@ -35,7 +35,7 @@ def foreign_errors() -> Iterator[None]:
     """
     try:
         yield
-    except InputError:
+    except (InputError, ValueError):
         raise
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

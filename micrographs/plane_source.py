@@ -10,6 +10,10 @@ from micrographs.metadata import Calibration, OpticsFacts, facts_of
 from micrographs.units import Found
 from psf.errors import InputError
 
+# A damaged header may promise any number of pixels, which a reader would fill with zeros. Scans
+# with gaps between their tiles stay far below this ratio of a plane to its file.
+MOST_PACKED = 1000
+
 
 class PlaneSource:
     """One image of a file, plane by plane; a subclass reads the planes and finds the facts.
@@ -40,6 +44,9 @@ class PlaneSource:
             )
         if dtype.kind not in "buif":
             raise InputError(f"{self._path} has pixels of type {dtype}; intensities are real.")
+        plane_bytes = self.shape[0] * self.shape[1] * samples * dtype.itemsize
+        if plane_bytes > MOST_PACKED * self._path.stat().st_size:
+            raise ValueError(f"a plane of {plane_bytes} bytes cannot be packed so tightly")
         self.sizes = {axis: sizes.get(axis, 1) for axis in AXES}
         self.is_colour = samples >= len(LUMINANCE)
         if self.is_colour and self.sizes["C"] > 1:

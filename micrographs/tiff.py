@@ -19,9 +19,12 @@ from micrographs.files import (
 from micrographs.metadata import Calibration, OpticsFacts
 from micrographs.ome import ome_root
 from micrographs.tiff_metadata import calibration_of, channel_names, optics_facts, significant_bits
-from micrographs.tiff_rows import TiffPlanes
+from micrographs.tiff_rows import JPEG_FAMILY, TiffPlanes
 from psf.errors import InputError
 
+# Colours as inks or as positions in a colour space. tifffile turns YCbCr into RGB only in JPEGs.
+INKS = (tifffile.PHOTOMETRIC.SEPARATED, tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB)
+INKS += (tifffile.PHOTOMETRIC.ITULAB, tifffile.PHOTOMETRIC.LOGLUV)
 OPACITIES = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 # tifffile logs these as errors although all pixels can be read.
 HARMLESS_COMPLAINTS = ("TiffTag.fromfile", "OME series raised")
@@ -176,6 +179,13 @@ def _check_page(path: Path, page: tifffile.TiffPage) -> None:
     if page.dtype is None or page.dtype.kind not in "buif":
         kind = page.dtype or f"{page.bitspersample} bits of SampleFormat {page.sampleformat}"
         raise InputError(f"{path} has pixels of type {kind}; intensities are real numbers.")
+    if page.photometric in INKS or (
+        page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression not in JPEG_FAMILY
+    ):
+        raise InputError(
+            f"{path} stores its colours as {page.photometric.name}, not as intensities; save it as "
+            "RGB or grey."
+        )
     if page.shaped[1] > 1:
         raise InputError(f"{path} keeps several planes in one page; save it with a page for each.")
 

@@ -14,6 +14,7 @@ CACHE_BYTES = 2**26
 # header would claim all memory. Deflate packs at most 1032 times, and zstd 30,000 times where all
 # pixels are equal.
 SMALL_BYTES, MOST_PACKED = 2**26, 2**14
+JPEG_FAMILY = (6, 7, 34892, 33007)  # compressions whose tables stand outside their tiles
 
 
 class TiffPlanes:
@@ -166,7 +167,7 @@ class TiffPlanes:
             if len(data) < count:
                 raise ValueError("the pixels reach beyond the end of the file")
         keyframe, tables = page.keyframe, {}
-        if keyframe.compression in (6, 7, 34892, 33007):  # the JPEG family
+        if keyframe.compression in JPEG_FAMILY:
             tables = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
         decoded, (_, _, row, column, _), _ = keyframe.decode(data, segment, **tables)
         if decoded is not None:

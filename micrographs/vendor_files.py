@@ -1,5 +1,6 @@
 """Nikon ND2, Zeiss CZI and Leica LIF, each through an optional package that reads it."""
 
+import math
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from micrographs.vendors import flat
 ND2_STARTS = (b"\xda\xce\xbe\x0a", b"\x00\x00\x00\x0cjP")  # since 2007, and before
 CZI_START = b"ZISRAWFILE"
 LIF_START = b"\x70\x00\x00\x00"
+CZI_ENTRY_BYTES = 32  # at least, of the directory of a CZI for each plane
 CZI_CACHE_BYTES = 2**28  # of decoded tiles, which neighbouring bands of rows share
 
 
@@ -96,9 +98,11 @@ class CziSource(PlaneSource):
                 images = [("", (place.h, place.w)) for place in scenes.values()]
                 super().__init__(path, images, series)
                 self._scene, self._place = list(scenes.items())[self.series]
-                box = {axis: pair for axis, pair in self._file.total_bounding_box.items()}
+                box = self._file.total_bounding_box
                 self._first = {axis: first for axis, (first, _) in box.items()}
                 sizes = {a: size for a, (_, size) in box.items() if a not in "XYS"}
+                if CZI_ENTRY_BYTES * math.prod(sizes.values()) > path.stat().st_size:
+                    raise ValueError(f"the file is too small for the axes {sizes}")
                 kinds = set(self._file.pixel_types.values())
                 self._xml = ElementTree.fromstring(self._file.raw_metadata)
                 self.set_up(sizes, *_czi_pixels(kinds, self._xml))

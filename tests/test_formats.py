@@ -341,7 +341,7 @@ def fake_nd2(counts):
 def test_nd2_positions_planes_and_facts(tmp_path, counts, monkeypatch):
     monkeypatch.setitem(sys.modules, "nd2", fake_nd2(counts))
     path = tmp_path / "a.nd2"
-    path.write_bytes(b"\xda\xce\xbe\x0a")
+    path.write_bytes(b"\xda\xce\xbe\x0a" + bytes(1000))
     with open_micrograph(path, series=1, channel=1) as image:
         assert image.sizes == {"C": 2, "Z": 3, "T": 1}
         for c, z in np.ndindex(2, 3):
@@ -365,7 +365,7 @@ def test_metadata_that_cannot_be_read_leave_the_pixels(tmp_path, counts, monkeyp
     module = fake_nd2(counts)
     monkeypatch.setattr(module.ND2File, "voxel_size", lambda self: json.loads("{"))
     monkeypatch.setitem(sys.modules, "nd2", module)
-    (tmp_path / "a.nd2").write_bytes(b"\xda\xce\xbe\x0a")
+    (tmp_path / "a.nd2").write_bytes(b"\xda\xce\xbe\x0a" + bytes(1000))
     with open_micrograph(tmp_path / "a.nd2", series=0, channel=0, z=2) as image:
         assert same(image, counts[0, 0, 2])
         assert image.facts.sources == {}
