@@ -39,6 +39,8 @@ READERS = (
     (CZI_START, CziSource),
     (LIF_START, LifSource),
 )
+# The largest slides have sides of 200,000 px. A number above this comes from a damaged header.
+MOST_SIDE_PX = 10**6
 FLAGS = {"C": "--channel", "Z": "--z", "T": "--t"}
 NOUNS = {"C": "channels", "Z": "planes in z", "T": "time points"}
 
@@ -186,6 +188,9 @@ def open_micrograph(
         raise InputError(f"there is no image {path}.")
     source = _open(path, series)
     try:
+        if max(source.shape) > MOST_SIDE_PX:
+            height, width = source.shape
+            raise InputError(f"{path} is damaged: it claims {width} x {height} px.")
         first = None if source.is_colour else 0
         middle = source.sizes["Z"] // 2
         unselected = Micrograph(path, first, middle, 0, (), source)

@@ -186,6 +186,16 @@ def test_damaged_zarr_is_named(tmp_path, counts):
         open_micrograph(folder)
 
 
+def test_zarr_that_claims_too_many_pixels(tmp_path, counts):
+    folder = tmp_path / "a.zarr"
+    write_zarr(folder, counts[0, 0, 0], "yx", (1, 1))
+    described = json.loads((folder / "0" / "zarr.json").read_text())
+    described["shape"] = [10**9, 10**9]
+    (folder / "0" / "zarr.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match=r"a\.zarr is damaged: it claims 1000000000 x 1000000000"):
+        open_micrograph(folder)
+
+
 # --- CZI
 
 
