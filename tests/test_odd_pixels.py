@@ -101,3 +101,14 @@ def test_other_formats_are_named(tmp_path, suffix):
     Image.fromarray(GREY).save(tmp_path / f"a.{suffix}")
     with pytest.raises(InputError, match=r"is no TIFF, PNG, JPEG, .*; export it as OME-TIFF"):
         open_micrograph(tmp_path / f"a.{suffix}")
+
+
+def test_changed_bytes_of_a_png_are_noticed(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(GREY).save(path)
+    whole = path.read_bytes()
+    start = whole.index(b"IDAT") + 4
+    for place in (start + 40, start + 400, len(whole) - 30):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=r"a\.png is damaged"):
+            open_micrograph(path)
