@@ -62,7 +62,7 @@ class RecordingOptions:
 class MapOptions(RecordingOptions):
     """Options of the scripts that map one plane of an image."""
 
-    image: tyro.conf.Positional[Path]  # TIFF (also OME, ImageJ), PNG or JPEG
+    image: tyro.conf.Positional[Path]  # TIFF, PNG, JPEG, OME-Zarr, ND2, CZI or LIF
     out: Path  # folder to write
     z: int | None = None  # plane of a stack, from 0; default: the middle one
     smooth: Literal["auto", "off"] | float = "auto"  # strength; auto: by cross-validation
