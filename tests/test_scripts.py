@@ -599,7 +599,7 @@ def test_images_that_cannot_be_mapped(tmp_path, refuse_map, pixels, message):
 
 def test_files_that_are_no_images(tmp_path, refuse_map):
     (tmp_path / "note.tif").write_text("no image")
-    assert "note.tif is no TIFF, PNG or JPEG" in refuse_map(tmp_path / "note.tif")
+    assert "note.tif is no TIFF, PNG, JPEG" in refuse_map(tmp_path / "note.tif")
     assert "there is no image" in refuse_map(tmp_path / "nothing.tif")
     assert "there is no image" in refuse_map(tmp_path)
 
