@@ -8,14 +8,16 @@ The map is that of estimate_psf_map.py, or the network --checkpoint (default zer
 estimates it first. The folder DIR then holds
 
     side_by_side.png    the image and its restoration, with enlarged details
-    restored.tif        float32 counts above the camera's offset, with the pixel size of the image
+    restored.tif        float32 counts above the camera's offset; an OME-TIFF if the image is one,
+                        else for ImageJ, with the scale and the channel names of the image
     restoration.json    optics, camera, settings and what was chosen
 
 The method is Richardson-Lucy with total variation under the PSF of every place. First the map is
 scaled, place by place, to predict held-out photons best (--refine). PSFs are shrunk where they are
 uncertain or do not fit the image, and places without content are only denoised (--no-cautious
 trusts the map). With --all-planes, all channels, planes and time points of a file are restored with
-the map of the chosen plane.
+the map of the chosen plane. A map of another image is refused without --other-image. The files
+replace those of the last restoration in DIR.
 """
 
 import time
@@ -30,8 +32,10 @@ import torch
 from tqdm import tqdm
 
 from common.command import keep_freed_memory, pick_device, print_notes, run, settings_of
-from common.files import run_record, write_imagej, write_json
+from common.files import run_record
+from common.output import new_result, write_record
 from common.overviews import draw_restoration
+from common.stacks import write_stack
 from micrographs.camera import Camera
 from micrographs.metadata import flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
@@ -40,6 +44,7 @@ from models.map_image import (
     MapOptions,
     Recording,
     check_map_options,
+    check_negative,
     describe_map,
     forget_unfinished,
     look_at_camera,
@@ -49,14 +54,14 @@ from models.map_image import (
 from models.mapping import PsfMap
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES
-from restoration.blur_map import check_belongs, continue_to_borders, read_map
+from restoration.blur_map import AXIS_OF, check_belongs, continue_to_borders, read_map
 from restoration.iteration import Restored
 from restoration.richardson_lucy import check_restoration
 from restoration.with_map import restore_with_map
 
 DEFAULT = Path("zernike1d_tilted")  # it saw patches across which the focus changes
+MADE = ("side_by_side.png", "restored.tif")
 WHITE_16 = 2**16 - 1
-AXIS_OF = {"channel": "C", "z": "Z", "t": "T"}  # axes of a file by the flag of their index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,7 @@ class Config(MapOptions):
     cautious: bool = True
     # Scale the map by what predicts held-out photons; auto: for images up to 1024 x 1024 px.
     refine: Literal["auto", "yes", "no"] = "auto"
+    other_image: bool = False  # use the --map of another image of the same size
     all_planes: bool = False  # every channel, plane and time point, with the map of the chosen one
     bits: Literal[16, 32] = 32  # of restored.tif; 16: whole counts
 
@@ -94,11 +100,17 @@ def find_plane(config: Config, facts: dict[str, Any]) -> dict[str, int]:
     return chosen | {name: index for name, index in given.items() if index is not None}
 
 
+def check_planes(config: Config, micrograph: Micrograph, offset_counts: float | None) -> None:
+    """Refuse negative pixels before the work, in all planes that will be restored."""
+    for plane in planes(config, micrograph):
+        check_negative(plane, offset_counts)
+
+
 def read_map_and_camera(
     config: Config, micrograph: Micrograph, psf_map: PsfMap, facts: dict[str, Any]
 ) -> tuple[PsfMap, Camera]:
     """The map in the folder --map and the camera that it found; flags come before both."""
-    check_belongs(facts, micrograph.shape)
+    print_notes(filter(None, [check_belongs(facts, micrograph, config.other_image)]))
     given = {name: getattr(config, name) for name in OPTICS_NAMES}
     changed = {n: v for n, v in given.items() if v not in (None, facts["optics"][n])}
     if changed:
@@ -137,10 +149,13 @@ def open_with_map(config: Config) -> Iterator[tuple[Micrograph, PsfMap, Camera]]
         psf_map, facts = read_map(config.map)
         with open_micrograph(config.image, **find_plane(config, facts)) as micrograph:
             print_notes(micrograph.notes)
+            given = config.offset_counts
+            check_planes(config, micrograph, facts.get("offset_counts") if given is None else given)
             yield micrograph, *read_map_and_camera(config, micrograph, psf_map, facts)
         return
     estimator = load_estimator(config.checkpoint or DEFAULT, pick_device(config.device))
     with open_recording(config.image, config, estimator, config.z) as recording:
+        check_planes(config, recording.micrograph, config.offset_counts)
         yield recording.micrograph, *estimate_map_and_camera(config, recording)
 
 
@@ -194,11 +209,6 @@ def restore_plane(
     plane = micrograph.plane()
     if not torch.isfinite(plane).all():
         raise InputError("the image contains NaN or infinite pixels; repair or crop it first.")
-    if (plane < 0).any() and config.offset_counts is None:
-        raise InputError(
-            f"the darkest pixel is {float(plane.min()):g}; give the camera's --offset-counts, so "
-            "that counts above it are light."
-        )
     light = (plane - camera.offset_counts).clamp(min=0).to(pick_device(config.device))
     place = {"channel": micrograph.channel, "z": micrograph.z, "t": micrograph.t}
     if config.all_planes and light.min() == light.max():
@@ -219,20 +229,30 @@ def restore_plane(
 
 
 def write_restored(
-    path: Path, planes: list[np.ndarray], sizes: dict[str, int], pixel_um: float, bits: int
+    path: Path, planes: list[np.ndarray], micrograph: Micrograph, pixel_um: float, bits: int
 ) -> None:
-    """Write planes (H, W) as an ImageJ hyperstack with the pixel size of the input."""
-    stack, axes = np.stack(planes), "TZCYX"
+    """Write planes (H, W) as the kind of TIFF that the image was, with its scale and names."""
+    sizes, known = micrograph.sizes, micrograph.calibration
+    names = known.channel_names
     if len(planes) == 1:
-        stack, axes = stack[0], "YX"
+        stack = planes[0][None, None, None]
+        names = names[micrograph.channel or 0 :][:1]
     else:
-        stack = stack.reshape(sizes["T"], sizes["Z"], -1, *stack.shape[1:])
+        stack = np.stack(planes).reshape(sizes["T"], sizes["Z"], -1, *micrograph.shape)
     if bits == 16:
         clipped = float((stack > WHITE_16).mean())
         if clipped:
             print(f"note: {clipped:.2%} of the pixels are above {WHITE_16} and were cut off")
         stack = stack.round().clip(0, WHITE_16).astype(np.uint16)
-    write_imagej(path, stack, axes, pixel_um)
+    write_stack(
+        path,
+        stack,
+        pixel_um,
+        as_ome=known.kind == "ome",
+        z_step_um=known.z_step_um,
+        frame_interval_s=known.frame_interval_s,
+        channel_names=names if len(names) == stack.shape[2] else (),
+    )
 
 
 def check_config(config: Config) -> None:
@@ -245,56 +265,69 @@ def check_config(config: Config) -> None:
         raise InputError(f"--background-counts is {config.background_counts:g}; give 0 or more.")
 
 
-def main(config: Config) -> None:
-    """Find the map, restore, write."""
-    keep_freed_memory()
-    check_config(config)
-    started = time.perf_counter()
-    with open_with_map(config) as (micrograph, psf_map, camera):
-        if camera.gain_counts_per_e is None:
-            print("note: the gain is unknown; counts are taken for photons (--gain-counts-per-e)")
-        chosen, sizes = list(planes(config, micrograph)), micrograph.sizes
-        outcomes = [
-            restore_plane(config, one, psf_map, camera)
-            for one in tqdm(chosen, desc="restore", unit="plane", disable=len(chosen) == 1)
-        ]
-    first, microscope = outcomes[0], psf_map.microscope
-    afters = [outcome.after for outcome in outcomes]
-    write_restored(
-        config.out / "restored.tif", afters, sizes, microscope.pixel_size_um, config.bits
-    )
-    draw_restoration(
-        config.out / "side_by_side.png",
-        first.before,
-        first.after,
-        microscope.pixel_size_um,
-        f"{config.image.name}: {first.restored.iterations} iterations, "
-        f"{first.eigen_psfs} eigen-PSFs",
-    )
-    seconds = round(time.perf_counter() - started, 2)
+def describe(config: Config, outcomes: list[Outcome], psf_map: PsfMap, camera: Camera) -> dict:
+    """Content of restoration.json, without the record of the run."""
+    return {
+        **settings_of(config),
+        "optics": asdict(psf_map.microscope),
+        "camera": asdict(camera),
+        "psf_model": psf_map.model.as_config(),
+        "eigen_psfs": outcomes[0].eigen_psfs,
+        "planes": [outcome.facts for outcome in outcomes],
+    }
+
+
+def report(outcomes: list[Outcome], camera: Camera, seconds: float) -> list[str]:
+    """What was done, in lines for the user."""
+    first, count = outcomes[0], len(outcomes)
     known = camera.gain_counts_per_e is not None
     meaning = (
         "about 1 if PSF, gain and offset are right" if known else "no measure without the gain"
     )
-    write_json(
-        config.out / "restoration.json",
-        {
-            **settings_of(config),
-            "optics": asdict(microscope),
-            "camera": asdict(camera),
-            "psf_model": psf_map.model.as_config(),
-            "eigen_psfs": first.eigen_psfs,
-            "planes": [outcome.facts for outcome in outcomes],
-            **run_record(seconds=seconds),
-        },
-    )
-    print(
-        f"{len(outcomes)} plane{'s' if len(outcomes) > 1 else ''} in {seconds:.1f} s; "
+    return [
+        f"{count} plane{'s' if count > 1 else ''} in {seconds:.1f} s; "
         f"{first.restored.iterations} iterations, total variation {first.restored.tv:.3g}, "
         f"{first.eigen_psfs} eigen-PSFs; deviance {first.restored.deviance:.2f} per pixel "
-        f"({meaning})"
+        f"({meaning})",
+        *(f"note: {outcome.note}" for outcome in outcomes if outcome.note),
+    ]
+
+
+def restore(config: Config, folder: Path) -> list[str]:
+    """Restore the image and write all files to `folder`; returns what the user should read."""
+    started = time.perf_counter()
+    with open_with_map(config) as (micrograph, psf_map, camera):
+        if camera.gain_counts_per_e is None:
+            print("note: the gain is unknown; counts are taken for photons (--gain-counts-per-e)")
+        chosen = list(planes(config, micrograph))
+        outcomes = [
+            restore_plane(config, one, psf_map, camera)
+            for one in tqdm(chosen, desc="restore", unit="plane", disable=len(chosen) == 1)
+        ]
+        first, pixel_um = outcomes[0], psf_map.microscope.pixel_size_um
+        afters = [outcome.after for outcome in outcomes]
+        write_restored(folder / "restored.tif", afters, micrograph, pixel_um, config.bits)
+    draw_restoration(
+        folder / "side_by_side.png",
+        first.before,
+        first.after,
+        pixel_um,
+        f"{config.image.name}: {first.restored.iterations} iterations, "
+        f"{first.eigen_psfs} eigen-PSFs",
     )
-    print_notes(outcome.note for outcome in outcomes if outcome.note)
+    seconds = round(time.perf_counter() - started, 2)
+    facts = describe(config, outcomes, psf_map, camera)
+    write_record(folder / "restoration.json", {**facts, **run_record(seconds=seconds)})
+    return report(outcomes, camera, seconds)
+
+
+def main(config: Config) -> None:
+    """Find the map, restore, write."""
+    keep_freed_memory()
+    check_config(config)
+    with new_result(config.out, "restoration.json", MADE) as folder:
+        lines = restore(config, folder)
+    print("\n".join(lines))
     print(f"wrote {config.out} (look at {config.out / 'side_by_side.png'})")
 
 

@@ -12,33 +12,44 @@ Optics that the file tells (OME-TIFF, ImageJ) need no flag. The folder DIR then 
     map.csv            every patch, before and after smoothing
     config.json        optics, camera and settings, which deconvolve.py reads
 
-Cross-validation chooses how much the maps are smoothed; --smooth off leaves them as they are. With
---truth, a TIFF that holds the true first parameter at every pixel, the overview shows the truth
-too. Given again, the same command goes on with the interrupted map of a large image.
+The files replace those of the last map in DIR. Cross-validation chooses how much the maps are
+smoothed; --smooth off leaves them as they are. With --truth, a TIFF that holds the true first
+parameter at every pixel, the overview shows the truth too. Given again, the same command goes on
+with the interrupted map of a large image.
 """
 
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 import torch
 
-from common.command import keep_freed_memory, pick_device, print_notes, run, settings_of
-from common.files import run_record, write_csv, write_imagej, write_json
+from common.command import (
+    keep_freed_memory,
+    next_command,
+    pick_device,
+    print_notes,
+    run,
+    settings_of,
+)
+from common.files import run_record, write_csv, write_imagej
+from common.output import new_result, write_record
 from common.overviews import draw_map
 from micrographs.camera import Camera
 from micrographs.micrograph import Micrograph
 from models.checkpoint import load_estimator
 from models.depth import Depth, DepthCalibration, depth_of_map
-from models.map_files import map_table, write_full_resolution
+from models.map_files import map_table, pixels_hash, write_full_resolution
 from models.map_image import (
     BAND_ROWS,
     ImageMap,
     MapOptions,
     Recording,
     check_map_options,
+    check_negative,
     describe_map,
     forget_unfinished,
     map_image,
@@ -46,7 +57,9 @@ from models.map_image import (
 )
 from models.mapping import PsfMap
 from psf.errors import InputError
+from restoration.blur_map import AXIS_OF
 
+MADE = ("overview.png", "psf_map.tif", "psf_map_full.tif", "depth.tif", "map.csv")
 SHOWN_PX = 1200  # longest side of the image in the overview, which is 400 px wide there
 
 
@@ -103,9 +116,14 @@ def describe_light(photons: np.ndarray) -> str:
 
 
 def write_maps(
-    config: Config, found: ImageMap, photons: np.ndarray, depth: Depth | None, shape: tuple
+    folder: Path,
+    config: Config,
+    found: ImageMap,
+    photons: np.ndarray,
+    depth: Depth | None,
+    shape: tuple[int, int],
 ) -> None:
-    """All TIFFs and the table."""
+    """Write all TIFFs and the table to `folder`."""
     patches, smooth, pixel_um = found.patches, found.smooth, found.patches.microscope.pixel_size_um
     blank = ~patches.has_content.numpy()
     channels = [channel.numpy() for channel in (*smooth.values, *smooth.standard_deviations)]
@@ -114,7 +132,7 @@ def write_maps(
     masked = [np.where(blank, np.nan, channel) for channel in channels]
     step_px = float(patches.rows[1] - patches.rows[0]) if len(patches.rows) > 1 else config.stride
     write_imagej(
-        config.out / "psf_map.tif",
+        folder / "psf_map.tif",
         np.stack([*masked, patches.content.numpy(), photons]).astype(np.float32),
         "CYX",
         step_px * pixel_um,
@@ -127,16 +145,16 @@ def write_maps(
     if depth is not None:
         more += [("depth_um", depth.values)]
         more += [("depth_standard_deviation_um", depth.standard_deviations)]
-    write_csv(config.out / "map.csv", map_table(patches, pixel_um, more), "%.5g")
+    write_csv(folder / "map.csv", map_table(patches, pixel_um, more), "%.5g")
     if not config.full_resolution:
         return
     # A smooth map knows its blank patches from their neighbours.
     full = channels if found.smoothing else masked
-    write_full_resolution(config.out / "psf_map_full.tif", full, names, patches, shape, pixel_um)
+    write_full_resolution(folder / "psf_map_full.tif", full, names, patches, shape, pixel_um)
     if depth is not None:
         maps = [d if found.smoothing else np.where(blank, np.nan, d) for d in depth[:2]]
         named = [depth.name, f"standard deviation of {depth.name}"]
-        write_full_resolution(config.out / "depth.tif", maps, named, patches, shape, pixel_um)
+        write_full_resolution(folder / "depth.tif", maps, named, patches, shape, pixel_um)
 
 
 def describe_optics(psf_map: PsfMap) -> str:
@@ -151,7 +169,9 @@ def describe_optics(psf_map: PsfMap) -> str:
     )
 
 
-def record(config: Config, recording: Recording, found: ImageMap, seconds: float) -> dict:
+def record(
+    config: Config, recording: Recording, found: ImageMap, pixels: str, seconds: float
+) -> dict[str, Any]:
     """Content of config.json, which deconvolve.py reads."""
     patches = found.patches
     return {
@@ -166,16 +186,33 @@ def record(config: Config, recording: Recording, found: ImageMap, seconds: float
         "label_names": list(patches.names),
         "label_unit": patches.unit,
         "image_shape": list(recording.micrograph.shape),
+        "pixels_sha256": pixels,
         "map_shape": list(patches.content.shape),
         "patch_size_px": recording.patch_px,
         **run_record(seconds=round(seconds, 2)),
     }
 
 
-def main(config: Config) -> None:
-    """Read, predict, smooth, write."""
-    keep_freed_memory()
-    check_map_options(config)
+def next_step(config: Config, micrograph: Micrograph) -> str:
+    """Command that restores the plane of the map."""
+    plane = [
+        (f"--{name}", getattr(micrograph, name))
+        for name, axis in AXIS_OF.items()
+        if micrograph.sizes[axis] > 1
+    ]
+    device = None if config.device == "auto" else config.device
+    return next_command(
+        "deconvolve.py",
+        config.image,
+        *plane,
+        ("--map", config.out),
+        ("--device", device),
+        ("--out", Path("restored") / config.out.name),
+    )
+
+
+def make_map(config: Config, folder: Path) -> list[str]:
+    """Map the image and write all files to `folder`; returns what the user should read."""
     estimator = load_estimator(config.checkpoint, pick_device(config.device))
     calibration = None
     if config.depth_calibration is not None:
@@ -188,16 +225,19 @@ def main(config: Config) -> None:
             calibration.check_matches(recording.microscope, parameter, estimator.name)
         shape = recording.micrograph.shape
         truth = read_truth(config.truth, shape) if config.truth else None
+        check_negative(recording.micrograph, config.offset_counts)
+        pixels = pixels_hash(recording.micrograph)
         started = time.perf_counter()
         found = map_image(recording, config.smooth, config.out)
         seconds = time.perf_counter() - started
         shown = shrink(recording.micrograph)
+        following = next_step(config, recording.micrograph)
     photons = photons_of(found.patches, recording.camera)
     light = describe_light(photons[found.patches.has_content.numpy()])
     depth = depth_of_map(found.smooth, calibration)
-    write_maps(config, found, photons, depth, shape)
+    write_maps(folder, config, found, photons, depth, shape)
     draw_map(
-        config.out / "overview.png",
+        folder / "overview.png",
         shown,
         found.smooth,
         f"{config.image.name}: {describe_optics(found.patches)}; {light}",
@@ -205,14 +245,24 @@ def main(config: Config) -> None:
         depth and (depth.values, depth.name),
         shape[1] / shown.shape[1],
     )
-    write_json(config.out / "config.json", record(config, recording, found, seconds))
-    forget_unfinished(config.out)
+    write_record(folder / "config.json", record(config, recording, found, pixels, seconds))
     rows, columns = found.patches.content.shape
-    print(f"{rows} x {columns} patches in {seconds:.1f} s; {light}")
-    print("\n".join(describe_map(found)))
-    print(f"wrote {config.out} (look at {config.out / 'overview.png'})")
-    restored = f"restored/{config.out.name}"
-    print(f"next: python deconvolve.py {config.image} --map {config.out} --out {restored}")
+    return [
+        f"{rows} x {columns} patches in {seconds:.1f} s; {light}",
+        *describe_map(found),
+        f"wrote {config.out} (look at {config.out / 'overview.png'})",
+        following,
+    ]
+
+
+def main(config: Config) -> None:
+    """Read, predict, smooth, write."""
+    keep_freed_memory()
+    check_map_options(config)
+    with new_result(config.out, "config.json", MADE) as folder:
+        lines = make_map(config, folder)
+        forget_unfinished(config.out)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

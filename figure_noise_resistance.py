@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from common.command import run
-from common.pictures import COLOURS, new_figure, save_figure
+from common.pictures import COLOURS, new_figure, plain_text, save_figure
 from psf.errors import InputError
 
 LOWEST_R2 = -0.05  # lower end of the axis: always answering the mean label scores 0
@@ -50,7 +50,7 @@ def draw_panel(axes: Axes, table: pd.DataFrame, reference: pd.DataFrame | None) 
         cycle(COLOURS), table.groupby("network", sort=False), strict=False
     ):
         axes.fill_between(rows["level"], rows["r2_low"], rows["r2_high"], color=colour, alpha=0.12)
-        axes.plot(rows["level"], rows["r2"], color=colour, lw=1.5, label=network)
+        axes.plot(rows["level"], rows["r2"], color=colour, lw=1.5, label=plain_text(network))
     if reference is not None and len(reference):
         axes.plot(
             reference["level"], reference["r2"], "k--", lw=1.2, label="Bayes, Gaussian textures"

@@ -1,6 +1,7 @@
 """Command lines: typed options in, and one clear line out on a mistake of the user."""
 
 import ctypes
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ def run(config_type: type[Config], main: Callable[[Config], None], description: 
     warning is one line. Any other error is a bug and keeps its traceback.
     """
     warnings.showwarning = _one_line_warning
+    _print_any_name()
     first_paragraph = description.strip().split("\n\n")[0]
     try:
         main(tyro.cli(config_type, description=first_paragraph))
@@ -31,14 +33,32 @@ def run(config_type: type[Config], main: Callable[[Config], None], description: 
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        advice = "finished work is kept. The same command goes on (train.py: add --resume)."
-        print(f"interrupted; {advice}", file=sys.stderr)
+        print("interrupted; finished work is kept. The same command goes on.", file=sys.stderr)
         sys.exit(130)
 
 
 def settings_of(config: Any) -> dict[str, Any]:
     """Options of a script as plain values, for its record."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+
+
+def next_command(script: str, *arguments: Any) -> str:
+    """Line that tells the next step, as a command that a shell takes as it stands.
+
+    Options whose value is None are left out: a pair (flag, value) counts as one argument.
+    """
+    words = []
+    for argument in arguments:
+        pair = argument if isinstance(argument, tuple) else (argument,)
+        if pair[-1] is not None:
+            words += [_word(one) for one in pair]
+    return "next: " + shlex.join(["python", script, *words])
+
+
+def _word(argument: Any) -> str:
+    """An argument as text; a path with a leading dash would be taken for an option."""
+    is_dashed = isinstance(argument, Path) and str(argument).startswith("-")
+    return f"./{argument}" if is_dashed else str(argument)
 
 
 def print_notes(notes: Iterable[str]) -> None:
@@ -77,3 +97,11 @@ def keep_freed_memory() -> None:
 
 def _one_line_warning(message, category, filename, lineno, file=None, line=None) -> None:
     print(f"warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
+
+
+def _print_any_name() -> None:
+    """Let file names be printed that are no text in the encoding of the terminal."""
+    if hasattr(sys.stdout, "reconfigure"):
+        is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        # With surrogateescape the bytes of an undecodable name come out as they are.
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,9 @@ import tifffile
 
 from psf.errors import InputError
 
-# Errors of a place that the user may not, or cannot, write to.
+# Errors of a place that the user may not, or cannot, write to, or not as much as this.
 UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+UNWRITABLE += (errno.ENAMETOOLONG, errno.EFBIG)
 CONTENT_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError)
 CONTENT_ERRORS += (OSError, TypeError, ValueError)
 NEARLY_FULL_BYTES = 2**20  # of free space; with less, a short write means a full disk
@@ -41,18 +43,32 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            os.replace(partial, path)
+    finally:
+        with contextlib.suppress(NotADirectoryError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's errors of writing `path` into a message to the user.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or the place cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         if _is_full(error, path.parent):
             raise InputError(f"the disk is full: {path} was not written; free space.") from error
         if error.errno in UNWRITABLE:
             raise InputError(f"{path} cannot be written: {error.strerror}.") from error
         raise
-    finally:
-        with contextlib.suppress(NotADirectoryError):
-            partial.unlink(missing_ok=True)
 
 
 def _is_full(error: OSError, folder: Path) -> bool:
@@ -140,16 +156,23 @@ def write_imagej(
 
 
 def check_out_folder(folder: Path) -> None:
-    """Refuse --out if a file stands in its way, before any work is done.
+    """Refuse --out if it cannot become a folder or cannot be written, before any work is done.
 
     Raises
     ------
     InputError
-        That names the file.
+        That names the file or folder in the way.
     """
-    standing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        standing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    except OSError as error:  # e.g. the name is too long
+        raise InputError(f"--out {folder} cannot be written: {error.strerror}.") from error
     if not standing.is_dir():
         raise InputError(f"--out {folder} cannot be written: {standing} is a file; give a folder.")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--out {folder} cannot be written: {standing} is read-only; give another folder."
+        )
 
 
 def claim_folder(
@@ -191,7 +214,7 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 def run_record(**facts: Any) -> dict[str, Any]:
     """How a result was made: command, commit, versions, number of cores, time (UTC)."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),

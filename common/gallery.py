@@ -9,7 +9,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Circle, Patch
 
-from common.pictures import add_scale_bar, colour_map
+from common.pictures import add_scale_bar, colour_map, plain_text
 
 WIDTH_INCHES = 12.3  # 1600 px at the 130 dots per inch of `save_figure`
 HEADING_INCHES = 0.33  # height of a row's heading
@@ -67,7 +67,7 @@ def draw_gallery(gallery: Gallery) -> Figure:
     """Figure of models, defocus, sections and transfer functions in four rows with headings."""
     heights = [h for row in ROW_INCHES for h in (HEADING_INCHES, row)]
     figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 0.3), layout="constrained")
-    figure.suptitle(gallery.heading, fontsize=12, fontweight="bold")
+    figure.suptitle(plain_text(gallery.heading), fontsize=12, fontweight="bold")
     strips = figure.subfigures(len(heights), 1, height_ratios=heights)
     for strip, heading in zip(strips[::2], gallery.headings, strict=True):
         strip.text(0.005, 0.2, heading, fontsize=10.5)

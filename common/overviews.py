@@ -10,7 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from common.pictures import COLOURS, add_scale_bar, colour_map, new_figure, save_figure, show_image
+from common.pictures import (
+    COLOURS,
+    add_scale_bar,
+    colour_map,
+    new_figure,
+    plain_text,
+    save_figure,
+    show_image,
+)
 from psf.microscope import Microscope
 
 MOST_COLUMNS = 5  # panels in a row; more are too small to read on a page
@@ -73,7 +81,7 @@ def draw_map(
         _show_panel(at, panel, step_px * psf_map.microscope.pixel_size_um)
     for unused in others[len(panels) :]:
         unused.axis("off")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(plain_text(title), fontsize=9)
     save_figure(path, figure)
 
 
@@ -173,7 +181,7 @@ def draw_restoration(
             inset.set_title(name, fontsize=7)
             for spine in inset.spines.values():
                 spine.set(color=colour, lw=2)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(plain_text(title), fontsize=9)
     save_figure(path, figure)
 
 

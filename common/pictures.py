@@ -3,6 +3,7 @@
 Nothing needs a display.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,19 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG or PDF, by the suffix of the path; a failure leaves no file."""
-    with whole_file(path) as partial:
+    with whole_file(path) as partial, warnings.catch_warnings():
+        # A file name in a title may have letters that the font lacks; they become boxes.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
         figure.savefig(partial, dpi=130, bbox_inches="tight")
+
+
+def plain_text(text: str) -> str:
+    """Text for a title or legend that shows a file name as it is.
+
+    Dollar signs are escaped, since matplotlib takes what stands between two of them for a formula.
+    Control characters become question marks.
+    """
+    return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
@@ -42,7 +54,7 @@ def show_image(axes: Axes, image: np.ndarray, title: str = "") -> None:
     # The least range keeps the rounding errors of a flat image invisible.
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-3 * abs(low) + 1e-9))
     axes.set(xticks=[], yticks=[])
-    axes.set_title(title, fontsize=8)
+    axes.set_title(plain_text(title), fontsize=8)
 
 
 def add_scale_bar(axes: Axes, pixel_size_um: float, width_px: int) -> None:
@@ -117,7 +129,7 @@ def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
         at.plot(panel.truth, shown, ".", ms=2, alpha=0.3, color=COLOURS[0])
         at.plot([low, high], [low, high], color=COLOURS[1], lw=1)
         at.set(xlim=limits, ylim=limits, aspect="equal")
-        at.set_title(panel.title, fontsize=7)
+        at.set_title(plain_text(panel.title), fontsize=7)
         at.tick_params(labelsize=6)
         at.set_xlabel(f"true {panel.label}", fontsize=7)
         at.set_ylabel(f"predicted {panel.label}", fontsize=7)
@@ -142,7 +154,7 @@ def draw_reliability(path: Path, table: Any) -> None:
             )
             for (network, trained_on, parameter), rows in groups:
                 values = 100 * rows[f"coverage_{nominal}"]
-                label = f"{network} ({trained_on}), {parameter}"
+                label = plain_text(f"{network} ({trained_on}), {parameter}")
                 one.plot(rows["condition"], values, "o-", ms=4, lw=1.2, label=label)
             one.set_ylabel(f"true value within\nthe {nominal} % interval (%)")
             one.set_title(model, fontsize=9)

@@ -10,7 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from common.pictures import COLOURS, add_scale_bar, colour_map, new_figure, save_figure
+from common.pictures import (
+    COLOURS,
+    add_scale_bar,
+    colour_map,
+    new_figure,
+    plain_text,
+    save_figure,
+)
 from psf.bead import BeadFit
 from psf.bead_stack import Scene
 
@@ -64,11 +71,11 @@ def draw_bead_fit(
     bar.ax.tick_params(labelsize=7)
     masked = "; grey: weight 0" if np.isnan(electrons).any() else ""
     lines = [
-        f"{title}: square root of intensity, data and model of a column on one scale{masked}",
+        f"{plain_text(title)}: square root of intensity, data and model of a column on one scale{masked}",
         *textwrap.wrap(verdict, 130),
     ]
     colour = "black" if is_good else WARNING_COLOUR
-    figure.suptitle("\n".join(lines), fontsize=9, color=colour, parse_math=False)
+    figure.suptitle("\n".join(lines), fontsize=9, color=colour)
     save_figure(path, figure)
 
 
@@ -128,14 +135,14 @@ def draw_depth_calibration(
         at.grid(alpha=0.3)
     _show_curve(upper, table, calibration)
     upper.set_title(
-        f"{title}\nplanes left out: {calibration.rms_um:.2g} µm rms in the usable range, single "
+        f"{plain_text(title)}\nplanes left out: {calibration.rms_um:.2g} µm rms in the usable range, single "
         f"patches {calibration.patch_rms_um:.2g} µm",
         fontsize=8,
         parse_math=False,
     )
     if warning:
         lines = "\n".join(textwrap.wrap(f"note: {warning}", 95))
-        figure.suptitle(lines, fontsize=8, color=WARNING_COLOUR, parse_math=False)
+        figure.suptitle(lines, fontsize=8, color=WARNING_COLOUR)
     _show_errors(lower, table, calibration.limit_um)
     room = 0.03 * (table["z_um"].max() - table["z_um"].min())
     upper.set_xlim(table["z_um"].min() - room, table["z_um"].max() + room)
@@ -200,6 +207,6 @@ def draw_refused_calibration(
         axes.text(
             0.5, 0.5, "no plane has patches that count", transform=axes.transAxes, ha="center"
         )
-    lines = [title, *textwrap.wrap(f"refused: {reason}", 95)]
-    axes.set_title("\n".join(lines), fontsize=8, color=WARNING_COLOUR, parse_math=False)
+    lines = [plain_text(title), *textwrap.wrap(plain_text(f"refused: {reason}"), 95)]
+    axes.set_title("\n".join(lines), fontsize=8, color=WARNING_COLOUR)
     save_figure(path, figure)

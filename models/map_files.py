@@ -1,5 +1,6 @@
-"""Maps as files: calibrated TIFFs on the map's grid and at full resolution, and tables."""
+"""Maps as files: TIFFs at full resolution, tables, and a hash that tells the mapped plane."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import tifffile
 import torch
 
 from common.files import whole_file
-from models.mapping import PsfMap
+from common.stacks import IMAGEJ_LIMIT
+from models.mapping import Image, PsfMap
 from psf.blur import interpolate_grid
 
-IMAGEJ_LIMIT = 2**32 - 2**20  # bytes; an ImageJ hyperstack is a classic TIFF
 BAND = 256  # rows written at a time: 16 MB of an image of 16,000 pixels a line
 
 
@@ -55,6 +56,16 @@ def write_full_resolution(
                     pixels = interpolate_grid(values, *grid, y, x).numpy()
                     file.seek(start_byte + 4 * shape[1] * (c * shape[0] + start))
                     file.write(pixels.astype(kind_of_number).tobytes())
+
+
+def pixels_hash(image: Image) -> str:
+    """SHA-256 of all pixels of a plane, as 64 hexadecimal digits; memory holds a band of rows."""
+    height, width = image.shape
+    digest = hashlib.sha256(f"{height} x {width}".encode())
+    for start in range(0, height, BAND):
+        rows = image.rows(start, min(start + BAND, height))
+        digest.update(rows.float().contiguous().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def map_table(

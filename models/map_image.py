@@ -115,6 +115,27 @@ def check_map_options(options: MapOptions) -> None:
     check_out_folder(options.out)
 
 
+def check_negative(micrograph: Micrograph, offset_counts: float | None) -> None:
+    """Refuse negative pixels without --offset-counts: the offset is then below 0, but not known.
+
+    Raises
+    ------
+    InputError
+        That names the darkest pixel.
+    """
+    if offset_counts is not None:
+        return
+    height = micrograph.shape[0]
+    starts = range(0, height, BAND_ROWS)
+    bands = (micrograph.rows(start, min(start + BAND_ROWS, height)) for start in starts)
+    darkest = min(float(band.min()) for band in bands)
+    if darkest < 0:
+        raise InputError(
+            f"the darkest pixel is {darkest:g}; give the camera's --offset-counts, so that counts "
+            "above it are light."
+        )
+
+
 @contextmanager
 def open_recording(
     path: Path,

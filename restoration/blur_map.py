@@ -1,6 +1,7 @@
 """Maps of PSF parameters: read from files, continued to the borders, and turned into a blur."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import pandas as pd
 import torch
 
 from common.files import naming_damage, read_json
+from micrographs.micrograph import Micrograph
+from models.map_files import pixels_hash
 from models.mapping import PsfMap
 from models.smoothing import smooth_map
 from psf.blur import interpolate_grid
@@ -29,6 +32,7 @@ MOST_PSFS = 6000  # of the finer grid: 400 MB at 127 px
 SUPPORT_STEP = 16  # px between the supports that are tried
 WIDEST = 16  # labels whose PSFs decide on the support
 LARGEST_PSF = 255  # px: a wider support makes each transform slower for less than 1 % of the light
+AXIS_OF = {"channel": "C", "z": "Z", "t": "T"}  # axes of a file by the flag of their index
 # what config.json must hold to read a map
 CONFIG_KEYS = {
     *("psf_model", "optics", "label_names", "label_unit", "image_shape"),
@@ -144,6 +148,11 @@ def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
     InputError
         If the folder holds no map, or a table that does not fit its configuration.
     """
+    if lost := [name for name in ("config.json", "map.csv") if not (folder / name).is_file()]:
+        raise InputError(
+            f"{folder} holds no map: {lost[0]} is missing. Make the map with: "
+            f"{_map_command(folder)}"
+        )
     config = read_json(folder / "config.json", "map")
     if missing := CONFIG_KEYS - set(config):
         raise InputError(
@@ -167,6 +176,15 @@ def _check_places(psf_map: PsfMap, shape: tuple[int, int], patch_px: float) -> N
         last = float(places[-1])
         if not (1 <= step and 0 <= float(places[0]) <= last < length <= last + patch_px + step):
             raise ValueError(f"patches up to {last:g} px do not fit an image of {length} px")
+
+
+def _map_command(folder: Path) -> str:
+    """Command that made the map of a folder, or a command that would make one."""
+    try:
+        command = read_json(folder / "config.json", "map")["command"]
+    except (InputError, KeyError):
+        command = f"estimate_psf_map.py IMAGE --checkpoint NAME --out {shlex.quote(str(folder))}"
+    return f"python {command}"
 
 
 def _patches(path: Path, config: Mapping[str, Any]) -> PsfMap:
@@ -204,17 +222,58 @@ def _patches(path: Path, config: Mapping[str, Any]) -> PsfMap:
     )
 
 
-def check_belongs(config: Mapping[str, Any], shape: tuple[int, int]) -> None:
-    """Refuse a map whose config.json names another image size than (H, W).
+def check_belongs(
+    config: Mapping[str, Any], micrograph: Micrograph, use_other_image: bool = False
+) -> str:
+    """Note on a map that was not made of this plane; empty if it was.
+
+    The pixels decide, not the name of the file. A map may be used for other planes of its file.
+
+    Parameters
+    ----------
+    config : config.json of the map
+    micrograph : the plane to restore
+    use_other_image : accept the map of another image of the same size
 
     Raises
     ------
     InputError
-        If the map was made from an image of another size.
+        If the map was made of another image.
     """
-    if tuple(config["image_shape"]) != tuple(shape):
-        height, width = config["image_shape"]
+    here, made_of = micrograph.path.name, Path(config.get("image", "another image")).name
+    (height, width), shape = config["image_shape"], micrograph.shape
+    if (height, width) != tuple(shape):
         raise InputError(
             f"the map is of an image of {height} x {width} px, this one has {shape[0]} x "
             f"{shape[1]} px; give the map of this image."
         )
+    expected = config.get("pixels_sha256")
+    if expected is None:
+        return (
+            f"an earlier version made this map, without a record of the pixels of its image; check "
+            f"that it was made of {here}"
+        )
+    if pixels_hash(micrograph) == expected:
+        return ""
+    plane = _named_plane(config.get("plane", {}))
+    if _holds_plane(micrograph, config, expected):
+        return f"the map was made of another plane of {here} ({plane})"
+    if use_other_image:
+        return f"the map was made of {made_of}; it is used for {here} (--other-image)"
+    raise InputError(
+        f"the map was made of {made_of} ({plane}); {here} has other pixels. Make a map of it with "
+        "estimate_psf_map.py, or give --other-image to use this map all the same."
+    )
+
+
+def _holds_plane(micrograph: Micrograph, config: Mapping[str, Any], expected: str) -> bool:
+    """Whether the file has the plane of which the map was made."""
+    sizes = micrograph.sizes
+    place = {k: v for k, v in config.get("plane", {}).items() if v is not None}
+    if not all(0 <= place.get(name, 0) < sizes[axis] for name, axis in AXIS_OF.items()):
+        return False
+    return pixels_hash(micrograph.select(**place)) == expected
+
+
+def _named_plane(place: Mapping[str, int | None]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in place.items() if v is not None) or "its only plane"
