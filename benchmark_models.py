@@ -23,8 +23,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from common.command import keep_freed_memory, pick_device, run
-from common.files import check_out_folder, run_record, whole_file, write_csv, write_json
+from common.command import keep_freed_memory, next_command, pick_device, run
+from common.files import run_record, whole_file, write_csv, write_json
+from common.output import holds_out_folder
 from common.pictures import Panel, draw_reliability, draw_scatter
 from models.checkpoint import Estimator, load_estimator
 from models.data import CONDITIONS, PatchSet
@@ -252,9 +253,10 @@ def score_noise(contests: list[Contest], config: Config) -> None:
     write_csv(config.out / "noise.csv", pd.DataFrame(rows), "%.5g")
     write_json(config.out / "noise.json", run_record(patches=config.noise_patches))
     print(f"wrote {config.out / 'noise.csv'}")
-    print(f"next: python figure_noise_resistance.py --results {config.out}")
+    print(next_command("figure_noise_resistance.py", ("--results", config.out)))
 
 
+@holds_out_folder
 def main(config: Config) -> None:
     """Score every network under every condition, or at every level."""
     if not config.checkpoints or not config.data:
@@ -265,7 +267,6 @@ def main(config: Config) -> None:
         raise InputError(f"--test-patches is {config.test_patches}; give 2 or more.")
     if config.noise_patches < 2:
         raise InputError(f"--noise-patches is {config.noise_patches}; give 2 or more.")
-    check_out_folder(config.out)
     keep_freed_memory()
     contests = pair_up(config)
     if config.noise:

@@ -34,13 +34,13 @@ from tqdm import tqdm
 
 from common.command import keep_freed_memory, run
 from common.files import (
-    check_out_folder,
     code_fingerprint,
     read_json,
     whole_file,
     write_csv,
     write_json,
 )
+from common.output import holds_out_folder
 from common.pictures import add_scale_bar, new_figure, save_figure, show_image
 from models.checkpoint import load_estimator
 from models.map_image import smooth_parameters
@@ -308,9 +308,9 @@ def draw(config: Config, table: pd.DataFrame) -> None:
     save_figure(config.out / "figure_deconvolution.pdf", figure)
 
 
+@holds_out_folder
 def main(config: Config) -> None:
     """Run what is missing, write the tables, draw."""
-    check_out_folder(config.out)
     if config.images < 1 or config.workers < 1 or config.size < 256:
         raise InputError(
             f"--images {config.images}, --workers {config.workers}, --size {config.size}; give at "

@@ -32,13 +32,13 @@ from tqdm import tqdm
 from common.command import keep_freed_memory, pick_device, run
 from common.depth_figure import PAPER_UM, draw_depth_figure
 from common.files import (
-    check_out_folder,
     code_fingerprint,
     run_record,
     whole_file,
     write_csv,
     write_json,
 )
+from common.output import holds_out_folder
 from common.pictures import add_scale_bar, colour_map, new_figure, save_figure, show_image
 from models.checkpoint import Estimator, load_estimator
 from models.depth import DepthCalibration, is_signed
@@ -319,10 +319,10 @@ def load_or_measure(config: Config) -> pd.DataFrame:
     return table
 
 
+@holds_out_folder
 def main(config: Config) -> None:
     """Render, estimate, score, draw."""
     keep_freed_memory()
-    check_out_folder(config.out)
     if config.stride < 1:
         raise InputError(f"--stride is {config.stride}; give at least 1 pixel.")
     if config.psf_px % 2 == 0 or config.psf_px < 3:

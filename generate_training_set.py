@@ -21,8 +21,9 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from common.command import keep_freed_memory, run
+from common.command import keep_freed_memory, next_command, run
 from common.files import check_free_space, claim_folder, run_record, write_json
+from common.output import holds_out_folder
 from common.pictures import add_scale_bar, new_figure, save_figure, show_image
 from psf.errors import InputError
 from psf.gibson_lanni import Layers
@@ -272,6 +273,7 @@ def label_text(simulation: Simulation, patches: Patches, row: int) -> str:
     return "\n".join(f"{n} {v:.2f}" for n, v in zip(names, values, strict=True))
 
 
+@holds_out_folder
 def main(config: Config) -> None:
     """Write the shards that are missing, config.json, run.json and preview.png."""
     simulation = build_simulation(config)
@@ -291,8 +293,6 @@ def main(config: Config) -> None:
     for split in SPLITS if jobs else ():  # refuses images without sharp content before it writes
         simulate(simulation, splits[split], 8, chunk_rng(config.seed, split, 0), augment=False)
     claim_folder(config.out, description, "training set")
-    for leftover in config.out.glob("*.partial.h5"):  # of an interrupted run
-        leftover.unlink()
     print(
         f"{total} patches of {simulation.model.name} from {len(sources)} images "
         f"({', '.join(f'{len(splits[s])} {s}' for s in SPLITS)}); PSF support "
@@ -311,7 +311,8 @@ def main(config: Config) -> None:
         draw_preview(config.out / "preview.png", sample, simulation)
         write_json(config.out / "run.json", run_record(skipped_images=skipped))
     print(f"wrote {config.out} (look at {config.out / 'preview.png'})")
-    print(f"next: python train.py --data {config.out} --out runs/{config.out.name}")
+    run_folder = Path("runs") / config.out.name
+    print(next_command("train.py", ("--data", config.out), ("--out", run_folder)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import torch
 import tyro
 
 from common.command import run
-from common.files import check_out_folder, run_record, write_imagej, write_json
+from common.files import run_record, write_imagej
+from common.output import new_result, write_record
 from psf.blur import blur_varying, interpolation_weights
 from psf.errors import InputError
 from psf.microscope import Microscope
@@ -68,9 +69,8 @@ def tilted_plane(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     return blurred, focus[inner, inner]
 
 
-def main(config: Config) -> None:
-    """Blur the image, add noise, write both files."""
-    check_out_folder(config.out)
+def simulate(config: Config, folder: Path) -> None:
+    """Blur the image, add noise, write both files to `folder`."""
     if config.focus_waves[0] == config.focus_waves[1] or min(config.focus_waves) < 0:
         raise InputError(
             f"--focus-waves is {config.focus_waves[0]:g} {config.focus_waves[1]:g}; give two "
@@ -90,10 +90,16 @@ def main(config: Config) -> None:
     generator = torch.Generator().manual_seed(config.seed)
     photons = to_photons(blurred.clamp(min=0)[None], config.photons)
     counts = camera_counts(photons, generator, config.read_noise_e)[0]
+    pixel_um = config.microscope.pixel_size_um
     for name, pixels in (("image", counts), ("truth", focus)):
-        pixel_um = config.microscope.pixel_size_um
-        write_imagej(config.out / f"{name}.tif", pixels.float().numpy(), "YX", pixel_um)
-    write_json(config.out / "run.json", run_record())
+        write_imagej(folder / f"{name}.tif", pixels.float().numpy(), "YX", pixel_um)
+    write_record(folder / "run.json", run_record())
+
+
+def main(config: Config) -> None:
+    """Simulate, write both files."""
+    with new_result(config.out, "run.json", ("image.tif", "truth.tif")) as folder:
+        simulate(config, folder)
     print(f"wrote {config.out / 'image.tif'} and truth.tif beside it")
 
 

@@ -4,12 +4,13 @@
 
 Writes model.safetensors (the weights with the lowest validation loss), config.json with the error
 bars measured on the validation split, README.md (model card), metrics.csv and curves.png.
-`--resume` continues a run that was stopped. With --epochs it ends with the weights of a run without
-a stop; with --max-minutes it trains for the time that is left.
+The same command continues a run that was stopped. With --epochs it ends with the weights of a run
+without a stop; with --max-minutes it trains for the time that is left.
 Several GPUs: torchrun --nproc-per-node 2 train.py ...
 """
 
 import platform
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from common.command import keep_freed_memory, run
+from common.command import keep_freed_memory, next_command, run
 from common.files import claim_folder, read_json, run_record, write_csv, write_json
+from common.output import hold_folder
 from common.pictures import draw_curves
 from models import error_bars
 from models.checkpoint import load_estimator, save_checkpoint
@@ -34,7 +36,7 @@ class Config(Settings):
 
     out: Path  # folder to write, e.g. runs/zernike1d
     start_from: Path | None = None  # checkpoint to begin with: a folder, or a shipped name
-    resume: bool = False  # continue the run that is in --out
+    resume: bool = False  # accept a finished run in --out; a stopped one goes on in any case
     tensorboard: bool = False  # also write TensorBoard events (needs the package tensorboard)
 
 
@@ -149,14 +151,12 @@ def prepare(config: Config, trainer: Trainer) -> dict[str, Any]:
     description = describe(config, trainer.train_set.config)
     state = config.out / "state.safetensors"
     if trainer.rank == 0:
-        if state.exists() and not config.resume:
-            raise InputError(
-                f"{config.out} holds a run; give --resume to continue it, or another --out."
-            )
+        if (config.out / "run.json").exists() and not config.resume:
+            raise InputError(f"{config.out} holds a finished run; give another --out.")
         claim_folder(config.out, description, "training run", "run_config.json")
     if config.start_from is not None:
         start_from(config.start_from, trainer)
-    if config.resume and state.exists():
+    if state.exists():
         facts = load_state(state, trainer.network, trainer.optimizer)
         trainer.progress = Progress(**facts)
         print(f"resumed after epoch {trainer.progress.epoch}")
@@ -217,10 +217,9 @@ def finish(trainer: Trainer) -> None:
     )
     write_json(config.out / "run.json", run_record(minutes=progress.seconds / 60))
     print(f"wrote {config.out} (look at {config.out / 'curves.png'})")
-    print(
-        f"next: python benchmark_models.py --checkpoints {config.out} "
-        f"--data {config.data} --out results/{config.out.name}"
-    )
+    folders = {"--checkpoints": config.out, "--data": config.data}
+    folders["--out"] = Path("results") / config.out.name
+    print(next_command("benchmark_models.py", *folders.items()))
 
 
 def main(config: Config) -> None:
@@ -228,6 +227,14 @@ def main(config: Config) -> None:
     check_settings(config)
     keep_freed_memory()
     rank, world = start_processes(process_device(config.device))
+    with hold_folder(config.out) if rank == 0 else nullcontext():
+        train(config, rank, world)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def train(config: Config, rank: int, world: int) -> None:
+    """Train in one of `world` processes; the first one writes."""
     trainer = Trainer(config, rank, world)
     description = prepare(config, trainer)
     writer = open_writer(config) if rank == 0 else None
@@ -246,8 +253,6 @@ def main(config: Config) -> None:
             torch.distributed.barrier()
     if rank == 0:
         finish(trainer)
-    if world > 1:
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

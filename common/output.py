@@ -9,11 +9,12 @@ the last result stays as it is.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def hold_folder(folder: Path) -> Iterator[None]:
                 if PARTIAL.fullmatch(path.name) and path.is_file():
                     path.unlink()
         yield
+
+
+def holds_out_folder(main: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Decorate the `main` of a script: its folder --out belongs to one run, see `hold_folder`."""
+
+    @functools.wraps(main)
+    def held(config: Any) -> None:
+        with hold_folder(config.out):
+            main(config)
+
+    return held
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.files import write_json
+from common.files import write_json, writing
 from models.checkpoint import Estimator
 from psf.errors import InputError
 from psf.microscope import Microscope
@@ -127,7 +127,7 @@ def predict_map(
         mininterval=1,
     ) as bar:
         while done.count < rows:
-            stop = min(rows, done.count + -(-BAND // columns))
+            stop = min(rows, done.count + band_rows(columns))
             pixels = image.rows(done.count * stride, (stop - 1) * stride + size)
             if not torch.isfinite(pixels).all():
                 raise InputError(
@@ -175,6 +175,11 @@ def reliable_estimates(
     return np.where(good, values, np.nan), np.where(good, deviations, np.nan)
 
 
+def band_rows(columns: int) -> int:
+    """Rows of a map that are predicted together."""
+    return -(-BAND // columns)
+
+
 def predict_band(
     estimator: Estimator, pixels: torch.Tensor, microscope: Microscope, stride: int
 ) -> torch.Tensor:
@@ -216,7 +221,7 @@ def as_map(
 class DoneRows:
     """Finished rows of a map: in memory, and on request in a file to go on from after a kill.
 
-    The file holds (R, 3 P + 2, C) float32, row after row, so that a kill spoils the last row at
+    The file holds (R, 3 P + 2, C) float32, row after row, so that a kill spoils the last band at
     most; the JSON file beside it says which map it is.
     """
 
@@ -251,7 +256,7 @@ class DoneRows:
         if not self._header.is_file():
             self.path.unlink(missing_ok=True)
             write_json(self._header, self._facts)
-        with self.path.open("ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             file.write(rows.movedim(1, 0).contiguous().numpy().tobytes())
 
     def table(self) -> torch.Tensor:
@@ -271,7 +276,9 @@ class DoneRows:
             return
         flat = np.fromfile(self.path, np.float32)
         length = self.width * self.columns
-        whole = len(flat) // length
+        # Whole bands only: a network may round differently in batches that begin elsewhere.
+        band = band_rows(self.columns)
+        whole = len(flat) // (length * band) * band
         with self.path.open("r+b") as file:
             file.truncate(whole * length * flat.itemsize)
         if not whole:

@@ -334,11 +334,11 @@ def test_killed_run_resumes_onto_the_same_weights(two_epochs, uninterrupted, tmp
         with pytest.raises(Killed):
             train.main(config)
     assert len(pd.read_csv(config.out / "metrics.csv")) == 1
-    with pytest.raises(InputError, match="holds a run; give --resume"):
-        train.main(replace(config, resume=False))
     with pytest.raises(InputError, match=r"different configuration \(settings\)"):
         train.main(replace(config, epochs=3))
-    train.main(config)
+    train.main(replace(config, resume=False))
+    with pytest.raises(InputError, match="holds a finished run; give another --out"):
+        train.main(replace(config, resume=False))
     for name in ("model.safetensors", "state.safetensors"):
         found, expected = load_file(config.out / name), load_file(uninterrupted / name)
         assert found.keys() == expected.keys()
