@@ -117,7 +117,9 @@ def predict_map(
     whole_key = dict(key or {}, stride=stride, microscope=asdict(microscope))
     if partial is not None:
         whole_key["network"] = estimator.fingerprint
-    done = DoneRows(partial, whole_key, 3 * len(estimator.psf_model.label_names) + 2, columns)
+    done = DoneRows(
+        partial, whole_key, 3 * len(estimator.psf_model.label_names) + 2, (rows, columns)
+    )
     with tqdm(
         total=rows * columns,
         initial=done.count * columns,
@@ -225,9 +227,11 @@ class DoneRows:
     most; the JSON file beside it says which map it is.
     """
 
-    def __init__(self, path: Path | None, key: dict[str, Any], width: int, columns: int) -> None:
-        self.path, self.key = path, key
-        self.width, self.columns = width, columns
+    def __init__(
+        self, path: Path | None, key: dict[str, Any], width: int, shape: tuple[int, int]
+    ) -> None:
+        self.path, self.key, self.width = path, key, width
+        self.rows, self.columns = shape  # of the whole map
         self.low, self.high = math.inf, -math.inf  # darkest and brightest pixel seen
         self._rows: list[torch.Tensor] = []  # (3 P + 2, r, C) each
         if path is not None and path.is_file() and self._header.is_file():
@@ -276,9 +280,10 @@ class DoneRows:
             return
         flat = np.fromfile(self.path, np.float32)
         length = self.width * self.columns
-        # Whole bands only: a network may round differently in batches that begin elsewhere.
-        band = band_rows(self.columns)
-        whole = len(flat) // (length * band) * band
+        whole = len(flat) // length
+        if whole < self.rows:
+            # Whole bands only: a network may round differently in batches that begin elsewhere.
+            whole -= whole % band_rows(self.columns)
         with self.path.open("r+b") as file:
             file.truncate(whole * length * flat.itemsize)
         if not whole:
