@@ -1,5 +1,7 @@
 """Image stacks as TIFF files that Fiji and napari open with their scale, names and times."""
 
+import hashlib
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ def write_stack(
     scale = {"z": z_step_um, "t": frame_interval_s}
     if as_ome or pixels.nbytes > IMAGEJ_LIMIT:
         metadata = _ome_metadata(pixel_um, scale, channel_names)
+        metadata["UUID"] = content_uuid(pixels)
         kind: dict[str, Any] = {"ome": True, "bigtiff": pixels.nbytes > IMAGEJ_LIMIT}
     else:
         # ImageJ has one label for each plane, and the channel changes fastest.
@@ -47,6 +50,14 @@ def write_stack(
         pixels, metadata["axes"] = pixels[0, 0, 0], "YX"
     with whole_file(path) as partial:
         tifffile.imwrite(partial, pixels, metadata=metadata, **kind)
+
+
+def content_uuid(*arrays: np.ndarray) -> str:
+    """UUID for an OME-TIFF that follows from its pixels, so that equal runs write equal files."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return str(uuid.UUID(bytes=digest.digest()[:16]))
 
 
 def _imagej_metadata(scale: dict[str, float | None], labels: list[str]) -> dict[str, Any]:

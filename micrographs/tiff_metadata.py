@@ -44,7 +44,8 @@ def channel_names(tiff: tifffile.TiffFile, series: int) -> list[str]:
     if image is not None:
         return ome_channel_names(image)
     described = _description(tiff, series)
-    labels = [str(label) for label in described.get("Labels") or []]
+    labels = described.get("Labels") or []
+    labels = [labels] if isinstance(labels, str) else [str(label) for label in labels]
     channels = int(positive(described.get("channels")) or 1)
     # ImageJ has a label for each plane, and the channel changes fastest. Labels that differ
     # between planes of one channel are no names of channels.

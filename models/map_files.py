@@ -10,7 +10,7 @@ import tifffile
 import torch
 
 from common.files import whole_file
-from common.stacks import IMAGEJ_LIMIT
+from common.stacks import IMAGEJ_LIMIT, content_uuid
 from models.mapping import Image, PsfMap
 from psf.blur import interpolate_grid
 
@@ -40,6 +40,7 @@ def write_full_resolution(
         metadata = {"axes": "CYX", "Channel": {"Name": list(names)}}
         metadata |= {"PhysicalSizeX": pixel_um, "PhysicalSizeY": pixel_um}
         metadata |= {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+        metadata |= {"UUID": content_uuid(*channels)}
         kind = {"ome": True, "bigtiff": True, "metadata": metadata}
     grid = (psf_map.rows.double(), psf_map.columns.double())
     x = torch.arange(shape[1], dtype=torch.double)

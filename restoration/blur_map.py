@@ -255,25 +255,31 @@ def check_belongs(
         )
     if pixels_hash(micrograph) == expected:
         return ""
-    plane = _named_plane(config.get("plane", {}))
     if _holds_plane(micrograph, config, expected):
+        plane = _named_plane(config["plane"])
         return f"the map was made of another plane of {here} ({plane})"
     if use_other_image:
         return f"the map was made of {made_of}; it is used for {here} (--other-image)"
+    other = f"the map was made of {made_of}; {here} has other pixels"
+    if here == made_of:
+        other = f"{here} has other pixels than the file of this name of which the map was made"
     raise InputError(
-        f"the map was made of {made_of} ({plane}); {here} has other pixels. Make a map of it with "
-        "estimate_psf_map.py, or give --other-image to use this map all the same."
+        f"{other}. Make a map of this image with estimate_psf_map.py, or give --other-image to use "
+        "the map all the same."
     )
 
 
 def _holds_plane(micrograph: Micrograph, config: Mapping[str, Any], expected: str) -> bool:
     """Whether the file has the plane of which the map was made."""
     sizes = micrograph.sizes
-    place = {k: v for k, v in config.get("plane", {}).items() if v is not None}
-    if not all(0 <= place.get(name, 0) < sizes[axis] for name, axis in AXIS_OF.items()):
+    place = {name: config.get("plane", {}).get(name) for name in AXIS_OF}
+    if not all(0 <= (place[name] or 0) < sizes[axis] for name, axis in AXIS_OF.items()):
         return False
-    return pixels_hash(micrograph.select(**place)) == expected
+    place |= {name: place[name] or 0 for name in ("z", "t")}
+    if place["channel"] is None and sizes["C"] == 1:
+        return False  # the map was made of the luminance of a colour image
+    return pixels_hash(replace(micrograph, **place)) == expected
 
 
 def _named_plane(place: Mapping[str, int | None]) -> str:
-    return ", ".join(f"{k} {v}" for k, v in place.items() if v is not None) or "its only plane"
+    return ", ".join(f"{k} {v}" for k, v in place.items() if v is not None)
