@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIS
 UNWRITABLE += (errno.ENAMETOOLONG, errno.EFBIG)
 CONTENT_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError)
 CONTENT_ERRORS += (OSError, TypeError, ValueError)
+# NumPy reports a short write without the reason.
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 NEARLY_FULL_BYTES = 2**20  # of free space; with less, a short write means a full disk
 # Packages whose versions can change a result.
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "h5py", "scikit-image")
@@ -66,6 +69,11 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if _is_full(error, path.parent):
             raise InputError(f"the disk is full: {path} was not written; free space.") from error
+        if SHORT_WRITE.search(str(error)):
+            raise InputError(
+                f"{path} was not written whole ({error}): a quota or a limit of the size of files "
+                "is reached; free space."
+            ) from error
         if error.errno in UNWRITABLE:
             raise InputError(f"{path} cannot be written: {error.strerror}.") from error
         raise
