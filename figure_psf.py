@@ -17,6 +17,7 @@ import torch
 import tyro
 
 from common.command import run
+from common.files import check_out_folder
 from common.gallery import OTF_MARGIN, Gallery, Picture, Section, Transfer, draw_gallery
 from common.pictures import save_figure
 from psf.blur import transfer_functions
@@ -306,6 +307,7 @@ def main(config: Config) -> None:
     """Compute, draw and write the figure."""
     if config.out.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out is {config.out}; give a name that ends in .png or .pdf.")
+    check_out_folder(config.out.parent)
     warn_if_scalar_is_off(config.light, Optics.of(config.microscope))
     save_figure(config.out, draw_gallery(build_gallery(config)))
     print(f"wrote {config.out}")

@@ -30,6 +30,7 @@ CONTENT_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, Run
 CONTENT_ERRORS += (OSError, TypeError, ValueError)
 # NumPy reports a short write without the reason.
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+HDF5_ERROR = re.compile(r"errno = (\d+)")
 NEARLY_FULL_BYTES = 2**20  # of free space; with less, a short write means a full disk
 # Packages whose versions can change a result.
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "h5py", "scikit-image")
@@ -51,7 +52,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             yield partial
             os.replace(partial, path)
     finally:
-        with contextlib.suppress(NotADirectoryError):
+        with contextlib.suppress(OSError):  # e.g. a read-only disk, on which there is no such file
             partial.unlink(missing_ok=True)
 
 
@@ -66,23 +67,30 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if _is_full(error, path.parent):
+    except (OSError, RuntimeError) as error:
+        number = _error_number(error)
+        if _is_full(error, number, path.parent):
             raise InputError(f"the disk is full: {path} was not written; free space.") from error
         if SHORT_WRITE.search(str(error)):
             raise InputError(
                 f"{path} was not written whole ({error}): a quota or a limit of the size of files "
                 "is reached; free space."
             ) from error
-        if error.errno in UNWRITABLE:
-            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+        if number in UNWRITABLE:
+            raise InputError(f"{path} cannot be written: {os.strerror(number)}.") from error
         raise
 
 
-def _is_full(error: OSError, folder: Path) -> bool:
-    if error.errno is None:  # tifffile and Pillow report fewer bytes written
+def _error_number(error: OSError | RuntimeError) -> int | None:
+    """Number of an error of the system; HDF5 gives it in its message alone."""
+    stated = HDF5_ERROR.search(str(error))
+    return int(stated[1]) if stated else getattr(error, "errno", None)
+
+
+def _is_full(error: OSError | RuntimeError, number: int | None, folder: Path) -> bool:
+    if number is None and isinstance(error, OSError):  # tifffile and Pillow: fewer bytes written
         return folder.is_dir() and shutil.disk_usage(folder).free < NEARLY_FULL_BYTES
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return number in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -100,6 +100,26 @@ def test_short_write_means_a_full_disk_or_a_quota(tmp_path, monkeypatch):
         write_short()
 
 
+@pytest.mark.parametrize(("number", "message"), [(28, "disk is full"), (27, "File too large")])
+def test_errors_of_hdf5_are_told(tmp_path, number, message):
+    """HDF5 raises RuntimeError when it closes a file on a full disk."""
+    error = RuntimeError(f"Can't decrement id ref count (file write failed: errno = {number}, ...)")
+    with pytest.raises(InputError, match=message), whole_file(tmp_path / "shard.h5"):
+        raise error
+    with pytest.raises(RuntimeError, match="bug"), whole_file(tmp_path / "shard.h5"):
+        raise RuntimeError("bug")
+
+
+def test_read_only_disk_is_one_clear_line(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(InputError, match="cannot be written: Read-only file system"):
+        write_json(tmp_path / "run.json", {})
+
+
 def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
