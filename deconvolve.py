@@ -54,7 +54,7 @@ from models.map_image import (
 from models.mapping import PsfMap
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES
-from restoration.blur_map import AXIS_OF, check_belongs, continue_to_borders, read_map
+from restoration.blur_map import PLACE, check_belongs, choose_plane, continue_to_borders, read_map
 from restoration.iteration import Restored
 from restoration.richardson_lucy import check_restoration
 from restoration.with_map import restore_with_map
@@ -80,24 +80,6 @@ class Config(MapOptions):
     other_image: bool = False  # use the --map of another image of the same size
     all_planes: bool = False  # every channel, plane and time point, with the map of the chosen one
     bits: Literal[16, 32] = 32  # of restored.tif; 16: whole counts
-
-
-def find_plane(config: Config, facts: dict[str, Any]) -> dict[str, int]:
-    """The plane to restore: by flags, or else the plane of the map, where the file has it."""
-    given = {name: getattr(config, name) for name in AXIS_OF}
-    # Maps of earlier versions hold the flags instead.
-    mapped = facts.get("plane") or {name: facts.get(name) for name in AXIS_OF}
-    with open_micrograph(config.image) as micrograph:
-        sizes = micrograph.sizes
-    chosen = {
-        name: index
-        for name, index in mapped.items()
-        if given[name] is None and index is not None and 1 < sizes[AXIS_OF[name]] > index
-    }
-    if chosen:
-        named = ", ".join(f"{name} {index}" for name, index in chosen.items())
-        print(f"note: the plane of the map is restored: {named}")
-    return chosen | {name: index for name, index in given.items() if index is not None}
 
 
 def check_planes(config: Config, micrograph: Micrograph, offset_counts: float | None) -> None:
@@ -147,7 +129,10 @@ def open_with_map(config: Config) -> Iterator[tuple[Micrograph, PsfMap, Camera]]
     """The opened image, its map, read from --map or estimated by --checkpoint, and its camera."""
     if config.map is not None:
         psf_map, facts = read_map(config.map)
-        with open_micrograph(config.image, **find_plane(config, facts)) as micrograph:
+        given = {name: getattr(config, name) for name in PLACE}
+        place, note = choose_plane(config.image, given, facts)
+        print_notes(filter(None, [note]))
+        with open_micrograph(config.image, **place) as micrograph:
             print_notes(micrograph.notes)
             given = config.offset_counts
             check_planes(config, micrograph, facts.get("offset_counts") if given is None else given)

@@ -180,7 +180,9 @@ def record(
         "optics_from": dict(recording.optics.sources),
         "sampling": asdict(recording.resampling),
         "camera": asdict(recording.camera),
-        "plane": {name: getattr(recording.micrograph, name) for name in ("channel", "z", "t")},
+        "plane": {
+            name: getattr(recording.micrograph, name) for name in ("series", "channel", "z", "t")
+        },
         "smoothing_strength": [one.strength for one in found.smoothing],
         "psf_model": recording.estimator.config["psf_model"],
         "label_names": list(patches.names),
@@ -200,6 +202,8 @@ def next_step(config: Config, micrograph: Micrograph) -> str:
         for name, axis in AXIS_OF.items()
         if micrograph.sizes[axis] > 1
     ]
+    # Without the flag the largest image of the file is taken, here and there.
+    plane = [("--series", config.series), *plane]
     device = None if config.device == "auto" else config.device
     return next_command(
         "deconvolve.py",

@@ -1,5 +1,6 @@
 """Maps of PSF parameters: read from files, continued to the borders, and turned into a blur."""
 
+import contextlib
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 
 from common.files import naming_damage, read_json
-from micrographs.micrograph import Micrograph
+from micrographs.micrograph import Micrograph, open_micrograph
 from models.map_files import pixels_hash
 from models.mapping import PsfMap
 from models.smoothing import smooth_map
@@ -33,6 +34,7 @@ SUPPORT_STEP = 16  # px between the supports that are tried
 WIDEST = 16  # labels whose PSFs decide on the support
 LARGEST_PSF = 255  # px: a wider support makes each transform slower for less than 1 % of the light
 AXIS_OF = {"channel": "C", "z": "Z", "t": "T"}  # axes of a file by the flag of their index
+PLACE = ("series", *AXIS_OF)  # flags that choose a plane of a file
 # what config.json must hold to read a map
 CONFIG_KEYS = {
     *("psf_model", "optics", "label_names", "label_unit", "image_shape"),
@@ -222,6 +224,39 @@ def _patches(path: Path, config: Mapping[str, Any]) -> PsfMap:
     )
 
 
+def choose_plane(
+    path: Path, given: Mapping[str, int | None], config: Mapping[str, Any]
+) -> tuple[dict[str, int], str]:
+    """Plane of a file to restore: by flags, or else that of the map where the file has it.
+
+    Parameters
+    ----------
+    given : values of the flags PLACE
+    config : config.json of the map
+
+    Returns
+    -------
+    place : arguments of `open_micrograph`
+    note : which plane of the map is taken without a flag; empty if none is
+    """
+    # Maps of earlier versions hold the flags instead.
+    mapped = config.get("plane") or {name: config.get(name) for name in PLACE}
+    asked = {name: index for name, index in given.items() if index is not None}
+    if "series" not in asked and mapped.get("series") is not None:
+        # A copy of the plane may be the only image of its file.
+        with contextlib.suppress(InputError), open_micrograph(path, series=mapped["series"]):
+            asked["series"] = mapped["series"]
+    with open_micrograph(path, series=asked.get("series")) as micrograph:
+        sizes = micrograph.sizes
+    taken = {
+        name: mapped[name]
+        for name, axis in AXIS_OF.items()
+        if name not in asked and mapped.get(name) is not None and 1 < sizes[axis] > mapped[name]
+    }
+    note = f"the plane of the map is restored: {_named_plane(taken)}" if taken else ""
+    return taken | asked, note
+
+
 def check_belongs(
     config: Mapping[str, Any], micrograph: Micrograph, use_other_image: bool = False
 ) -> str:
@@ -255,7 +290,7 @@ def check_belongs(
         )
     if pixels_hash(micrograph) == expected:
         return ""
-    if _holds_plane(micrograph, config, expected):
+    if _holds_plane(micrograph.path, config, expected):
         plane = _named_plane(config["plane"])
         return f"the map was made of another plane of {here} ({plane})"
     if use_other_image:
@@ -269,17 +304,16 @@ def check_belongs(
     )
 
 
-def _holds_plane(micrograph: Micrograph, config: Mapping[str, Any], expected: str) -> bool:
+def _holds_plane(path: Path, config: Mapping[str, Any], expected: str) -> bool:
     """Whether the file has the plane of which the map was made."""
-    sizes = micrograph.sizes
-    place = {name: config.get("plane", {}).get(name) for name in AXIS_OF}
-    if not all(0 <= (place[name] or 0) < sizes[axis] for name, axis in AXIS_OF.items()):
+    place = {name: config.get("plane", {}).get(name) for name in PLACE}
+    try:
+        with open_micrograph(path, **place) as other:
+            return pixels_hash(other) == expected
+    except InputError:
         return False
-    place |= {name: place[name] or 0 for name in ("z", "t")}
-    if place["channel"] is None and sizes["C"] == 1:
-        return False  # the map was made of the luminance of a colour image
-    return pixels_hash(replace(micrograph, **place)) == expected
 
 
 def _named_plane(place: Mapping[str, int | None]) -> str:
-    return ", ".join(f"{k} {v}" for k, v in place.items() if v is not None)
+    named = {k: v for k, v in place.items() if v is not None and (k, v) != ("series", 0)}
+    return ", ".join(f"{k} {v}" for k, v in named.items())

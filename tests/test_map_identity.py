@@ -126,6 +126,23 @@ def test_other_planes_of_the_file_are_legitimate(map_of, stack, capsys):
     assert note not in capsys.readouterr().out
 
 
+def test_image_of_a_file_of_several(map_of, capsys):
+    with tifffile.TiffWriter("two.ome.tif") as file:
+        for pixels in (PHOTO, PHOTO + 5):
+            file.write(pixels, metadata={"axes": "YX"})
+    folder, command = map_of(Path("two.ome.tif"), "--series", 1)
+    assert " --series 1 " in command
+    given = json.loads((folder / "config.json").read_text())["plane"]
+    assert given == {"series": 1, "channel": 0, "z": 0, "t": 0}
+    restore("two.ome.tif", folder)
+    assert "the map was made" not in capsys.readouterr().out
+    restore("two.ome.tif", folder, "--series", 0)
+    assert "the map was made of another plane of two.ome.tif (series 1" in capsys.readouterr().out
+    tifffile.imwrite("copy.tif", PHOTO + 5)
+    restore("copy.tif", folder)
+    assert "the map was made" not in capsys.readouterr().out
+
+
 def test_one_colour_with_the_map_of_the_luminance(map_of, capsys):
     tifffile.imwrite("rgb.tif", np.stack([PHOTO, PHOTO // 2, PHOTO // 3], -1), photometric="rgb")
     folder, command = map_of(Path("rgb.tif"))
