@@ -20,8 +20,16 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from common.command import keep_freed_memory, pick_device, print_notes, run, settings_of
+from common.command import (
+    keep_freed_memory,
+    next_command,
+    pick_device,
+    print_notes,
+    run,
+    settings_of,
+)
 from common.files import check_out_folder, run_record, write_csv
+from common.output import holds_out_folder
 from common.stack_pictures import draw_depth_calibration, draw_refused_calibration
 from micrographs.metadata import NOT_NEEDED, OpticsFacts, flag_of, flag_or_file
 from models.checkpoint import Estimator, load_estimator
@@ -30,6 +38,7 @@ from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plan
 from models.map_image import Recording, RecordingOptions, map_stack, open_recording
 from models.mapping import reliable_estimates
 from psf.errors import InputError
+from psf.microscope import OPTICS_NAMES
 from psf.model import um_per_label
 
 
@@ -241,6 +250,21 @@ def write_calibration(
     return target
 
 
+def next_step(config: Config, target: Path) -> str:
+    """Command that maps an image with this calibration, under the optics of the flags."""
+    optics = [(flag_of(name), getattr(config, name)) for name in OPTICS_NAMES]
+    return next_command(
+        "estimate_psf_map.py",
+        "IMAGE",
+        ("--checkpoint", config.checkpoint),
+        *optics,
+        "--allow-other-optics" if config.allow_other_optics else None,
+        ("--depth-calibration", target),
+        ("--out", "DIR"),
+    )
+
+
+@holds_out_folder
 def main(config: Config) -> None:
     """Read, predict, fit, write."""
     keep_freed_memory()
@@ -280,10 +304,7 @@ def main(config: Config) -> None:
     target = write_calibration(config, calibration, table, warning)
     report(calibration, warning)
     print(f"wrote {config.out} (look at {config.out / 'calibration.png'})")
-    print(
-        f"next: python estimate_psf_map.py IMAGE --checkpoint {config.checkpoint} --out DIR "
-        f"--depth-calibration {target}"
-    )
+    print(next_step(config, target))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from common.command import keep_freed_memory, print_notes, run
 from common.files import check_out_folder, run_record, write_imagej, write_json
+from common.output import holds_out_folder
 from common.stack_pictures import draw_bead_fit
 from micrographs.bead_quality import Quality, explain_dispersion, judge_fit
 from micrographs.bead_search import BeadView, find_bead
@@ -71,6 +72,7 @@ class Config:
     electrons_per_count: float = 1.0  # camera gain; sets the standard errors
     read_noise_e: float = 0.0  # electrons rms
     size: int = 0  # px, edge of the square that is fitted; 0: as large as the bead's light
+    series: int | None = None  # image in a file of several, from 0; default: the largest
     channel: int | None = None  # of the file, from 0; default: the first
     t: int | None = None  # time point of the file, from 0; default: the first
 
@@ -91,7 +93,7 @@ def read_stack(config: Config) -> Stack:
     InputError
         If it cannot be read, is no stack, or is a colour image.
     """
-    with open_micrograph(config.stack, config.channel, 0, config.t) as micrograph:
+    with open_micrograph(config.stack, config.channel, 0, config.t, config.series) as micrograph:
         if micrograph.channel is None:
             raise InputError(
                 f"{config.stack} is a colour image; choose one of its colours with --channel."
@@ -314,6 +316,7 @@ def write_results(
     print(f"wrote {config.out} (look at {config.out / 'fit.png'})")
 
 
+@holds_out_folder
 def main(config: Config) -> None:
     """Read, find the bead, fit, judge, write."""
     keep_freed_memory()

@@ -71,7 +71,8 @@ def draw_bead_fit(
     bar.ax.tick_params(labelsize=7)
     masked = "; grey: weight 0" if np.isnan(electrons).any() else ""
     lines = [
-        f"{plain_text(title)}: square root of intensity, data and model of a column on one scale{masked}",
+        f"{plain_text(title)}: square root of intensity, data and model of a column on one scale"
+        f"{masked}",
         *textwrap.wrap(verdict, 130),
     ]
     colour = "black" if is_good else WARNING_COLOUR
@@ -135,8 +136,8 @@ def draw_depth_calibration(
         at.grid(alpha=0.3)
     _show_curve(upper, table, calibration)
     upper.set_title(
-        f"{plain_text(title)}\nplanes left out: {calibration.rms_um:.2g} µm rms in the usable range, single "
-        f"patches {calibration.patch_rms_um:.2g} µm",
+        f"{plain_text(title)}\nplanes left out: {calibration.rms_um:.2g} µm rms in the usable "
+        f"range, single patches {calibration.patch_rms_um:.2g} µm",
         fontsize=8,
         parse_math=False,
     )

@@ -16,6 +16,7 @@ import tyro
 from skimage import data as skimage_data
 
 import benchmark_models
+import calibrate_depth
 import deconvolve
 import estimate_psf_map
 import train
@@ -204,6 +205,17 @@ def test_commands_of_training_and_benchmark_are_valid(focus_run, focus_data, tmp
         _, _, *arguments = shlex.split(line.removeprefix("next: "))
         config = tyro.cli(script.Config, args=arguments)
         assert config.out == odd
+
+
+def test_command_of_a_calibration_keeps_the_optics(tmp_path):
+    given = {"stack": Path("s.tif"), "checkpoint": Path("my net"), "out": tmp_path, "na": 0.45}
+    config = calibrate_depth.Config(**given, wavelength_um=0.5, allow_other_optics=True)
+    line = calibrate_depth.next_step(config, tmp_path / "depth_calibration.json")
+    _, script, *arguments = shlex.split(line.removeprefix("next: "))
+    found = tyro.cli(importlib.import_module(script.removesuffix(".py")).Config, args=arguments)
+    assert (found.checkpoint, found.na, found.wavelength_um) == (Path("my net"), 0.45, 0.5)
+    assert found.depth_calibration == tmp_path / "depth_calibration.json"
+    assert found.pixel_size_um is None and found.allow_other_optics
 
 
 def test_names_are_drawn_as_they_are(tmp_path):
