@@ -601,7 +601,7 @@ def test_files_that_are_no_images(tmp_path, refuse_map):
     (tmp_path / "note.tif").write_text("no image")
     assert "note.tif is no TIFF, PNG, JPEG" in refuse_map(tmp_path / "note.tif")
     assert "there is no image" in refuse_map(tmp_path / "nothing.tif")
-    assert "there is no image" in refuse_map(tmp_path)
+    assert "is a folder and no OME-Zarr image" in refuse_map(tmp_path)
 
 
 @pytest.mark.parametrize(
