@@ -77,6 +77,7 @@ def estimate_camera(
     usable: torch.Tensor | None = None,
     offset_counts: float | None = None,
     gain_counts_per_e: float | None = None,
+    raw: bool | None = None,
 ) -> Camera:
     """Offset, gain and noise of the camera that recorded a plane (H, W) of counts.
 
@@ -94,6 +95,7 @@ def estimate_camera(
     ----------
     usable : (H, W) bool; blocks are left out if they hold other pixels. By default all are usable.
     offset_counts, gain_counts_per_e : given by the user, if known
+    raw : whether the noise is that of a raw image; by default its spectrum is tested
     """
     if usable is not None and not usable.all():
         # Blocks with NaN are left out, and so are blocks whose differences reach into one.
@@ -108,7 +110,7 @@ def estimate_camera(
     curve = _transfer_curve(mean, variance, _quiet_share_of_noise(), offset_counts)
     white = True
     if spectra := _spectra(bands):
-        white = _is_raw(spectra, curve)
+        white = _is_raw(spectra, curve) if raw is None else raw
         if not white:
             curve = _curve_at_low_frequencies(spectra, curve, offset_counts)
     gain, source = curve.gain, "found"

@@ -31,6 +31,9 @@ LOW_FREQUENCIES = 0.3  # cycles per pixel; above, denoised and compressed images
 # A filter removes noise at these frequencies too, as exp(-c r^2) with at least this c in px^2.
 # Content hardly reaches them. Noise of JPEG images and median filters has a plateau there.
 KERNEL_FREQUENCIES, SMALLEST_FALL = (0.32, 0.57), 3.0
+# Share of the noise that low rings show below which they are taken to show content instead. Noise
+# that is 4 times too strong costs little, noise that is half as strong costs all.
+HIDDEN = 0.25
 ROUNDED = 3.0  # times step^2 / 12, the noise of whole numbers: weaker noise cannot be seen
 
 
@@ -90,7 +93,7 @@ def low_frequency_noise(quiet: torch.Tensor, rounding: float) -> LowFrequencyNoi
     Smooth filters let noise fall as exp(-c r^2) near frequency 0 and faster farther out. Continued
     to 0 from two neighbouring rings, the noise is therefore right or too strong. Where content adds
     to the inner ring it is far too strong. So the smallest of the continuations from low rings
-    counts, or the median of those from high ones if it is smaller.
+    counts, or the median of those from high ones if it is much smaller.
 
     Parameters
     ----------
@@ -103,14 +106,14 @@ def low_frequency_noise(quiet: torch.Tensor, rounding: float) -> LowFrequencyNoi
     fall = (quiet[:-1] / quiet[1:]).clamp(min=1.0).log() / radius.square().diff()
     continued = fall.mul(radius[:-1].square()).exp() * quiet[:-1]
     low = seen & (radius[1:] < LOW_FREQUENCIES)
-    rings = [int(torch.where(low, continued, torch.inf).argmin())] if low.any() else []
+    ring = int(torch.where(low, continued, torch.inf).argmin()) if low.any() else None
     kernel = (radius[:-1] > KERNEL_FREQUENCIES[0]) & (radius[1:] < KERNEL_FREQUENCIES[1])
     if seen[kernel].all() and (fall[kernel] > SMALLEST_FALL).all():
         middle = continued[kernel].median()
-        rings.append(int((continued == middle).nonzero()[0]))
-    if not rings:
+        if ring is None or middle < HIDDEN * continued[ring]:
+            ring = int((continued == middle).nonzero()[0])
+    if ring is None:
         return None
-    ring = min(rings, key=lambda one: float(continued[one]))
     return LowFrequencyNoise(ring, float(continued[ring] / quiet[ring]))
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from micrographs.camera import estimate_camera
 from models.mapping import PsfMap
 from psf.errors import InputError
 from restoration.blur_map import at_pixels, blur_of_map, map_on, support_px
@@ -27,7 +28,6 @@ WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece:
 TILE = 1024  # px, edge of the tiles of a larger image
 MISFIT_ALLOWED = 1.25  # times that of the field; under true maps it stays below 1.16
 MISFIT_FACTOR, MISFIT_ROUNDS = 0.6, 4  # factor on the labels where the PSF is too large; how often
-NOISE_ROUNDS = 3  # restorations with a larger gain, at most
 MISFIT_TILE = 512  # px, edge of the tiles that are restored again
 # Share by which labels are lowered where the PSF is most uncertain, since a PSF that is too small
 # does less harm than one that is too large. Chosen among 0, 0.2, 0.4, 0.6 and denoising alone, on
@@ -51,8 +51,8 @@ def restore_with_map(
     """Restored image, in the unit of the input, and the operator that was inverted.
 
     The work is done on the device of the image, tile by tile if the image is large. If the image is
-    noisier than photon noise of this gain, an automatic restoration is repeated with a larger gain,
-    and its `fit` says so.
+    noisier than photon noise of this gain, a cautious automatic restoration is repeated with the
+    gain of its noise, and its `fit` says so.
 
     Parameters
     ----------
@@ -77,23 +77,29 @@ def restore_with_map(
     check_restoration(*rules)
     if refined is None:
         refined = cautious and image.numel() <= SCALED_PX
-    used, strength = gain, 1.0
-    for round_ in range(1 + NOISE_ROUNDS):
+    used = gain
+    for _ in range(2):
         photons, behind = check_image(image, background, used, shape, psf_map.values, usable)
         restored, blur = _restore(photons, behind, psf_map, rules, cautious, refined, usable)
         if not restored.iterations:  # the image is the input
             return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
         fit = judge(photons, restored.expected, usable)
-        if iterations != "auto" or fit.noise <= NOISE_ALLOWED or round_ == NOISE_ROUNDS:
+        better = noise_gain(image, usable) if fit.noise > NOISE_ALLOWED else 0.0
+        if not cautious or iterations != "auto" or better < NOISE_ALLOWED * used:
             break
-        strength *= fit.noise
-        used = gain * strength
+        used = better
     if cautious:
         restored = fade_bad_places(photons - behind, restored, fit)
     if not white_noise:
         restored = return_residuals(photons, restored, fit)
-    restored = replace(restored, fit=replace(fit, noise=fit.noise * strength, gain=used))
+    restored = replace(restored, fit=replace(fit, gain=used))
     return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
+
+
+def noise_gain(image: torch.Tensor, usable: torch.Tensor | None) -> float:
+    """Gain with which photon noise is as strong as the noise of an image; 0 if it shows none."""
+    usable = None if usable is None else usable.cpu()
+    return estimate_camera(image.cpu(), usable, offset_counts=0.0).gain_counts_per_e or 0.0
 
 
 def _restore(
@@ -216,10 +222,12 @@ def denoise_blank_places(
 
 
 def fade_bad_places(light: torch.Tensor, restored: Restored, fit: Fit) -> Restored:
-    """The restoration, faded into the input `light` (H, W) where residuals are far above noise."""
-    if not fit.bad.any():
-        return restored
-    share = ((fit.misfit - BAD_FROM) / (INPUT_FROM - BAD_FROM)).clamp(0, 1)
+    """The restoration, faded into the input `light` (H, W) where residuals are far above noise.
+
+    That is the whole field if its residuals are.
+    """
+    misfit = fit.misfit * max(fit.noise / NOISE_ALLOWED, 1.0)
+    share = ((misfit - BAD_FROM) / (INPUT_FROM - BAD_FROM)).clamp(0, 1)
     return replace(restored, image=torch.lerp(restored.image, light.clamp(min=0), share))
 
 
