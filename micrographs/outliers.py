@@ -1,37 +1,169 @@
-"""Pixels that do not show the object."""
+"""Pixels that do not show the object: hot, dead, saturated and missing ones, and filled borders."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from scipy import ndimage
 
-FILL_PX = 5  # edge of the window whose median fills an outlier
-REGION_PX = 5  # a square of this edge without a usable pixel makes a region, not an outlier
+from micrographs.neighbours import grown, solid, some
+from micrographs.sharpness import SHARPEST_CUTOFF, too_sharp
+
+KINDS = ("hot", "dead", "border", "saturated", "missing")
+BAND_ROWS = 1024  # of a plane that are searched together: bounds the memory
+OVERLAP_ROWS = 32  # of neighbouring bands, two blocks
+
+FEWEST_BORDER_PX = 64  # of one value that make a border, and along the edge a quarter of them
+MOST_BORDER_VALUES = 4  # that are tried, the most frequent ones along the edge
+SOLID_PX = 3  # edge of the squares that a border is made of; chance leaves no solid squares
+MIXED_PX = 2  # width of the pixels beside a border that interpolation mixed with it
+BORDER_JUMP = 0.02  # least step from a border to the image, as a share of the range of brightness
+
+FEWEST_PILED = 8  # pixels at the largest value that can be saturation
+PILE_WIDTH = 0.005  # share of the range below the largest value with which the pile is compared
+PILE_FACTOR = 4.0  # times as many pixels must have the largest value as lie just below
 
 
-def fill_outliers(plane: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
-    """The plane (H, W) with the median of usable neighbours in pixels that are not usable.
+@dataclass(frozen=True)
+class Outliers:
+    """Pixels of a plane that do not show the object."""
 
-    Pixels without usable neighbours, as inside of a black border, get the median of the plane.
+    usable: torch.Tensor  # (H, W) bool: all others
+    shares: dict[str, float]  # of the pixels, by `KINDS`; each pixel counts once
+
+    def notes(self) -> list[str]:
+        """One sentence for the user, if there are any outliers."""
+        words = {"border": "in a filled border", "missing": "without a value (NaN)"}
+        found = [
+            f"{share_in_words(share)} {words.get(kind, kind)}"
+            for kind, share in self.shares.items()
+            if share
+        ]
+        if not found:
+            return []
+        return [f"pixels left out: {', '.join(found)}"]
+
+
+def share_in_words(share: float) -> str:
+    """A share as percent, with two digits."""
+    return f"{100 * share:.2g} %" if share >= 1e-5 else "less than 0.001 %"
+
+
+def find_outliers(
+    plane: torch.Tensor,
+    full_scale: float | None = None,
+    cutoff: float | None = None,
+    ends: tuple[bool, bool] = (True, True),
+) -> Outliers:
+    """Hot, dead, saturated and missing pixels and filled borders of a plane (H, W) of counts.
+
+    Parameters
+    ----------
+    full_scale : largest count that the file can hold. Saturation below it is found too, as a pile
+        of pixels at the largest value.
+    cutoff : highest frequency of the optics, cycles per px; by default `SHARPEST_CUTOFF`
+    ends : whether the first and the last row are edges of the image
     """
-    if usable.all():
-        return plane
-    known = torch.where(usable, plane, torch.nan)
-    overall = known.nanmedian()
-    if not overall.isfinite():
-        return torch.zeros_like(plane)
-    reach = FILL_PX // 2
-    padded = torch.nn.functional.pad(known, (reach,) * 4, value=torch.nan)
-    windows = padded.unfold(0, FILL_PX, 1).unfold(1, FILL_PX, 1)  # (H, W, FILL_PX, FILL_PX): a view
-    filled = plane.clone()
-    for at in (~usable).nonzero().split(2**16):  # bounds the memory of the windows
-        y, x = at.T
-        filled[y, x] = windows[y, x].flatten(1).nanmedian(1).values.nan_to_num(float(overall))
-    return filled
+    plane = plane.detach().cpu().float()
+    height = len(plane)
+    level = saturation_level(plane, full_scale)
+    kinds = torch.zeros(plane.shape, dtype=torch.uint8)  # 0: usable, else 1 + place in KINDS
+    for start in range(0, height, BAND_ROWS):
+        stop = min(start + BAND_ROWS, height)
+        first, last = max(0, start - OVERLAP_ROWS), min(height, stop + OVERLAP_ROWS)
+        at_ends = (ends[0] and first == 0, ends[1] and last == height)
+        found = _kinds_of_band(plane[first:last], level, cutoff, at_ends)
+        kinds[start:stop] = found[start - first : stop - first]
+    counts = torch.bincount(kinds.flatten().long(), minlength=1 + len(KINDS)).tolist()
+    shares = {kind: n / kinds.numel() for kind, n in zip(KINDS, counts[1:], strict=True)}
+    return Outliers(kinds == 0, shares)
 
 
-def large_regions(usable: torch.Tensor) -> torch.Tensor:
-    """Where (H, W) squares of `REGION_PX` lack usable pixels: borders, gaps, saturated spots."""
-    lacking = (~usable).float()[None, None]
-    reach = REGION_PX // 2
-    # Outside the image nothing is usable, so that strips of 3 px along a border are regions too.
-    padded = torch.nn.functional.pad(lacking, (reach,) * 4, value=1.0)
-    middles = -torch.nn.functional.max_pool2d(-padded, REGION_PX, 1)  # of squares that lack all
-    return torch.nn.functional.max_pool2d(middles, REGION_PX, 1, reach)[0, 0] > 0
+def saturation_level(plane: torch.Tensor, full_scale: float | None = None) -> float | None:
+    """Count from which pixels are saturated; None if none are.
+
+    It is the largest value of the plane if that is full scale, or if many more pixels have this
+    value than lie just below it.
+    """
+    known = plane[plane.isfinite()]
+    if not len(known):
+        return None
+    top = float(known.max())
+    if full_scale is not None and top >= full_scale:
+        return full_scale
+    reach = PILE_WIDTH * (top - float(some(known).median()))
+    piled = int((known == top).sum())
+    below = int((known >= top - max(reach, 1.0)).sum()) - piled
+    return top if piled >= FEWEST_PILED and piled > PILE_FACTOR * below and reach > 0 else None
+
+
+def _kinds_of_band(
+    plane: torch.Tensor, level: float | None, cutoff: float | None, ends: tuple[bool, bool]
+) -> torch.Tensor:
+    """Kinds (H, W) of the pixels of some rows: 0 for usable ones, else 1 + the place in `KINDS`."""
+    missing = ~plane.isfinite()
+    border = _borders(plane, missing, ends)
+    saturated = torch.zeros_like(missing) if level is None else plane >= level
+    known = torch.where(missing | border, torch.nan, plane)
+    hot, dead = too_sharp(known, cutoff or SHARPEST_CUTOFF)
+    kinds = torch.zeros(plane.shape, dtype=torch.uint8)
+    # the last one of several counts
+    for kind, found in zip(
+        ("saturated", "dead", "hot", "border", "missing"),
+        (saturated, dead, hot, border, missing),
+        strict=True,
+    ):
+        kinds[found] = 1 + KINDS.index(kind)
+    return kinds
+
+
+# --- borders
+
+
+def _borders(plane: torch.Tensor, missing: torch.Tensor, ends: tuple[bool, bool]) -> torch.Tensor:
+    """Regions (H, W) of exactly one value along the edges of the image that it ends at abruptly.
+
+    Registration, rotation and stitching fill what they do not know with one value. A dark
+    background of one value is no border: brightness rises from it step by step.
+    """
+    edges = [plane[:, 0], plane[:, -1], plane[: ends[0]].flatten(), plane[-1:][: ends[1]].flatten()]
+    along = torch.cat(edges)
+    values, counts = along[along.isfinite()].unique(return_counts=True)
+    frequent = counts.argsort(descending=True)[:MOST_BORDER_VALUES]
+    border = torch.zeros_like(missing)
+    for value in values[frequent[counts[frequent] >= FEWEST_BORDER_PX / 4]]:
+        border |= _border_of(plane, plane == value, float(value), ends)
+    if missing.any() or border.any():
+        border |= grown(solid(missing, SOLID_PX) | border, MIXED_PX)
+    return border & ~missing
+
+
+def _border_of(
+    plane: torch.Tensor, same: torch.Tensor, value: float, ends: tuple[bool, bool]
+) -> torch.Tensor:
+    """Those pixels of one value that make a border, (H, W)."""
+    squares = solid(same, SOLID_PX)
+    labels, count = ndimage.label(squares.numpy())
+    if not count:
+        return torch.zeros_like(same)
+    edges = labels[:, 0], labels[:, -1], labels[: ends[0]].ravel(), labels[-1:][: ends[1]].ravel()
+    at_edge = np.setdiff1d(np.unique(np.concatenate(edges)), 0)
+    low, high = _range_of(plane[~same & plane.isfinite()])
+    found = torch.zeros_like(same)
+    for one in at_edge:
+        region = torch.from_numpy(labels == one)
+        beside = grown(region, MIXED_PX + 1) & ~grown(region, MIXED_PX)
+        steps = (plane[beside] - value).abs()
+        steps = steps[steps.isfinite()]
+        if region.sum() >= FEWEST_BORDER_PX and len(steps) and high > low:
+            if float(some(steps).quantile(0.25)) > BORDER_JUMP * (high - low):
+                found |= region
+    return found
+
+
+def _range_of(values: torch.Tensor) -> tuple[float, float]:
+    """Percentiles 1 and 99."""
+    if not len(values):
+        return 0.0, 0.0
+    few = some(values)
+    return float(few.quantile(0.01)), float(few.quantile(0.99))

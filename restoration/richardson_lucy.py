@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from tqdm import tqdm
 
-from micrographs.outliers import fill_outliers, large_regions
+from micrographs.neighbours import fill_outliers, large_regions
 from psf.errors import InputError
 from restoration.iteration import LARGEST_TV, Restored, Settings, deviance_per_pixel, restore
 from restoration.stopping import choose
@@ -67,7 +67,7 @@ def richardson_lucy(
     overlap : width of the margin around a tile, pixels; by default the size of the PSF, with which
         tiles and whole differ by 1e-6 after 20 iterations (1e-4 by the rounding of float32)
     usable : (H, W) bool, by default all pixels. Other pixels have weight 0. The result shows the
-        estimate from their neighbours, and the input in `micrographs.outliers.large_regions`.
+        estimate from their neighbours, and the input in `micrographs.neighbours.large_regions`.
 
     Raises
     ------
