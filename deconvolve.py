@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from common.command import keep_freed_memory, pick_device, print_notes, run, settings_of
@@ -39,6 +38,7 @@ from common.stacks import write_stack
 from micrographs.camera import Camera
 from micrographs.metadata import flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
+from micrographs.outliers import Outliers, find_outliers
 from models.checkpoint import load_estimator
 from models.map_image import (
     MapOptions,
@@ -46,6 +46,7 @@ from models.map_image import (
     check_map_options,
     check_negative,
     describe_map,
+    file_cutoff,
     forget_unfinished,
     look_at_camera,
     map_image,
@@ -102,7 +103,9 @@ def read_map_and_camera(
         psf_map = replace(psf_map, microscope=replace(psf_map.microscope, **changed))
     offset, gain = config.offset_counts, config.gain_counts_per_e
     if not facts.get("camera"):
-        camera, notes = look_at_camera(micrograph, offset, gain)
+        camera, _, notes = look_at_camera(
+            micrograph, offset, gain, file_cutoff(psf_map.microscope, psf_map.model)
+        )
         print_notes(notes)
         return psf_map, camera
     camera = Camera(**facts["camera"])
@@ -166,6 +169,7 @@ class Outcome:
     restored: Restored
     eigen_psfs: int
     plane: dict[str, int | None]  # channel, z and t
+    outliers: Outliers
 
     @property
     def note(self) -> str:
@@ -183,6 +187,7 @@ class Outcome:
             "iterations": self.restored.iterations,
             "tv": self.restored.tv,
             "deviance_per_pixel": round(self.restored.deviance, 4),
+            "outliers": self.outliers.shares,
             "note": self.restored.note,
         }
 
@@ -192,13 +197,13 @@ def restore_plane(
 ) -> Outcome:
     """Restore one plane with the map of the chosen one."""
     plane = micrograph.plane()
-    if not torch.isfinite(plane).all():
-        raise InputError("the image contains NaN or infinite pixels; repair or crop it first.")
+    cutoff = file_cutoff(psf_map.microscope, psf_map.model)
+    outliers = find_outliers(plane, micrograph.full_scale, cutoff)
     light = (plane - camera.offset_counts).clamp(min=0).to(pick_device(config.device))
     place = {"channel": micrograph.channel, "z": micrograph.z, "t": micrograph.t}
     if config.all_planes and light.min() == light.max():
         same = Restored(light, 0, 0.0, 0.0, light, "the plane is constant and stays as it is")
-        return Outcome(light.cpu().numpy(), light.cpu().numpy(), same, 0, place)
+        return Outcome(light.cpu().numpy(), light.cpu().numpy(), same, 0, place, outliers)
     restored, blur = restore_with_map(
         light,
         psf_map,
@@ -208,9 +213,10 @@ def restore_plane(
         camera.gain_counts_per_e or 1.0,
         config.cautious,
         {"auto": None, "yes": True, "no": False}[config.refine],
+        None if outliers.usable.all() else outliers.usable,
     )
     after = restored.image.cpu().numpy()
-    return Outcome(light.cpu().numpy(), after, restored, blur.rank, place)
+    return Outcome(light.cpu().numpy(), after, restored, blur.rank, place, outliers)
 
 
 def write_restored(

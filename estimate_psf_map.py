@@ -180,6 +180,7 @@ def record(
         "optics_from": dict(recording.optics.sources),
         "sampling": asdict(recording.resampling),
         "camera": asdict(recording.camera),
+        "outliers": recording.outliers,
         "plane": {
             name: getattr(recording.micrograph, name) for name in ("series", "channel", "z", "t")
         },

@@ -1,5 +1,6 @@
 """Pixels that do not show the object: hot, dead, saturated and missing ones, and filled borders."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,15 +34,18 @@ class Outliers:
 
     def notes(self) -> list[str]:
         """One sentence for the user, if there are any outliers."""
-        words = {"border": "in a filled border", "missing": "without a value (NaN)"}
-        found = [
-            f"{share_in_words(share)} {words.get(kind, kind)}"
-            for kind, share in self.shares.items()
-            if share
-        ]
-        if not found:
-            return []
-        return [f"pixels left out: {', '.join(found)}"]
+        return describe_outliers(self.shares)
+
+
+def describe_outliers(shares: Mapping[str, float]) -> list[str]:
+    """One sentence for the user on the shares of outliers by kind, if there are any."""
+    words = {"border": "in a filled border", "missing": "without a value (NaN)"}
+    found = [
+        f"{share_in_words(share)} {words.get(kind, kind)}"
+        for kind, share in shares.items()
+        if share
+    ]
+    return [f"pixels left out: {', '.join(found)}"] if found else []
 
 
 def share_in_words(share: float) -> str:
@@ -72,7 +76,7 @@ def find_outliers(
         stop = min(start + BAND_ROWS, height)
         first, last = max(0, start - OVERLAP_ROWS), min(height, stop + OVERLAP_ROWS)
         at_ends = (ends[0] and first == 0, ends[1] and last == height)
-        found = _kinds_of_band(plane[first:last], level, cutoff, at_ends)
+        found = _kinds_of_band(plane[first:last], (level, full_scale), cutoff, at_ends)
         kinds[start:stop] = found[start - first : stop - first]
     counts = torch.bincount(kinds.flatten().long(), minlength=1 + len(KINDS)).tolist()
     shares = {kind: n / kinds.numel() for kind, n in zip(KINDS, counts[1:], strict=True)}
@@ -98,11 +102,21 @@ def saturation_level(plane: torch.Tensor, full_scale: float | None = None) -> fl
 
 
 def _kinds_of_band(
-    plane: torch.Tensor, level: float | None, cutoff: float | None, ends: tuple[bool, bool]
+    plane: torch.Tensor,
+    levels: tuple[float | None, float | None],
+    cutoff: float | None,
+    ends: tuple[bool, bool],
 ) -> torch.Tensor:
-    """Kinds (H, W) of the pixels of some rows: 0 for usable ones, else 1 + the place in `KINDS`."""
+    """Kinds (H, W) of the pixels of some rows: 0 for usable ones, else 1 + the place in `KINDS`.
+
+    The levels are those of saturation and of full scale. A region at full scale is saturated, and
+    one at another value can be a filled border.
+    """
+    level, full_scale = levels
     missing = ~plane.isfinite()
     border = _borders(plane, missing, ends)
+    if full_scale is not None:
+        border &= ~(plane >= full_scale)
     saturated = torch.zeros_like(missing) if level is None else plane >= level
     known = torch.where(missing | border, torch.nan, plane)
     hot, dead = too_sharp(known, cutoff or SHARPEST_CUTOFF)

@@ -21,6 +21,7 @@ BLOCK_PX = 16  # edge of the blocks in which brightness and noise are measured
 SAMPLED_PX = 2  # in a block every second pixel of every second row is measured
 LOW, HIGH = 0.05, 0.95  # quantiles of a block's pixels, in place of its darkest and brightest one
 SHARPEST_CUTOFF = 0.6  # cycles per px, where the optics are unknown: coarser than Nyquist by 20 %
+COARSEST_CUTOFF = 1.0  # cycles per px; coarser pixels leave no bound
 # Share of the bound that counts: noise, rounding and the sharpening of cameras need room.
 BOUND_SHARE = 0.75
 FLOOR_NOISE = 2.0  # standard deviations by which the darkest of so many noisy pixels is too dark
@@ -41,6 +42,7 @@ def sharpest_shares(cutoff: float) -> tuple[float, float]:
     h(1) / h(0) and h(1.5) / h(0.5), with h the PSF of an ideal lens integrated over pixels, on a
     line through its centre. The cut-off frequency is in cycles per px.
     """
+    cutoff = min(cutoff, COARSEST_CUTOFF)
     count = 256  # frequencies per axis: h is sampled finely enough for three digits
     step = 2 * cutoff / count
     f = (torch.arange(count) + 0.5) * step - cutoff

@@ -20,9 +20,11 @@ import torch
 import tyro
 
 from common.files import check_out_folder
-from micrographs.camera import Camera, estimate_camera, saturated_share
+from micrographs.camera import Camera, estimate_camera
+from micrographs.cleaned import CleanedImage, Survey, survey
 from micrographs.metadata import KnownOptics, OpticsFacts, resolve_optics
 from micrographs.micrograph import Micrograph, open_micrograph
+from micrographs.outliers import describe_outliers
 from models.checkpoint import Estimator, outside_limits
 from models.mapping import Image, PsfMap, predict_map, predict_stack
 from models.resampling import ResampledImage, Resampling, fit_resampling
@@ -31,13 +33,10 @@ from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES, Microscope, SamplingWarning
 from psf.model import PsfModel
 
-SAMPLE_PX = 2**22  # pixels, about, from which the camera is estimated
 BAND_ROWS = 256  # read at a time: 16 MB of an image of 16,000 pixels a line
 RESUMED = 5000  # patches; it takes longer to resume a smaller map than to make it again
 UNFINISHED = ("unfinished_map.f32", "unfinished_map.json")
-# Shares of the pixels. Below the first they are hot pixels or a few bright spots; above the second
-# most patches hold some, and their PSF cannot be estimated.
-SATURATED_WARN, SATURATED_REFUSE = 0.001, 0.25
+SATURATED_REFUSE = 0.25  # share of the pixels: with more, most patches hold some
 # Share of the patches. Where the error bars hold, 0.3 % lie outside three standard deviations.
 MANY_OUTLIERS = 0.1
 
@@ -81,6 +80,8 @@ class Recording:
     resampling: Resampling
     camera: Camera
     stride_px: int  # between neighbouring patches, pixels of the network
+    outliers: dict[str, float]  # shares of the pixels, by kind
+    saturation: float | None  # counts from which pixels are saturated
     notes: tuple[str, ...] = field(repr=False)  # what was found or chosen, for the user
 
     @property
@@ -163,8 +164,9 @@ def open_recording(
         resampling = choose_resampling(estimator, optics.microscope, options.allow_other_optics)
         offset = getattr(options, "offset_counts", None)
         gain = getattr(options, "gain_counts_per_e", None)
-        camera, saturation = look_at_camera(micrograph, offset, gain)
-        notes = [*found, *optics.notes, *saturation]
+        cutoff = file_cutoff(optics.microscope, estimator.psf_model)
+        camera, surveyed, outliers = look_at_camera(micrograph, offset, gain, cutoff)
+        notes = [*found, *optics.notes, *outliers]
         if resampling.factor > 1:
             notes.append(
                 f"the pixels are finer than the network's: the image is {resampling.describe()}"
@@ -173,7 +175,8 @@ def open_recording(
         if stride > 0:
             stride = max(1, round(stride / resampling.factor))
         yield Recording(
-            micrograph, tuple(planes), estimator, optics, resampling, camera, stride, tuple(notes)
+            *(micrograph, tuple(planes), estimator, optics, resampling, camera, stride),
+            *(surveyed.shares, surveyed.saturation, tuple(notes)),
         )
 
 
@@ -222,34 +225,34 @@ def choose_resampling(
     return resampling
 
 
+def file_cutoff(microscope: Microscope, model: PsfModel) -> float | None:
+    """Cut-off frequency in cycles per pixel of the file; None where the optics are not known."""
+    return None if model.is_gaussian else microscope.cutoff_cycles_per_pixel
+
+
 def look_at_camera(
     micrograph: Micrograph,
     offset_counts: float | None = None,
     gain_counts_per_e: float | None = None,
-) -> tuple[Camera, list[str]]:
-    """Offset and gain, as given or else as the image shows them, and a note on saturated pixels.
+    cutoff: float | None = None,
+) -> tuple[Camera, Survey, list[str]]:
+    """The camera, as given or else as the image shows it, the outliers, and notes on them.
 
     Raises
     ------
     InputError
-        If more than a quarter of the pixels are saturated.
+        If more than a quarter of the pixels are saturated, or none is usable.
     """
-    height, width = micrograph.shape
-    count = -(-height // BAND_ROWS)
-    taken = min(count, max(1, SAMPLE_PX // (BAND_ROWS * width)))
-    starts = (np.linspace(0, count - 1, taken).round().astype(int) * BAND_ROWS).tolist()
-    sample = [micrograph.rows(start, min(start + BAND_ROWS, height)) for start in starts]
-    sample = torch.cat(sample)
-    saturated = saturated_share(sample, micrograph.full_scale)
+    found = survey(micrograph, cutoff)
+    saturated = found.shares["saturated"]
     if saturated > SATURATED_REFUSE:
         raise InputError(
             f"{saturated:.0%} of the pixels are saturated; record the image again with less light."
         )
-    notes = []
-    if saturated > SATURATED_WARN:
-        notes.append(f"{saturated:.1%} of the pixels are saturated; expect wrong values there")
-    camera = estimate_camera(sample, None, offset_counts, gain_counts_per_e)
-    return camera, notes
+    if not found.usable.any():
+        raise InputError("no pixel of the image shows an object; choose another plane or image.")
+    camera = estimate_camera(found.sample, found.usable, offset_counts, gain_counts_per_e)
+    return camera, found, describe_outliers(found.shares)
 
 
 def map_image(
@@ -307,7 +310,9 @@ def map_stack(recording: Recording) -> list[PsfMap]:
 def network_image(recording: Recording, plane: Micrograph) -> Image:
     """A plane of the file on the pixels that the network sees."""
     resampling = recording.resampling
-    return ResampledImage(plane, resampling) if resampling.factor > 1 else plane
+    cutoff = file_cutoff(recording.microscope, recording.estimator.psf_model)
+    cleaned = CleanedImage(plane, recording.saturation, cutoff)
+    return ResampledImage(cleaned, resampling) if resampling.factor > 1 else cleaned
 
 
 def in_file_pixels(recording: Recording, psf_map: PsfMap) -> PsfMap:

@@ -21,8 +21,11 @@ from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import PsfModel
 
+CONTENT = -2  # the column of a band that holds the probability of content
 BATCH = 64  # patches that the network sees together
 BAND = 1024  # patches, at least, whose rows are read together
+# Share of outliers in a patch, e.g. by a black border, from which it counts as without content.
+MOST_OUTLIERS = 0.2
 FEWEST_SHOWN = 2000  # patches of the smallest map with a progress bar: one to two seconds
 
 
@@ -95,7 +98,8 @@ def predict_map(
 
     Parameters
     ----------
-    image : (H, W) tensor, any linear intensity unit, or an `Image` to read from
+    image : (H, W) tensor, any linear intensity unit, or an `Image` to read from. Where its
+        attribute `usable`, an image of 0 to 1, shows many outliers, patches are without content.
     stride : pixels between neighbouring patches
     partial : file that keeps the finished rows; a map of the same network, optics, stride and
         `key` goes on from it
@@ -107,6 +111,7 @@ def predict_map(
         If the image is smaller than one patch, holds NaN or is constant, or the stride is below 1.
     """
     image = TensorImage(image) if isinstance(image, torch.Tensor) else image
+    usable = getattr(image, "usable", None)
     size = estimator.patch_size
     height, width = image.shape
     if min(height, width) < size:
@@ -130,12 +135,12 @@ def predict_map(
     ) as bar:
         while done.count < rows:
             stop = min(rows, done.count + band_rows(columns))
-            pixels = image.rows(done.count * stride, (stop - 1) * stride + size)
-            if not torch.isfinite(pixels).all():
-                raise InputError(
-                    "the image contains NaN or infinite pixels; repair or crop it first."
-                )
-            done.append(predict_band(estimator, pixels, microscope, stride), pixels)
+            lines = done.count * stride, (stop - 1) * stride + size
+            pixels = finite(image.rows(*lines))
+            found = predict_band(estimator, pixels, microscope, stride)
+            if usable is not None:
+                found[CONTENT] *= few_outliers(usable.rows(*lines), size, stride)
+            done.append(found, pixels)
             bar.update(done.count * columns - bar.n)
     if done.low == done.high:
         done.forget()
@@ -200,6 +205,19 @@ def predict_band(
     return torch.cat(parts).T.reshape(-1, *grid)
 
 
+def finite(pixels: torch.Tensor) -> torch.Tensor:
+    """The pixels themselves; NaN and infinite ones are refused."""
+    if not torch.isfinite(pixels).all():
+        raise InputError("the image contains NaN or infinite pixels; repair or crop it first.")
+    return pixels
+
+
+def few_outliers(usable: torch.Tensor, size: int, stride: int) -> torch.Tensor:
+    """1 for patches (R, C) with few outliers, else 0; `usable` (H, W) is 1 or 0."""
+    shares = torch.nn.functional.avg_pool2d(usable[None], size, stride)[0]
+    return (shares >= 1 - MOST_OUTLIERS).float()
+
+
 def as_map(
     model: PsfModel, microscope: Microscope, table: torch.Tensor, stride: int, first: float
 ) -> PsfMap:
@@ -212,7 +230,7 @@ def as_map(
         microscope,
         values,
         deviations,
-        table[-2],
+        table[CONTENT],
         rows,
         columns,
         half_widths_95=half_widths,

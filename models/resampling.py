@@ -88,6 +88,12 @@ class ResampledImage:
         """Height and width after the resampling, px."""
         return self._along_y.shape[0], self._along_x.shape[0]
 
+    @property
+    def usable(self) -> "ResampledImage | None":
+        """Share of usable pixels, resampled, if the image knows its outliers."""
+        usable = getattr(self.image, "usable", None)
+        return None if usable is None else ResampledImage(usable, self.resampling)
+
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows start to stop of the resampled image."""
         binning = self.resampling.binning

@@ -420,7 +420,7 @@ def test_mistakes_end_in_one_line_and_nothing_written(
     [
         (np.full(SHAPE, 300, np.uint16), "all pixels of the image are"),
         (np.full((200, 200), 300, np.uint16), "the map is of an image of 96 x 112 px"),
-        (np.full(SHAPE, np.nan, np.float32), "NaN or infinite pixels"),
+        (np.full(SHAPE, np.nan, np.float32), "no pixel of the image is usable"),
         (np.linspace(-5, 5, 96 * 112, dtype=np.float32).reshape(SHAPE), "--offset-counts"),
     ],
 )
