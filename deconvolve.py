@@ -305,6 +305,7 @@ def restore(config: Config, folder: Path) -> list[str]:
         pixel_um,
         f"{config.image.name}: {first.restored.iterations} iterations, "
         f"{first.eigen_psfs} eigen-PSFs",
+        left_out=~first.outliers.usable.numpy(),
     )
     seconds = round(time.perf_counter() - started, 2)
     facts = describe(config, outcomes, psf_map, camera)

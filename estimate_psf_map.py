@@ -39,7 +39,6 @@ from common.files import run_record, write_csv, write_imagej
 from common.output import new_result, write_record
 from common.overviews import draw_map
 from micrographs.camera import Camera
-from micrographs.micrograph import Micrograph
 from models.checkpoint import load_estimator
 from models.depth import Depth, DepthCalibration, depth_of_map
 from models.map_files import map_table, pixels_hash, write_full_resolution
@@ -50,12 +49,13 @@ from models.map_image import (
     Recording,
     check_map_options,
     check_negative,
+    cleaned_plane,
     describe_map,
     forget_unfinished,
     map_image,
     open_recording,
 )
-from models.mapping import PsfMap
+from models.mapping import Image, PsfMap
 from psf.errors import InputError
 from restoration.blur_map import AXIS_OF
 
@@ -90,7 +90,7 @@ def at_centres(truth: np.ndarray, psf_map: PsfMap) -> torch.Tensor:
     return torch.from_numpy(truth)[rows[:, None], columns]
 
 
-def shrink(micrograph: Micrograph) -> torch.Tensor:
+def shrink(micrograph: Image) -> torch.Tensor:
     """The whole field on at most SHOWN_PX pixels a side, each the mean of a square."""
     step = -(-max(micrograph.shape) // SHOWN_PX)
     height, rows = micrograph.shape[0], step * max(1, BAND_ROWS // step)
@@ -235,7 +235,9 @@ def make_map(config: Config, folder: Path) -> list[str]:
         started = time.perf_counter()
         found = map_image(recording, config.smooth, config.out)
         seconds = time.perf_counter() - started
-        shown = shrink(recording.micrograph)
+        shown, left_out = shrink(recording.micrograph), None
+        if any(recording.outliers.values()):
+            left_out = (shrink(cleaned_plane(recording, recording.micrograph).usable) < 0.5).numpy()
         following = next_step(config, recording.micrograph)
     photons = photons_of(found.patches, recording.camera)
     light = describe_light(photons[found.patches.has_content.numpy()])
@@ -249,6 +251,7 @@ def make_map(config: Config, folder: Path) -> list[str]:
         None if truth is None else at_centres(truth, found.patches),
         depth and (depth.values, depth.name),
         shape[1] / shown.shape[1],
+        left_out,
     )
     write_record(folder / "config.json", record(config, recording, found, pixels, seconds))
     rows, columns = found.patches.content.shape

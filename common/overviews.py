@@ -14,6 +14,7 @@ from common.pictures import (
     COLOURS,
     add_scale_bar,
     colour_map,
+    mark_left_out,
     new_figure,
     plain_text,
     save_figure,
@@ -58,6 +59,7 @@ def draw_map(
     truth: torch.Tensor | None = None,
     depth: tuple[np.ndarray, str] | None = None,
     shrunk: float = 1.0,
+    left_out: np.ndarray | None = None,
 ) -> None:
     """Draw the image, each parameter with its standard deviation, depth, and the content.
 
@@ -67,6 +69,7 @@ def draw_map(
     truth : (R, C) of the first parameter; it is shown on the scale of the estimate, whose title
         then has the rms error
     depth : (R, C) in um, and its name
+    left_out : pixels of `image` that do not show the object, bool; they are painted orange
     """
     panels = list(_parameter_panels(psf_map, truth))
     if depth is not None:
@@ -76,6 +79,9 @@ def draw_map(
     figure, axes = new_figure(rows, -(-(1 + len(panels)) // rows), 3.1, 2.9)
     first, *others = axes.ravel()
     _show_field(first, image, psf_map, shrunk)
+    if left_out is not None and left_out.any():
+        mark_left_out(first, left_out)
+        first.set_title("image (dashed: mapped region, orange: left out)", fontsize=8)
     step_px = float(psf_map.rows[1] - psf_map.rows[0]) if len(psf_map.rows) > 1 else 1.0
     for at, panel in zip(others, panels, strict=False):
         _show_panel(at, panel, step_px * psf_map.microscope.pixel_size_um)
@@ -156,18 +162,27 @@ def draw_restoration(
     pixel_size_um: float,
     title: str,
     insets: int = 3,
+    left_out: np.ndarray | None = None,
 ) -> None:
-    """Draw input and result (H, W) side by side, and enlarge the places where they differ most."""
+    """Draw input and result (H, W) side by side, and enlarge the places where they differ most.
+
+    Pixels that were left out, (H, W) bool, are orange in the input.
+    """
     before, after = (np.asarray(image, np.float32) for image in (before, after))
+    if left_out is None:
+        left_out = np.zeros(before.shape, bool)
     edge = max(32, min(before.shape) // 6)
-    places = busiest(after - before, edge, insets)
+    places = busiest(np.where(left_out, 0, after - before), edge, insets)
     figure = Figure(figsize=(10, 7.4), layout="constrained")
     grid = figure.add_gridspec(2, 2 * max(len(places), 1), height_ratios=(3, 1))
     half = max(len(places), 1)
-    low, high = np.percentile(before, (0.5, 99.8))
-    for column, (image, name) in enumerate(((before, "input"), (after, "restored"))):
+    low, high = np.percentile(before[~left_out] if not left_out.all() else 0, (0.5, 99.8))
+    named = "input (orange: left out)" if left_out.any() else "input"
+    for column, (image, name) in enumerate(((before, named), (after, "restored"))):
         axes = figure.add_subplot(grid[0, column * half : (column + 1) * half])
         axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        if image is before:
+            mark_left_out(axes, left_out)
         axes.set_title(name, fontsize=9)
         axes.set(xticks=[], yticks=[])
         add_scale_bar(axes, pixel_size_um, image.shape[1])
@@ -177,6 +192,8 @@ def draw_restoration(
             inset = figure.add_subplot(grid[1, 2 * places.index((top, left)) + column])
             part = image[top : top + edge, left : left + edge]
             inset.imshow(part, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            if image is before:
+                mark_left_out(inset, left_out[top : top + edge, left : left + edge])
             inset.set(xticks=[], yticks=[])
             inset.set_title(name, fontsize=7)
             for spine in inset.spines.values():

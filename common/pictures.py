@@ -50,11 +50,19 @@ def colour_map(name: str = "viridis") -> matplotlib.colors.Colormap:
 
 def show_image(axes: Axes, image: np.ndarray, title: str = "") -> None:
     """Show an image in grey from its 0.5 to its 99.5 percentile, without ticks."""
-    low, high = np.percentile(image, (0.5, 99.5))
+    low, high = np.nanpercentile(image, (0.5, 99.5))
     # The least range keeps the rounding errors of a flat image invisible.
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-3 * abs(low) + 1e-9))
     axes.set(xticks=[], yticks=[])
     axes.set_title(plain_text(title), fontsize=8)
+
+
+def mark_left_out(axes: Axes, left_out: np.ndarray) -> None:
+    """Paint the pixels (H, W) of an image that were left out orange."""
+    painted = np.ma.masked_where(~left_out, np.ones(left_out.shape))
+    axes.imshow(
+        painted, cmap=matplotlib.colors.ListedColormap([COLOURS[1]]), interpolation="nearest"
+    )
 
 
 def add_scale_bar(axes: Axes, pixel_size_um: float, width_px: int) -> None:

@@ -129,7 +129,7 @@ def check_negative(micrograph: Micrograph, offset_counts: float | None) -> None:
     height = micrograph.shape[0]
     starts = range(0, height, BAND_ROWS)
     bands = (micrograph.rows(start, min(start + BAND_ROWS, height)) for start in starts)
-    darkest = min(float(band.min()) for band in bands)
+    darkest = min(float(band.nan_to_num(0.0).min()) for band in bands)
     if darkest < 0:
         raise InputError(
             f"the darkest pixel is {darkest:g}; give the camera's --offset-counts, so that counts "
@@ -310,9 +310,14 @@ def map_stack(recording: Recording) -> list[PsfMap]:
 def network_image(recording: Recording, plane: Micrograph) -> Image:
     """A plane of the file on the pixels that the network sees."""
     resampling = recording.resampling
-    cutoff = file_cutoff(recording.microscope, recording.estimator.psf_model)
-    cleaned = CleanedImage(plane, recording.saturation, cutoff)
+    cleaned = cleaned_plane(recording, plane)
     return ResampledImage(cleaned, resampling) if resampling.factor > 1 else cleaned
+
+
+def cleaned_plane(recording: Recording, plane: Micrograph) -> CleanedImage:
+    """A plane of the file without its outliers."""
+    cutoff = file_cutoff(recording.microscope, recording.estimator.psf_model)
+    return CleanedImage(plane, recording.saturation, cutoff)
 
 
 def in_file_pixels(recording: Recording, psf_map: PsfMap) -> PsfMap:
