@@ -5,12 +5,16 @@ import pytest
 import torch
 from skimage.transform import rotate
 
+from micrographs.cleaned import CleanedImage
 from micrographs.neighbours import fill_outliers, large_regions
 from micrographs.outliers import find_outliers, saturation_level
 from micrographs.sharpness import sharpest_shares
+from models.checkpoint import load_estimator
+from models.mapping import TensorImage, predict_map
 from psf import Microscope
 from psf.model import psf_model
 from psf.synthesis import synthesize
+from restoration.richardson_lucy import richardson_lucy
 from restoration.variant_blur import VariantBlur
 from simulation.objects import OBJECTS
 
@@ -188,3 +192,43 @@ def test_regions_are_squares_and_strips_without_usable_pixels():
 def test_constant_and_tiny_planes_are_no_error(shape, value):
     found = find_outliers(torch.full(shape, value), 65535)
     assert bool(found.usable.all()) == (value == value)
+
+
+def gain_db(found, truth):
+    """Signal to noise ratio after an affine fit, without the borders."""
+    found, truth = (image[16:-16, 16:-16].flatten().double() for image in (found, truth))
+    found, truth = found - found.mean(), truth - truth.mean()
+    fitted = (found @ truth) / (found @ found) * found
+    return float(10 * torch.log10(truth.square().sum() / (truth - fitted).square().sum()))
+
+
+def test_focus_and_restoration_are_as_without_hot_pixels():
+    optics, focus = Microscope(), 1.5
+    psf = synthesize(psf_model("zernike1d"), torch.tensor([[focus]]), optics, 127)[0]
+    blur = VariantBlur.from_psf(psf, (SIZE, SIZE))
+    sharp = torch.tensor(OBJECTS["dead_leaves"](np.random.default_rng(1), SIZE + 126))
+    image = counts(blur.forward(sharp[None])[0] + 0.05, 500)
+    estimator = load_estimator("zernike1d_tilted")
+    spoiled = torch.where(single_pixels(0.001), 20 * image.mean(), image)
+    focuses, scores = [], []
+    for pixels in (image, spoiled):
+        cleaned = CleanedImage(TensorImage(pixels), None, CUTOFF)
+        focuses.append(float(predict_map(estimator, cleaned, optics, 32).values[0].median()))
+        usable = find_outliers(pixels, None, CUTOFF).usable
+        light = (pixels - 100).clamp(min=0)
+        restored = richardson_lucy(light, blur, gain=2.0, usable=usable).image
+        scores.append(gain_db(restored, sharp[blur.image_part]))
+    assert focuses[1] == pytest.approx(focuses[0], abs=0.05)
+    assert scores[1] == pytest.approx(scores[0], abs=0.1)
+    unaware = predict_map(estimator, spoiled, optics, 32).values[0].median()
+    assert abs(float(unaware) - focuses[0]) > 0.1
+
+
+def test_patches_with_many_outliers_have_no_content():
+    image = counts(torch.tensor(OBJECTS["dead_leaves"](np.random.default_rng(1), 256)) + 0.1, 500)
+    image[:, :60] = 0.0
+    estimator = load_estimator("zernike1d_tilted")
+    found = predict_map(estimator, CleanedImage(TensorImage(image), None, None), Microscope(), 32)
+    # 128 px patches that begin at 0, 32, 64...: 60, 28 and 0 of their columns are black
+    assert (found.content[:, :2] == 0).all()
+    assert (found.content[:, 2:] > 0).all()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import common.overviews
-from common.overviews import busiest, draw_map
+from common.overviews import busiest, draw_map, draw_restoration
 from models.mapping import PsfMap
 from psf import Microscope
 from psf.model import psf_model
@@ -85,3 +85,16 @@ def test_the_busiest_squares_hold_the_largest_differences():
     difference[5, 5] = 2
     difference[70, 30] = 1
     assert busiest(difference, 20, 2) == [(0, 0), (40, 80)]
+
+
+def test_pixels_that_were_left_out_are_painted(drawn, tmp_path):
+    image, left_out = np.random.default_rng(0).random((192, 224)), np.zeros((192, 224), bool)
+    left_out[:20] = True
+    image[:20] = np.nan
+    draw_map(tmp_path / "x.png", torch.tensor(image), a_map(), "title", left_out=left_out)
+    draw_restoration(tmp_path / "y.png", image, 2 * image, 0.25, "title", left_out=left_out)
+    for figure, title in zip(drawn, ("image", "input"), strict=True):
+        axes = next(a for a in figure.axes if a.get_title().startswith(title))
+        assert "orange" in axes.get_title()
+        assert (~axes.images[1].get_array().mask).tolist() == left_out.tolist()
+    assert drawn[1].axes[0].images[0].get_clim()[1] <= 1
