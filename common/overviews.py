@@ -183,6 +183,7 @@ def draw_restoration(
         axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         if image is before:
             mark_left_out(axes, left_out)
+        axes.set_facecolor("0.85")  # of NaN, which is transparent
         axes.set_title(name, fontsize=9)
         axes.set(xticks=[], yticks=[])
         add_scale_bar(axes, pixel_size_um, image.shape[1])

@@ -172,7 +172,12 @@ def _border_of(
         if region.sum() >= FEWEST_BORDER_PX and len(steps) and high > low:
             if float(some(steps).quantile(0.25)) > BORDER_JUMP * (high - low):
                 found |= region
-    return found
+    if not found.any():
+        return found
+    # The thin ends of a corner hold no squares.
+    parts, _ = ndimage.label(same.numpy())
+    kept = np.unique(parts[found.numpy()])
+    return torch.from_numpy(np.isin(parts, kept))
 
 
 def _range_of(values: torch.Tensor) -> tuple[float, float]:

@@ -33,6 +33,7 @@ LEAST_STEPS, LEAST_NOISE = 0.5, 0.02
 NOISE_FACTOR_BESIDE = 4.0  # the same beside an outlier
 ROUNDS = 3  # of searching beside outliers that were found: cosmic rays are several pixels wide
 RUN_PX = 32  # length of the pieces of rows and columns that are searched for dead lines
+RUN_SHARE = 0.5  # of outliers in such a piece, from which all of it counts as dead
 
 
 @lru_cache(maxsize=16)
@@ -118,7 +119,7 @@ def too_sharp(plane: torch.Tensor, cutoff: float) -> tuple[torch.Tensor, torch.T
     clean = _without(plane, hot)
     dead = _too_sharp_pixels(-clean, below)
     clean = _without(clean, dead)
-    hot, dead = hot | above.lines(clean), dead | below.lines(-clean)
+    hot, dead = hot | above.lines(clean, hot), dead | below.lines(-clean, dead)
     return hot & ~plane.isnan(), dead & ~plane.isnan()
 
 
@@ -191,27 +192,34 @@ class _Bound:
                 found |= self._is_above(two, beside, variance / 2, factor, self.pair, 1)
         return found
 
-    def lines(self, plane: torch.Tensor) -> torch.Tensor:
-        """Runs (H, W) of `RUN_PX` in a row or column that are brighter than the lines beside it."""
-        found = torch.zeros(plane.shape, dtype=torch.bool)
-        values = plane.nan_to_num(float(plane.nanmedian())).numpy()
-        for axis in (0, 1):
-            if plane.shape[axis] < RUN_PX:
+    def lines(self, plane: torch.Tensor, outliers: torch.Tensor) -> torch.Tensor:
+        """Pieces (H, W) of rows and columns that are too bright for the lines beside them.
+
+        The means of pieces of `RUN_PX` obey the same bound as pixels do. A piece also counts if
+        most of it are outliers (H, W) already, which the plane does not hold any more.
+        """
+        found = torch.zeros_like(outliers)
+        for turn in (False, True):
+            values, known, variance, whole = (
+                one.T if turn else one for one in (plane, outliers, self.variance, found)
+            )
+            count = len(values) // RUN_PX
+            if not count:
                 continue
-            mean = torch.from_numpy(ndimage.uniform_filter1d(values, RUN_PX, axis))
-            kept = mean[RUN_PX // 2 :: RUN_PX] if axis == 0 else mean[:, RUN_PX // 2 :: RUN_PX].T
-            at = torch.arange(len(kept)) * RUN_PX + RUN_PX // 2
-            padded = torch.nn.functional.pad(kept, (1, 1), value=torch.nan)
-            variance = (self.variance if axis == 0 else self.variance.T)[at // BLOCK_PX]
-            variance = variance.repeat_interleave(BLOCK_PX, 1)[:, : kept.shape[1]]
-            floor = torch.from_numpy(ndimage.minimum_filter1d(kept.numpy(), FLOOR_PX, 1))
+            pieces = (count, RUN_PX, values.shape[1])
+            light = values[: count * RUN_PX].reshape(pieces).mean(1)
+            share = known[: count * RUN_PX].reshape(pieces).float().mean(1)
+            rows = (torch.arange(count) * RUN_PX + RUN_PX // 2) // BLOCK_PX
+            variance = variance[rows].repeat_interleave(BLOCK_PX, 1)[:, : values.shape[1]]
+            floor = torch.from_numpy(ndimage.minimum_filter1d(light.numpy(), FLOOR_PX, 1))
+            padded = torch.nn.functional.pad(light, (1, 1), value=torch.nan)
             beside = (padded[:, :-2] + padded[:, 2:]) / 2 - floor
             above = self._is_above(
-                kept - floor, beside, variance, NOISE_FACTOR, self.single, 2, averaged=RUN_PX
+                light - floor, beside, variance, NOISE_FACTOR, self.single, 2, averaged=RUN_PX
             )
-            piece = torch.arange(plane.shape[axis]) // RUN_PX
-            whole = above[piece.clamp(max=len(above) - 1)]  # the last piece is longer
-            found |= whole if axis == 0 else whole.T
+            above |= share > RUN_SHARE
+            piece = torch.arange(len(values)) // RUN_PX
+            whole |= above[piece.clamp(max=count - 1)]  # the last piece is longer
         return found
 
     def _is_above(
