@@ -20,7 +20,6 @@ class Survey:
     sample: torch.Tensor  # (H, W) counts
     usable: torch.Tensor  # (H, W) bool
     shares: dict[str, float]  # of the pixels, by kind
-    saturation: float | None  # count from which pixels are saturated
 
 
 def survey(micrograph: Micrograph, cutoff: float | None = None) -> Survey:
@@ -31,7 +30,7 @@ def survey(micrograph: Micrograph, cutoff: float | None = None) -> Survey:
     starts = (np.linspace(0, count - 1, taken).round().astype(int) * BAND_ROWS).tolist()
     bands = [micrograph.rows(start, min(start + BAND_ROWS, height)) for start in starts]
     sample = torch.cat(bands)
-    level = top = saturation_level(sample, micrograph.full_scale)
+    top = saturation_level(sample, micrograph.full_scale)
     if taken == count:
         starts, bands, top = [0], [sample], micrograph.full_scale
     found = [
@@ -40,14 +39,14 @@ def survey(micrograph: Micrograph, cutoff: float | None = None) -> Survey:
     ]
     counts = {kind: sum(one.shares[kind] * one.usable.numel() for one in found) for kind in KINDS}
     shares = {kind: number / sample.numel() for kind, number in counts.items()}
-    return Survey(sample, torch.cat([one.usable for one in found]), shares, level)
+    return Survey(sample, torch.cat([one.usable for one in found]), shares)
 
 
 class CleanedImage:
     """A plane whose outliers hold the median of their neighbours, band by band."""
 
-    def __init__(self, plane: Micrograph, saturation: float | None, cutoff: float | None) -> None:
-        self.plane, self._saturation, self._cutoff = plane, saturation, cutoff
+    def __init__(self, plane: Micrograph, cutoff: float | None) -> None:
+        self.plane, self._cutoff = plane, cutoff
         self._last: tuple[int, int, torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -71,7 +70,7 @@ class CleanedImage:
             first, last = max(0, start - OVERLAP_ROWS), min(height, stop + OVERLAP_ROWS)
             pixels = self.plane.rows(first, last)
             ends = (first == 0, last == height)
-            usable = find_outliers(pixels, self._saturation, self._cutoff, ends).usable
+            usable = find_outliers(pixels, self.plane.full_scale, self._cutoff, ends).usable
             kept = slice(start - first, stop - first)
             self._last = (start, stop, fill_outliers(pixels, usable)[kept], usable[kept])
         return self._last[2:]

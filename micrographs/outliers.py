@@ -20,7 +20,7 @@ SOLID_PX = 3  # edge of the squares that a border is made of; chance leaves no s
 MIXED_PX = 2  # width of the pixels beside a border that interpolation mixed with it
 BORDER_JUMP = 0.02  # least step from a border to the image, as a share of the range of brightness
 
-FEWEST_PILED = 8  # pixels at the largest value that can be saturation
+FEWEST_PILED = 50  # pixels at the largest value that can be saturation; enlarged pixels repeat
 PILE_WIDTH = 0.005  # share of the range below the largest value with which the pile is compared
 PILE_FACTOR = 4.0  # times as many pixels must have the largest value as lie just below
 
@@ -109,15 +109,15 @@ def _kinds_of_band(
 ) -> torch.Tensor:
     """Kinds (H, W) of the pixels of some rows: 0 for usable ones, else 1 + the place in `KINDS`.
 
-    The levels are those of saturation and of full scale. A region at full scale is saturated, and
-    one at another value can be a filled border.
+    The levels are those of saturation and of full scale. A border at full scale, or at the level of
+    many other pixels, is saturated.
     """
     level, full_scale = levels
     missing = ~plane.isfinite()
     border = _borders(plane, missing, ends)
-    if full_scale is not None:
-        border &= ~(plane >= full_scale)
     saturated = torch.zeros_like(missing) if level is None else plane >= level
+    if full_scale == level or (border & saturated).sum() < saturated.sum() / 2:
+        border &= ~saturated
     known = torch.where(missing | border, torch.nan, plane)
     hot, dead = too_sharp(known, cutoff or SHARPEST_CUTOFF)
     kinds = torch.zeros(plane.shape, dtype=torch.uint8)

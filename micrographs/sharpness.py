@@ -80,12 +80,17 @@ def _surroundings(plane: torch.Tensor) -> _Surroundings:
 
     quantiles = torch.tensor([LOW, 0.5, HIGH])
     low, middle, high = torch.nanquantile(blocks(pixels), quantiles, dim=2)
-    spread = blocks(pixels - beside).abs().nanquantile(0.5, dim=2)
+    spread = torch.zeros_like(low)
+    for before_or_after in (beside, beside.roll(-1, 1)):
+        steps = (pixels - before_or_after).abs()
+        # Pixels that were enlarged by repetition say nothing of the noise where they are equal.
+        steps = blocks(steps.masked_fill(steps == 0, torch.nan))
+        spread = torch.fmax(spread, steps.nanquantile(0.5, dim=2))
     # the median of |difference| of two pixels of noise s is 0.6745 sqrt(2) s
     variance = (spread / (0.6745 * math.sqrt(2))).square()
     least = (LEAST_NOISE * (high - low)).clamp(min=LEAST_STEPS * _grey_step(pixels))
     variance = torch.maximum(variance, least.square())
-    unknown = low.isnan() | variance.isnan()
+    unknown = low.isnan()
     low, high = low.masked_fill(unknown, math.inf), high.masked_fill(unknown, -math.inf)
     variance = variance.masked_fill(unknown, 0.0)
     light = (middle - low[~unknown].min() if (~unknown).any() else middle)[~unknown]

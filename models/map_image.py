@@ -81,7 +81,6 @@ class Recording:
     camera: Camera
     stride_px: int  # between neighbouring patches, pixels of the network
     outliers: dict[str, float]  # shares of the pixels, by kind
-    saturation: float | None  # counts from which pixels are saturated
     notes: tuple[str, ...] = field(repr=False)  # what was found or chosen, for the user
 
     @property
@@ -176,7 +175,7 @@ def open_recording(
             stride = max(1, round(stride / resampling.factor))
         yield Recording(
             *(micrograph, tuple(planes), estimator, optics, resampling, camera, stride),
-            *(surveyed.shares, surveyed.saturation, tuple(notes)),
+            *(surveyed.shares, tuple(notes)),
         )
 
 
@@ -317,7 +316,7 @@ def network_image(recording: Recording, plane: Micrograph) -> Image:
 def cleaned_plane(recording: Recording, plane: Micrograph) -> CleanedImage:
     """A plane of the file without its outliers."""
     cutoff = file_cutoff(recording.microscope, recording.estimator.psf_model)
-    return CleanedImage(plane, recording.saturation, cutoff)
+    return CleanedImage(plane, cutoff)
 
 
 def in_file_pixels(recording: Recording, psf_map: PsfMap) -> PsfMap:
