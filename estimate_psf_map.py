@@ -39,6 +39,7 @@ from common.files import run_record, write_csv, write_imagej
 from common.output import new_result, write_record
 from common.overviews import draw_map
 from micrographs.camera import Camera
+from micrographs.micrograph import Micrograph
 from models.checkpoint import load_estimator
 from models.depth import Depth, DepthCalibration, depth_of_map
 from models.map_files import map_table, pixels_hash, write_full_resolution
