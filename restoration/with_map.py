@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 
 from micrographs.camera import estimate_camera
 from models.mapping import PsfMap
 from psf.errors import InputError
 from restoration.blur_map import at_pixels, blur_of_map, map_on, support_px
-from restoration.fit import BAD_FROM, INPUT_FROM, NOISE_ALLOWED, Fit, judge
+from restoration.fit import BAD_FROM, DARKEST, INPUT_FROM, NOISE_ALLOWED, Fit, judge
 from restoration.iteration import Restored, Settings, restore
 from restoration.narrowing import fit_map_scale, scaled
 from restoration.richardson_lucy import (
@@ -29,6 +31,9 @@ TILE = 1024  # px, edge of the tiles of a larger image
 MISFIT_ALLOWED = 1.25  # times that of the field; under true maps it stays below 1.16
 MISFIT_FACTOR, MISFIT_ROUNDS = 0.6, 4  # factor on the labels where the PSF is too large; how often
 MISFIT_TILE = 512  # px, edge of the tiles that are restored again
+# Local strength of the residuals of a processed image: width of the Gaussian, and the share of the
+# field that is quiet. Of 2 and 4 px, 2 gives sharp simulated images up to 0.2 dB more.
+RESIDUAL_WIDTH_PX, RESIDUAL_QUIET = 2.0, 0.35
 # Share by which labels are lowered where the PSF is most uncertain, since a PSF that is too small
 # does less harm than one that is too large. Chosen among 0, 0.2, 0.4, 0.6 and denoising alone, on
 # three validation images at 100 photons per pixel.
@@ -232,12 +237,16 @@ def fade_bad_places(light: torch.Tensor, restored: Restored, fit: Fit) -> Restor
 
 
 def return_residuals(photons: torch.Tensor, restored: Restored, fit: Fit) -> Restored:
-    """The restoration with the share of its residuals that the noise model does not claim.
+    """The restoration with those of its residuals that are content rather than noise.
 
-    The noise of a processed image is known within a factor of a few, and rather too large. Detail
-    of sharp places may be taken for noise then. If the residuals are much weaker than the noise
-    that was assumed, little of them can be noise of this image, and they are added again.
+    The noise of a processed image is known within a factor of a few, and rather too large, so that
+    detail may be taken for noise. Residuals are added again where they are stronger than in the
+    quiet places of the image, and only if they are weaker than the noise that was assumed.
     """
-    share = min(max(1 - fit.noise, 0.0), 1.0)
-    image = restored.image + share * (photons - restored.expected)
-    return replace(restored, image=image.clamp(min=0))
+    residuals = photons - restored.expected
+    shares = residuals.square() / (restored.expected + DARKEST * restored.expected.mean())
+    smooth = gaussian_filter(shares.cpu().double().numpy(), RESIDUAL_WIDTH_PX)
+    local = torch.from_numpy(smooth).to(photons)
+    quiet = float(np.quantile(smooth, RESIDUAL_QUIET))
+    content = (1 - quiet / local.clamp(min=quiet)) * min(max(1 - fit.noise, 0.0), 1.0)
+    return replace(restored, image=(restored.image + content * residuals).clamp(min=0))
