@@ -35,7 +35,7 @@ from common.files import run_record
 from common.output import new_result, write_record
 from common.overviews import draw_restoration
 from common.stacks import write_stack
-from micrographs.camera import Camera
+from micrographs.camera import Camera, estimate_camera
 from micrographs.metadata import flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
 from micrographs.outliers import Outliers, find_outliers
@@ -101,16 +101,16 @@ def read_map_and_camera(
             f"note: the optics of {config.map} are overruled by {', '.join(map(flag_of, changed))}"
         )
         psf_map = replace(psf_map, microscope=replace(psf_map.microscope, **changed))
-    offset, gain = config.offset_counts, config.gain_counts_per_e
-    if not facts.get("camera"):
-        camera, _, notes = look_at_camera(
-            micrograph, offset, gain, file_cutoff(psf_map.microscope, psf_map.model)
-        )
-        print_notes(notes)
-        return psf_map, camera
-    camera = Camera(**facts["camera"])
-    camera = camera if offset is None else replace(camera, offset_counts=offset)
-    return psf_map, camera if gain is None else replace(camera, gain_counts_per_e=gain)
+    flags = {name: getattr(config, name) for name in ("offset_counts", "gain_counts_per_e")}
+    known = facts.get("camera") or {}
+    if "white_noise" in known and set(flags.values()) == {None}:
+        return psf_map, Camera(**known)
+    # The map is older or the camera is given now: look again, with what was given for the map.
+    given = {n: facts.get(n) if value is None else value for n, value in flags.items()}
+    cutoff = file_cutoff(psf_map.microscope, psf_map.model)
+    camera, _, notes = look_at_camera(micrograph, **given, cutoff=cutoff)
+    print_notes(notes)
+    return psf_map, camera
 
 
 def estimate_map_and_camera(config: Config, recording: Recording) -> tuple[PsfMap, Camera]:
@@ -170,25 +170,35 @@ class Outcome:
     eigen_psfs: int
     plane: dict[str, int | None]  # channel, z and t
     outliers: Outliers
+    camera: Camera
 
     @property
     def note(self) -> str:
         """What the user should know of this plane."""
-        if not self.restored.note:
-            return ""
+        fit = self.restored.fit
+        found = [self.restored.note] if self.restored.note else []
+        found += fit.sentences(self.camera.gain_counts_per_e or 1.0) if fit else []
         named = ", ".join(f"{k} {v}" for k, v in self.plane.items() if v is not None)
-        return f"{named}: {self.restored.note}"
+        return f"{named}: {'; '.join(found)}" if found else ""
 
     @property
     def facts(self) -> dict[str, Any]:
         """Numbers for restoration.json."""
+        fit = self.restored.fit
         return {
             **self.plane,
             "iterations": self.restored.iterations,
             "tv": self.restored.tv,
             "deviance_per_pixel": round(self.restored.deviance, 4),
             "outliers": self.outliers.shares,
-            "note": self.restored.note,
+            "fit": None
+            if fit is None
+            else {
+                "noise": round(fit.noise, 4),
+                "bad_share": round(fit.bad_share, 5),
+                "gain_counts_per_e": fit.gain,
+            },
+            "note": self.note,
         }
 
 
@@ -199,11 +209,15 @@ def restore_plane(
     plane = micrograph.plane()
     cutoff = file_cutoff(psf_map.microscope, psf_map.model)
     outliers = find_outliers(plane, micrograph.full_scale, cutoff)
+    if config.all_planes and camera.gain_source == "assumed":
+        # An assumed gain is that of one plane; others may be brighter or processed otherwise.
+        given = config.offset_counts
+        camera = estimate_camera(plane, outliers.usable, given, config.gain_counts_per_e)
     light = (plane - camera.offset_counts).clamp(min=0).to(pick_device(config.device))
     place = {"channel": micrograph.channel, "z": micrograph.z, "t": micrograph.t}
     if config.all_planes and light.min() == light.max():
         same = Restored(light, 0, 0.0, 0.0, light, "the plane is constant and stays as it is")
-        return Outcome(light.cpu().numpy(), light.cpu().numpy(), same, 0, place, outliers)
+        return Outcome(light.cpu().numpy(), light.cpu().numpy(), same, 0, place, outliers, camera)
     restored, blur = restore_with_map(
         light,
         psf_map,
@@ -214,9 +228,10 @@ def restore_plane(
         config.cautious,
         {"auto": None, "yes": True, "no": False}[config.refine],
         None if outliers.usable.all() else outliers.usable,
+        camera.white_noise,
     )
     after = restored.image.cpu().numpy()
-    return Outcome(light.cpu().numpy(), after, restored, blur.rank, place, outliers)
+    return Outcome(light.cpu().numpy(), after, restored, blur.rank, place, outliers, camera)
 
 
 def write_restored(
@@ -271,10 +286,8 @@ def describe(config: Config, outcomes: list[Outcome], psf_map: PsfMap, camera: C
 def report(outcomes: list[Outcome], camera: Camera, seconds: float) -> list[str]:
     """What was done, in lines for the user."""
     first, count = outcomes[0], len(outcomes)
-    known = camera.gain_counts_per_e is not None
-    meaning = (
-        "about 1 if PSF, gain and offset are right" if known else "no measure without the gain"
-    )
+    known = camera.gain_source != "assumed" and camera.white_noise
+    meaning = "about 1 if PSF, gain and offset are right" if known else "below 1: strong smoothing"
     return [
         f"{count} plane{'s' if count > 1 else ''} in {seconds:.1f} s; "
         f"{first.restored.iterations} iterations, total variation {first.restored.tv:.3g}, "
@@ -288,8 +301,6 @@ def restore(config: Config, folder: Path) -> list[str]:
     """Restore the image and write all files to `folder`; returns what the user should read."""
     started = time.perf_counter()
     with open_with_map(config) as (micrograph, psf_map, camera):
-        if camera.gain_counts_per_e is None:
-            print("note: the gain is unknown; counts are taken for photons (--gain-counts-per-e)")
         chosen = list(planes(config, micrograph))
         outcomes = [
             restore_plane(config, one, psf_map, camera)
@@ -306,6 +317,7 @@ def restore(config: Config, folder: Path) -> list[str]:
         f"{config.image.name}: {first.restored.iterations} iterations, "
         f"{first.eigen_psfs} eigen-PSFs",
         left_out=~first.outliers.usable.numpy(),
+        bad_fit=None if first.restored.fit is None else first.restored.fit.bad.cpu().numpy(),
     )
     seconds = round(time.perf_counter() - started, 2)
     facts = describe(config, outcomes, psf_map, camera)

@@ -107,13 +107,14 @@ def photons_of(psf_map: PsfMap, camera: Camera) -> np.ndarray:
     return (signal / camera.gain_counts_per_e).astype(np.float32)
 
 
-def describe_light(photons: np.ndarray) -> str:
+def describe_light(photons: np.ndarray, camera: Camera) -> str:
     """The light of the patches with content, in words."""
     median = float(np.median(photons))
     if np.isnan(median):
-        return "photons per pixel unknown: the image does not show the gain (--gain-counts-per-e)"
+        return "photons per pixel unknown (--gain-counts-per-e)"
     number = f"{median:,.0f}" if median >= 100 else f"{median:.2g}"
-    return f"{number} photons per pixel"
+    assumed = " (gain assumed)" if camera.gain_source == "assumed" else ""
+    return f"{number} photons per pixel{assumed}"
 
 
 def write_maps(
@@ -241,7 +242,7 @@ def make_map(config: Config, folder: Path) -> list[str]:
             left_out = (shrink(cleaned_plane(recording, recording.micrograph).usable) < 0.5).numpy()
         following = next_step(config, recording.micrograph)
     photons = photons_of(found.patches, recording.camera)
-    light = describe_light(photons[found.patches.has_content.numpy()])
+    light = describe_light(photons[found.patches.has_content.numpy()], recording.camera)
     depth = depth_of_map(found.smooth, calibration)
     write_maps(folder, config, found, photons, depth, shape)
     draw_map(

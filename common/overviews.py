@@ -163,10 +163,12 @@ def draw_restoration(
     title: str,
     insets: int = 3,
     left_out: np.ndarray | None = None,
+    bad_fit: np.ndarray | None = None,
 ) -> None:
     """Draw input and result (H, W) side by side, and enlarge the places where they differ most.
 
-    Pixels that were left out, (H, W) bool, are orange in the input.
+    Pixels that were left out, (H, W) bool, are orange in the input. Places whose fit is bad, (H, W)
+    bool, are outlined in the result.
     """
     before, after = (np.asarray(image, np.float32) for image in (before, after))
     if left_out is None:
@@ -178,11 +180,15 @@ def draw_restoration(
     half = max(len(places), 1)
     low, high = np.percentile(before[~left_out] if not left_out.all() else 0, (0.5, 99.8))
     named = "input (orange: left out)" if left_out.any() else "input"
-    for column, (image, name) in enumerate(((before, named), (after, "restored"))):
+    outlined = bad_fit is not None and bool(bad_fit.any())
+    restored = "restored (outlined: bad fit)" if outlined else "restored"
+    for column, (image, name) in enumerate(((before, named), (after, restored))):
         axes = figure.add_subplot(grid[0, column * half : (column + 1) * half])
         axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         if image is before:
             mark_left_out(axes, left_out)
+        elif outlined:
+            axes.contour(bad_fit, levels=[0.5], colors=[COLOURS[1]], linewidths=1.2)
         axes.set_facecolor("0.85")  # of NaN, which is transparent
         axes.set_title(name, fontsize=9)
         axes.set(xticks=[], yticks=[])

@@ -103,10 +103,7 @@ def estimate_camera(
     bands = _bands(plane)
     mean, variance = _blocks(plane, bands)
     if len(mean) == 0:
-        finite = plane[plane.isfinite()]
-        offset = float(finite.min()) if len(finite) else 0.0
-        offset = offset if offset_counts is None else offset_counts
-        return Camera(offset, gain_counts_per_e, None, math.nan, "assumed", "assumed")
+        return _without_blocks(plane, offset_counts, gain_counts_per_e)
     curve = _transfer_curve(mean, variance, _quiet_share_of_noise(), offset_counts)
     white = True
     if spectra := _spectra(bands):
@@ -117,7 +114,7 @@ def estimate_camera(
     light = max(curve.mean - curve.offset, 0.0)
     if gain is None and light > 0:
         gain, source = curve.variance / light, "assumed"
-    if not white and light > MOST_PHOTONS * (gain or 0.0):
+    if (source == "assumed" or not white) and light > MOST_PHOTONS * (gain or 0.0):
         gain, source = light / MOST_PHOTONS, "assumed"
     offset_source = "found" if curve.gain is not None else "assumed"
     if offset_counts is not None:
@@ -127,6 +124,35 @@ def estimate_camera(
     error = curve.error if source == "found" else None
     noise = math.sqrt(curve.variance)
     return Camera(curve.offset, gain or None, error, noise, offset_source, source, white)
+
+
+def describe_camera(camera: Camera) -> list[str]:
+    """The camera and where its numbers come from, in sentences for the user."""
+    gain = camera.gain_counts_per_e
+    words = "unknown" if gain is None else f"{gain:.3g} counts per photon ({camera.gain_source})"
+    lines = [
+        f"camera: offset {camera.offset_counts:.4g} counts ({camera.offset_source}), gain {words}"
+    ]
+    if camera.gain_source == "assumed":
+        lines[0] += "; if you know them, give --offset-counts and --gain-counts-per-e"
+    if not camera.white_noise:
+        lines.append(
+            "the noise is not that of a raw camera image: the image looks registered, denoised or "
+            "compressed; a raw image can be restored better"
+        )
+    return lines
+
+
+def _without_blocks(plane: torch.Tensor, offset: float | None, gain: float | None) -> Camera:
+    """A camera assumed for a plane that is too small, or clipped all over."""
+    finite = plane[plane.isfinite()].double()
+    sources = ["assumed" if one is None else "given" for one in (offset, gain)]
+    if offset is None:
+        offset = min(0.0, float(finite.min())) if len(finite) else 0.0
+    light = float(finite.mean()) - offset if len(finite) else 0.0
+    if gain is None and light > 0:
+        gain = light / MOST_PHOTONS
+    return Camera(offset, gain, None, math.nan, *sources)
 
 
 def _transfer_curve(

@@ -20,7 +20,7 @@ import torch
 import tyro
 
 from common.files import check_out_folder
-from micrographs.camera import Camera, estimate_camera
+from micrographs.camera import Camera, describe_camera, estimate_camera
 from micrographs.cleaned import CleanedImage, Survey, survey
 from micrographs.metadata import KnownOptics, OpticsFacts, resolve_optics
 from micrographs.micrograph import Micrograph, open_micrograph
@@ -37,6 +37,7 @@ BAND_ROWS = 256  # read at a time: 16 MB of an image of 16,000 pixels a line
 RESUMED = 5000  # patches; it takes longer to resume a smaller map than to make it again
 UNFINISHED = ("unfinished_map.f32", "unfinished_map.json")
 SATURATED_REFUSE = 0.25  # share of the pixels: with more, most patches hold some
+GAIN_FACTOR = 2.0  # between the gain given and that of the noise, from which the user is told
 # Share of the patches. Where the error bars hold, 0.3 % lie outside three standard deviations.
 MANY_OUTLIERS = 0.1
 
@@ -251,7 +252,15 @@ def look_at_camera(
     if not found.usable.any():
         raise InputError("no pixel of the image shows an object; choose another plane or image.")
     camera = estimate_camera(found.sample, found.usable, offset_counts, gain_counts_per_e)
-    return camera, found, describe_outliers(found.shares)
+    notes = describe_outliers(found.shares) + describe_camera(camera)
+    if gain_counts_per_e is not None:
+        free = estimate_camera(found.sample, found.usable, offset_counts).gain_counts_per_e
+        if free and not 1 / GAIN_FACTOR < gain_counts_per_e / free < GAIN_FACTOR:
+            notes.append(
+                f"the noise of the image suggests a gain of {free:.3g} counts per photon, not "
+                f"{gain_counts_per_e:g} (--gain-counts-per-e)"
+            )
+    return camera, found, notes
 
 
 def map_image(

@@ -40,6 +40,28 @@ class Fit:
         """Share of the field that is not explained."""
         return float(self.bad.double().mean())
 
+    def sentences(self, gain: float) -> list[str]:
+        """What is wrong with the fit of a restoration that began with this gain, and why."""
+        found = []
+        if self.gain > gain * NOISE_ALLOWED:
+            found.append(
+                f"the image is noisier than photon noise of {gain:.3g} counts per photon, so "
+                f"{self.gain:.3g} was taken (--gain-counts-per-e, --offset-counts)"
+            )
+        if self.noise > NOISE_ALLOWED:
+            found.append(
+                f"bad fit: the residuals have {self.noise:.2g} times the variance of photon noise, "
+                "so the result is faded into the input. The map or the optics are wrong, or the "
+                "image was processed"
+            )
+        elif self.bad_share > WORTH_SAYING:
+            found.append(
+                f"bad fit in {self.bad_share:.1%} of the field (outlined), where the result is "
+                "faded into the input. The PSF is wrong there, or detail is finer than the optics "
+                "transmit"
+            )
+        return found
+
 
 def judge(photons: torch.Tensor, expected: torch.Tensor, usable: torch.Tensor | None = None) -> Fit:
     """The fit of a restoration that expects an image (H, W) of photons.

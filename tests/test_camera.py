@@ -10,7 +10,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, rotate, shift, zoom
 from skimage import data
 
-from micrographs.camera import Camera, estimate_camera, photons_per_pixel, saturated_share
+from micrographs.camera import (
+    Camera,
+    describe_camera,
+    estimate_camera,
+    photons_per_pixel,
+    saturated_share,
+)
 from psf.noise import camera_counts, to_photons
 
 OFFSET = 100.0
@@ -161,10 +167,10 @@ def test_a_given_offset_leads_to_the_same_gain_wherever_the_image_begins():
 
 
 @pytest.mark.parametrize("plane", [torch.full((100, 100), 7.0), torch.rand(9, 9)])
-def test_images_without_noise_to_see_have_no_gain(plane):
+def test_images_without_noise_to_see_have_4000_photons_per_pixel(plane):
     camera = estimate_camera(plane)
-    assert camera.gain_counts_per_e is None
-    assert camera.offset_counts <= float(plane.mean())
+    assert (camera.gain_source, camera.offset_source) == ("assumed", "assumed")
+    assert photons_per_pixel(float(plane.mean()), camera) == pytest.approx(4000, rel=1e-6)
 
 
 def test_missing_pixels_are_passed_over():
@@ -174,13 +180,26 @@ def test_missing_pixels_are_passed_over():
     assert estimate_camera(counts).gain_counts_per_e == pytest.approx(
         whole.gain_counts_per_e, rel=0.1
     )
-    assert estimate_camera(torch.full((64, 64), math.nan)).gain_counts_per_e is None
+    nothing = estimate_camera(torch.full((64, 64), math.nan))
+    assert nothing.gain_counts_per_e is None and photons_per_pixel(120.0, nothing) is None
 
 
 def test_large_images_are_measured_in_bands():
     content = blurred("photograph").repeat(4, 5)[:, :2400]
     camera = estimate_camera(record(content, 500, 2.0))
     assert abs(math.log(camera.gain_counts_per_e / 2)) < math.log(FACTOR)
+
+
+def test_camera_says_where_its_numbers_come_from():
+    raw = record(blurred("photograph"), 300, 2.0)
+    found = describe_camera(estimate_camera(raw))
+    assert len(found) == 1 and found[0].count("(found)") == 2 and "--gain" not in found[0]
+    given = describe_camera(estimate_camera(raw, None, 90.0, 2.5))
+    assert "offset 90 counts (given), gain 2.5 counts per photon (given)" in given[0]
+    smooth = describe_camera(estimate_camera(processed(raw, "smoothed")))
+    assert "registered, denoised or compressed" in smooth[1]
+    flat = describe_camera(estimate_camera(torch.full((100, 100), 7.0)))
+    assert flat[0].count("(assumed)") == 2 and "--gain-counts-per-e" in flat[0]
 
 
 def test_photons_are_counts_above_the_offset_over_the_gain():
