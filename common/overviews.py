@@ -178,11 +178,16 @@ def draw_restoration(
     figure = Figure(figsize=(10, 7.4), layout="constrained")
     grid = figure.add_gridspec(2, 2 * max(len(places), 1), height_ratios=(3, 1))
     half = max(len(places), 1)
-    low, high = np.percentile(before[~left_out] if not left_out.all() else 0, (0.5, 99.8))
+    # each on its own scale: a restoration has more contrast than its input
+    ranges = [
+        np.percentile(one[~left_out] if not left_out.all() else 0, (0.5, 99.8))
+        for one in (before, after)
+    ]
     named = "input (orange: left out)" if left_out.any() else "input"
     outlined = bad_fit is not None and bool(bad_fit.any())
     restored = "restored (outlined: bad fit)" if outlined else "restored"
     for column, (image, name) in enumerate(((before, named), (after, restored))):
+        low, high = ranges[column]
         axes = figure.add_subplot(grid[0, column * half : (column + 1) * half])
         axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         if image is before:

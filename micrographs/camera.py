@@ -170,8 +170,6 @@ def _transfer_curve(
     darkest = float(torch.quantile(mean, DARKEST_SHARE))
     lowest = min(0.0, darkest)  # cameras don't subtract below zero
     level_mean, level_variance = _levels(mean, variance, quiet_share)
-    if len(level_mean) == 0:
-        level_mean, level_variance = mean, variance
     middle, noise = float(level_mean.median()), float(level_variance.median())
     unknown = _TransferCurve(lowest if given is None else given, None, None, middle, noise)
     if len(level_mean) < FEWEST_LEVELS:
@@ -185,7 +183,7 @@ def _transfer_curve(
     offset = -intercept / slope if given is None else given
     if given is not None or not lowest <= offset <= darkest:
         # A line through a known point: the offset can't be above the darkest pixels.
-        offset = offset if given is not None else min(max(offset, lowest), darkest)
+        offset = min(max(offset, lowest), darkest) if given is None else given
         if not (level_mean > offset).any():
             return unknown
         slope, error = _line_through(level_mean - offset, level_variance)
@@ -225,20 +223,6 @@ def _curve_at_low_frequencies(
     variance = place.factor * spectra.power[:, place.ring]
     share = float(quiet_share_of_white_noise()[place.ring])
     return _transfer_curve(spectra.mean, variance, share, given, SIGNIFICANT_AT_LOW_FREQUENCIES)
-
-
-def photons_per_pixel(plane_mean: float, camera: Camera) -> float | None:
-    """Mean detected photons per pixel, None if the gain is unknown."""
-    if camera.gain_counts_per_e is None:
-        return None
-    return max(plane_mean - camera.offset_counts, 0.0) / camera.gain_counts_per_e
-
-
-def saturated_share(plane: torch.Tensor, full_scale: float | None) -> float:
-    """Share of the pixels at or above full scale; 0 if that is unknown."""
-    if full_scale is None:
-        return 0.0
-    return float((plane >= full_scale).double().mean())
 
 
 def _blocks(plane: torch.Tensor, bands: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -301,9 +285,7 @@ def _levels(
     Variances are compared relative to a line (slope, intercept), or the darkest blocks of a class
     would be taken for those of least variance.
     """
-    count = min(LEVELS, len(mean) // FEWEST_BLOCKS)
-    if count == 0:
-        return mean[:0], variance[:0]
+    count = max(1, min(LEVELS, len(mean) // FEWEST_BLOCKS))
     groups = mean.argsort().tensor_split(count)
     slope, intercept = line
     expected = (intercept + slope * mean).clamp(min=variance.median() / 100)

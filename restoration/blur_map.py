@@ -122,7 +122,11 @@ def continue_to_borders(
         torch.from_numpy(np.stack([getattr(one, name) for one in found])).to(raw.values)
         for name in ("values", "standard_deviations")
     )
-    content = torch.from_numpy(padded(raw.content, mode="edge")).to(raw.content)
+    # Patches with many outliers have content 0. What is usable of them may show an object, which is
+    # restored with the PSFs of the neighbours.
+    masked = raw.content == 0
+    content = torch.where(masked, 1.0, raw.content)
+    content = torch.from_numpy(padded(content, mode="edge")).to(raw.content)
     return PsfMap(raw.model, raw.microscope, values, deviations, content, rows, columns)
 
 

@@ -288,7 +288,7 @@ def test_the_picture_of_a_refusal_shows_the_planes_and_the_reason(tmp_path, monk
     (axes,) = figures[0].axes
     points = axes.containers[0].lines[0].get_xydata()
     assert points.tolist() == [[0, 1], [1, 3], [2, 2]]
-    assert axes.get_title() == "a$b.tif\nrefused: focus does not follow z"
+    assert axes.get_title() == "a\\$b.tif\nrefused: focus does not follow z"
 
 
 @pytest.mark.parametrize("focus_um", [-3.6, Z_UM[-1] + 3.6])

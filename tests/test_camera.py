@@ -14,8 +14,6 @@ from micrographs.camera import (
     Camera,
     describe_camera,
     estimate_camera,
-    photons_per_pixel,
-    saturated_share,
 )
 from psf.noise import camera_counts, to_photons
 
@@ -37,6 +35,11 @@ def blurred(name: str) -> torch.Tensor:
     return torch.from_numpy(gaussian_filter(sharp.numpy(), sigma))
 
 
+def light_of(counts: torch.Tensor, camera: Camera) -> float:
+    """Mean photons per pixel."""
+    return (float(counts.mean()) - camera.offset_counts) / camera.gain_counts_per_e
+
+
 def record(content: torch.Tensor, photons: float, gain: float, read_noise_e=1.6) -> torch.Tensor:
     expected = to_photons(content[None], photons)
     generator = torch.Generator().manual_seed(1)
@@ -50,7 +53,7 @@ def test_gain_within_its_factor(name, gain, photons):
     counts = record(blurred(name), photons, gain)
     camera = estimate_camera(counts)
     assert abs(math.log(camera.gain_counts_per_e / gain)) < math.log(FACTOR)
-    found = photons_per_pixel(float(counts.mean()), camera)
+    found = light_of(counts, camera)
     assert abs(math.log(found / photons)) < math.log(FACTOR)
 
 
@@ -170,7 +173,7 @@ def test_a_given_offset_leads_to_the_same_gain_wherever_the_image_begins():
 def test_images_without_noise_to_see_have_4000_photons_per_pixel(plane):
     camera = estimate_camera(plane)
     assert (camera.gain_source, camera.offset_source) == ("assumed", "assumed")
-    assert photons_per_pixel(float(plane.mean()), camera) == pytest.approx(4000, rel=1e-6)
+    assert light_of(plane, camera) == pytest.approx(4000, rel=1e-6)
 
 
 def test_missing_pixels_are_passed_over():
@@ -181,7 +184,7 @@ def test_missing_pixels_are_passed_over():
         whole.gain_counts_per_e, rel=0.1
     )
     nothing = estimate_camera(torch.full((64, 64), math.nan))
-    assert nothing.gain_counts_per_e is None and photons_per_pixel(120.0, nothing) is None
+    assert nothing.gain_counts_per_e is None
 
 
 def test_large_images_are_measured_in_bands():
@@ -200,16 +203,3 @@ def test_camera_says_where_its_numbers_come_from():
     assert "registered, denoised or compressed" in smooth[1]
     flat = describe_camera(estimate_camera(torch.full((100, 100), 7.0)))
     assert flat[0].count("(assumed)") == 2 and "--gain-counts-per-e" in flat[0]
-
-
-def test_photons_are_counts_above_the_offset_over_the_gain():
-    camera = Camera(offset_counts=100.0, gain_counts_per_e=2.0, gain_error=0.1, noise_counts=5.0)
-    assert photons_per_pixel(300.0, camera) == 100
-    assert photons_per_pixel(90.0, camera) == 0
-
-
-def test_saturated_share():
-    plane = torch.tensor([[4095.0, 4094.0], [0.0, 4095.0]])
-    assert saturated_share(plane, 4095.0) == 0.5
-    assert saturated_share(plane, 65535.0) == 0
-    assert saturated_share(plane, None) == 0

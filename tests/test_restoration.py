@@ -198,7 +198,7 @@ def map_folder(tmp_path):
     (folder / "map.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
     optics = vars(Microscope())
     camera = {"offset_counts": 100.0, "gain_counts_per_e": 2.0}
-    camera |= {"gain_error": 0.01, "noise_counts": 3.0}
+    camera |= {"gain_error": 0.01, "noise_counts": 3.0, "white_noise": True}
     facts = {"psf_model": MODEL.as_config(), "label_names": ["fwhm"], "label_unit": "px"}
     facts |= {"optics": dict(optics), "image_shape": list(SHAPE), "camera": camera}
     facts |= {"smoothing_strength": [], "patch_size_px": 40}
