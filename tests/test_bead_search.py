@@ -221,7 +221,7 @@ def test_the_picture_shows_the_verdict_and_the_pixels_of_weight_0(tmp_path, monk
     for is_good in (True, False):
         draw_bead_fit(tmp_path / "x.png", shown, found, SCENE, "a$b", quality.sentence, is_good)
     good, bad = (figure._suptitle for figure in figures)
-    assert good.get_text().startswith("a$b: ") and "grey: weight 0" in good.get_text()
+    assert good.get_text().startswith("a\\$b: ") and "grey: weight 0" in good.get_text()
     assert good.get_color() == "black" and bad.get_color() == WARNING_COLOUR
     middle = next(a for a in figures[0].axes if a.get_title().startswith("residual, z = +0.2"))
     masked = np.ma.getmaskarray(middle.images[0].get_array())
