@@ -20,6 +20,10 @@ SOLID_PX = 3  # edge of the squares that a border is made of; chance leaves no s
 MIXED_PX = 2  # width of the pixels beside a border that interpolation mixed with it
 BORDER_JUMP = 0.02  # least step from a border to the image, as a share of the range of brightness
 
+# Lines at the edge: how many can be odd, and how many next ones tell what is usual. A step between
+# the medians of two lines is odd from so many times the usual one, and from a share of the level.
+MOST_EDGE_LINES, INNER_LINES, EDGE_FACTOR, EDGE_JUMP = 2, 16, 8.0, 0.05
+
 FEWEST_PILED = 50  # pixels at the largest value that can be saturation; enlarged pixels repeat
 PILE_WIDTH = 0.005  # share of the range below the largest value with which the pile is compared
 PILE_FACTOR = 4.0  # times as many pixels must have the largest value as lie just below
@@ -149,7 +153,38 @@ def _borders(plane: torch.Tensor, missing: torch.Tensor, ends: tuple[bool, bool]
         border |= _border_of(plane, plane == value, float(value), ends)
     if missing.any() or border.any():
         border |= grown(solid(missing, SOLID_PX) | border, MIXED_PX)
+    border |= _edge_lines(plane, ends)
     return border & ~missing
+
+
+def _edge_lines(plane: torch.Tensor, ends: tuple[bool, bool]) -> torch.Tensor:
+    """Outermost lines (H, W) bool that differ from the next ones as no neighbouring lines do.
+
+    A shift by less than two pixels leaves one or two lines of the filling value, or of a mixture
+    with it. Some cameras return dark or bright first lines.
+    """
+    height, width = plane.shape
+    lines = torch.zeros(plane.shape, dtype=torch.bool)
+    if ends[0]:
+        lines[: _odd_lines(plane)] = True
+    if ends[1]:
+        lines[height - _odd_lines(plane.flip(0)) :] = True
+    lines[:, : _odd_lines(plane.T)] = True
+    lines[:, width - _odd_lines(plane.T.flip(0)) :] = True
+    return lines
+
+
+def _odd_lines(plane: torch.Tensor) -> int:
+    """Number of first lines of a plane (L, N) that differ from the next as no neighbours do."""
+    lines = plane[: INNER_LINES + MOST_EDGE_LINES]
+    if len(lines) < INNER_LINES:
+        return 0
+    levels = lines.nanmedian(1).values.nan_to_num()
+    steps = levels.diff().abs()
+    usual = EDGE_FACTOR * float(steps[MOST_EDGE_LINES:].square().mean().sqrt())
+    least = EDGE_JUMP * float(levels[MOST_EDGE_LINES:].abs().median())
+    odd = (steps[:MOST_EDGE_LINES] > max(usual, least)).nonzero().flatten().tolist()
+    return odd[-1] + 1 if odd else 0
 
 
 def _border_of(

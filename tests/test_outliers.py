@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.transform import rotate
 
 from micrographs.cleaned import CleanedImage
@@ -256,3 +257,20 @@ def test_patches_with_many_outliers_have_no_content():
     # 128 px patches that begin at 0, 32, 64...: 60, 28 and 0 of their columns are black
     assert (found.content[:, :2] == 0).all()
     assert (found.content[:, 2:] > 0).all()
+
+
+@pytest.mark.parametrize("side", ["top", "bottom", "left", "right"])
+@pytest.mark.parametrize(("width", "share"), [(1, 0.0), (1, 0.5), (2, 0.0)])
+def test_single_lines_that_a_shift_leaves_at_an_edge_are_borders(side, width, share):
+    # a shift by half a pixel mixes the first line with the filling value
+    generator = torch.Generator().manual_seed(0)
+    smooth = gaussian_filter(torch.rand(160, 144, generator=generator).numpy(), 3) ** 2
+    plane = torch.poisson(torch.from_numpy(smooth * 4000), generator=generator)
+    assert not any(find_outliers(plane).shares.values())
+    turns = {"top": 0, "left": 1, "bottom": 2, "right": 3}[side]
+    turned = torch.rot90(plane, -turns)  # the side is on top
+    turned[:width] *= share
+    found = find_outliers(torch.rot90(turned, turns))
+    at_top = torch.rot90(found.usable, -turns)
+    assert not at_top[:width].any()
+    assert at_top[4:].all()
