@@ -35,8 +35,9 @@ from micrographs.metadata import NOT_NEEDED, OpticsFacts, flag_of, flag_or_file
 from models.checkpoint import Estimator, load_estimator
 from models.depth import DEPTH_LABELS, DepthCalibration, is_signed
 from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plane_means
-from models.map_image import Recording, RecordingOptions, map_stack, open_recording
+from models.map_image import map_stack
 from models.mapping import reliable_estimates
+from models.recording import Recording, RecordingOptions, open_recording
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES
 from psf.model import um_per_label

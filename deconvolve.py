@@ -40,19 +40,17 @@ from micrographs.metadata import flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
 from micrographs.outliers import Outliers, find_outliers
 from models.checkpoint import load_estimator
-from models.map_image import (
+from models.map_image import describe_map, forget_unfinished, map_image
+from models.mapping import PsfMap
+from models.recording import (
     MapOptions,
     Recording,
     check_map_options,
     check_negative,
-    describe_map,
     file_cutoff,
-    forget_unfinished,
     look_at_camera,
-    map_image,
     open_recording,
 )
-from models.mapping import PsfMap
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES
 from restoration.blur_map import PLACE, check_belongs, choose_plane, continue_to_borders, read_map
@@ -63,6 +61,7 @@ from restoration.with_map import restore_with_map
 DEFAULT = Path("zernike1d_tilted")  # it saw patches across which the focus changes
 MADE = ("side_by_side.png", "restored.tif")
 WHITE_16 = 2**16 - 1
+FEWEST_LEVELS = 64  # of an image that whole numbers can show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +133,7 @@ def open_with_map(config: Config) -> Iterator[tuple[Micrograph, PsfMap, Camera]]
         psf_map, facts = read_map(config.map)
         given = {name: getattr(config, name) for name in PLACE}
         place, note = choose_plane(config.image, given, facts)
-        print_notes(filter(None, [note]))
+        print_notes([note] if note and not config.all_planes else [])
         with open_micrograph(config.image, **place) as micrograph:
             print_notes(micrograph.notes)
             given = config.offset_counts
@@ -178,8 +177,12 @@ class Outcome:
         fit = self.restored.fit
         found = [self.restored.note] if self.restored.note else []
         found += fit.sentences(self.camera.gain_counts_per_e or 1.0) if fit else []
-        named = ", ".join(f"{k} {v}" for k, v in self.plane.items() if v is not None)
-        return f"{named}: {'; '.join(found)}" if found else ""
+        return f"{self.name}: {'; '.join(found)}" if found else ""
+
+    @property
+    def name(self) -> str:
+        """Channel, z and t in words."""
+        return ", ".join(f"{k} {v}" for k, v in self.plane.items() if v is not None)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -191,15 +194,14 @@ class Outcome:
             "tv": self.restored.tv,
             "deviance_per_pixel": round(self.restored.deviance, 4),
             "outliers": self.outliers.shares,
-            "fit": None
-            if fit is None
-            else {
-                "noise": round(fit.noise, 4),
-                "bad_share": round(fit.bad_share, 5),
-                "gain_counts_per_e": fit.gain,
-            },
+            "fit": fit.facts if fit else None,
             "note": self.note,
         }
+
+
+def place_of(micrograph: Micrograph) -> dict[str, int | None]:
+    """Channel, z and t of a plane."""
+    return {name: getattr(micrograph, name) for name in ("channel", "z", "t")}
 
 
 def restore_plane(
@@ -211,12 +213,15 @@ def restore_plane(
     outliers = find_outliers(plane, micrograph.full_scale, cutoff)
     if config.all_planes and camera.gain_source == "assumed":
         # An assumed gain is that of one plane; others may be brighter or processed otherwise.
-        given = config.offset_counts
-        camera = estimate_camera(plane, outliers.usable, given, config.gain_counts_per_e)
-    light = (plane - camera.offset_counts).clamp(min=0).to(pick_device(config.device))
-    place = {"channel": micrograph.channel, "z": micrograph.z, "t": micrograph.t}
-    if config.all_planes and light.min() == light.max():
-        same = Restored(light, 0, 0.0, 0.0, light, "the plane is constant and stays as it is")
+        given = config.gain_counts_per_e
+        camera = estimate_camera(plane, outliers.usable, camera.offset_counts, given)
+    light = (plane - camera.offset_counts).clamp(min=0)
+    seen = light[outliers.usable]
+    light = light.to(pick_device(config.device))
+    place = place_of(micrograph)
+    if config.all_planes and (not len(seen) or seen.min() == seen.max()):
+        what = "constant" if len(seen) else "without a usable pixel"
+        same = Restored(light, 0, 0.0, 0.0, light, f"the plane is {what} and stays as it is")
         return Outcome(light.cpu().numpy(), light.cpu().numpy(), same, 0, place, outliers, camera)
     restored, blur = restore_with_map(
         light,
@@ -271,6 +276,16 @@ def check_config(config: Config) -> None:
         raise InputError(f"--background-counts is {config.background_counts:g}; give 0 or more.")
 
 
+def check_bits(config: Config, micrograph: Micrograph) -> None:
+    """Refuse whole numbers for an image of few grey levels."""
+    brightest = float(micrograph.plane().nan_to_num(0.0).max())
+    if config.bits == 16 and brightest < FEWEST_LEVELS:
+        raise InputError(
+            f"--bits 16 keeps whole counts, but the brightest pixel is {brightest:g}; take --bits "
+            "32, or multiply the image."
+        )
+
+
 def describe(config: Config, outcomes: list[Outcome], psf_map: PsfMap, camera: Camera) -> dict:
     """Content of restoration.json, without the record of the run."""
     return {
@@ -283,16 +298,18 @@ def describe(config: Config, outcomes: list[Outcome], psf_map: PsfMap, camera: C
     }
 
 
-def report(outcomes: list[Outcome], camera: Camera, seconds: float) -> list[str]:
-    """What was done, in lines for the user."""
-    first, count = outcomes[0], len(outcomes)
+def report(outcomes: list[Outcome], first: Outcome, camera: Camera, seconds: float) -> list[str]:
+    """What was done, in lines for the user; the numbers are those of the plane `first`."""
+    count = len(outcomes)
     known = camera.gain_source != "assumed" and camera.white_noise
-    meaning = "about 1 if PSF, gain and offset are right" if known else "below 1: strong smoothing"
+    meaning = (
+        "about 1 if PSF, gain and offset are right" if known else "no measure: the gain is assumed"
+    )
     return [
         f"{count} plane{'s' if count > 1 else ''} in {seconds:.1f} s; "
-        f"{first.restored.iterations} iterations, total variation {first.restored.tv:.3g}, "
-        f"{first.eigen_psfs} eigen-PSFs; deviance {first.restored.deviance:.2f} per pixel "
-        f"({meaning})",
+        f"{first.name}: {first.restored.iterations} iterations, total variation "
+        f"{first.restored.tv:.3g}, {first.eigen_psfs} eigen-PSFs; deviance "
+        f"{first.restored.deviance:.2f} per pixel ({meaning})",
         *(f"note: {outcome.note}" for outcome in outcomes if outcome.note),
     ]
 
@@ -301,12 +318,15 @@ def restore(config: Config, folder: Path) -> list[str]:
     """Restore the image and write all files to `folder`; returns what the user should read."""
     started = time.perf_counter()
     with open_with_map(config) as (micrograph, psf_map, camera):
+        check_bits(config, micrograph)
         chosen = list(planes(config, micrograph))
         outcomes = [
             restore_plane(config, one, psf_map, camera)
             for one in tqdm(chosen, desc="restore", unit="plane", disable=len(chosen) == 1)
         ]
-        first, pixel_um = outcomes[0], psf_map.microscope.pixel_size_um
+        mapped = place_of(micrograph)
+        first = next((one for one in outcomes if one.plane == mapped), outcomes[0])
+        pixel_um = psf_map.microscope.pixel_size_um
         afters = [outcome.after for outcome in outcomes]
         write_restored(folder / "restored.tif", afters, micrograph, pixel_um, config.bits)
     draw_restoration(
@@ -314,15 +334,16 @@ def restore(config: Config, folder: Path) -> list[str]:
         first.before,
         first.after,
         pixel_um,
-        f"{config.image.name}: {first.restored.iterations} iterations, "
+        f"{config.image.name}, {first.name}: {first.restored.iterations} iterations, "
         f"{first.eigen_psfs} eigen-PSFs",
         left_out=~first.outliers.usable.numpy(),
+        warning=first.note,
         bad_fit=None if first.restored.fit is None else first.restored.fit.bad.cpu().numpy(),
     )
     seconds = round(time.perf_counter() - started, 2)
     facts = describe(config, outcomes, psf_map, camera)
     write_record(folder / "restoration.json", {**facts, **run_record(seconds=seconds)})
-    return report(outcomes, camera, seconds)
+    return report(outcomes, first, camera, seconds)
 
 
 def main(config: Config) -> None:

@@ -44,19 +44,23 @@ from models.checkpoint import load_estimator
 from models.depth import Depth, DepthCalibration, depth_of_map
 from models.map_files import map_table, pixels_hash, write_full_resolution
 from models.map_image import (
-    BAND_ROWS,
+    MANY_OUTLIERS,
     ImageMap,
-    MapOptions,
-    Recording,
-    check_map_options,
-    check_negative,
     cleaned_plane,
     describe_map,
     forget_unfinished,
     map_image,
-    open_recording,
 )
 from models.mapping import Image, PsfMap
+from models.recording import (
+    BAND_ROWS,
+    MapOptions,
+    Recording,
+    check_map_options,
+    check_negative,
+    open_recording,
+    outside_training,
+)
 from psf.errors import InputError
 from restoration.blur_map import AXIS_OF
 
@@ -115,6 +119,20 @@ def describe_light(photons: np.ndarray, camera: Camera) -> str:
     number = f"{median:,.0f}" if median >= 100 else f"{median:.2g}"
     assumed = " (gain assumed)" if camera.gain_source == "assumed" else ""
     return f"{number} photons per pixel{assumed}"
+
+
+def warnings_of(found: ImageMap, recording: Recording) -> list[str]:
+    """What a person must know who looks at the map."""
+    outliers = max((one.outliers for one in found.smoothing), default=0.0)
+    said = []
+    if outliers > MANY_OUTLIERS:
+        said.append(f"the smooth map does not describe {outliers:.0%} of the patches")
+    if not recording.camera.white_noise:
+        said.append("the image was processed, or simulated without noise")
+    optics = (recording.estimator, recording.microscope, recording.resampling)
+    if outside := outside_training(*optics):
+        said.append(f"the network was trained for other optics: {'; '.join(outside)}")
+    return said
 
 
 def write_maps(
@@ -254,6 +272,7 @@ def make_map(config: Config, folder: Path) -> list[str]:
         depth and (depth.values, depth.name),
         shape[1] / shown.shape[1],
         left_out,
+        "; ".join(warnings_of(found, recording)),
     )
     write_record(folder / "config.json", record(config, recording, found, pixels, seconds))
     rows, columns = found.patches.content.shape

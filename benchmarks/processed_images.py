@@ -33,7 +33,8 @@ from common.command import pick_device, run
 from common.files import write_csv
 from micrographs.outliers import find_outliers
 from models.checkpoint import Estimator, load_estimator
-from models.map_image import MapOptions, file_cutoff, map_image, open_recording
+from models.map_image import map_image
+from models.recording import MapOptions, file_cutoff, open_recording
 from psf.blur import blur_valid
 from psf.microscope import Microscope
 from psf.noise import camera_counts, to_photons
@@ -53,10 +54,11 @@ ANGLE = 7.0  # degrees
 class Config:
     """Settings of the benchmark."""
 
+    # test photographs, or kinds of procedural objects
     objects: tuple[str, ...] = ("camera", "gravel", "nuclei", "filaments")
-    focus_waves: tuple[float, ...] = (0.2, 1.2)
+    focus_waves: tuple[float, ...] = (0.2, 1.2)  # of the PSF
     photons: tuple[float, ...] = (100.0, 1000.0)  # mean per pixel
-    checkpoint: Path = Path("zernike1d_tilted")
+    checkpoint: Path = Path("zernike1d_tilted")  # network that estimates the map
     device: str = "auto"  # auto, cpu, cuda, mps
     out: Path = Path("results")  # folder to write
 

@@ -28,8 +28,9 @@ from micrographs.micrograph import open_micrograph
 from models.checkpoint import Estimator, load_estimator, outside_limits
 from models.depth import depth_from_optics, is_signed
 from models.depth_fit import fit_depth, follows, leave_one_plane_out, plane_means
-from models.map_image import Recording, RecordingOptions, map_stack, open_recording
+from models.map_image import map_stack
 from models.mapping import reliable_estimates
+from models.recording import Recording, RecordingOptions, open_recording
 from psf.errors import InputError
 
 NEEDED = ("z_um", "bands_y", "band_focus_z_um_measured", "pixel_um")

@@ -1,5 +1,6 @@
 """Pictures that a script leaves beside its result: maps and restorations."""
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -12,6 +13,7 @@ from matplotlib.patches import Rectangle
 
 from common.pictures import (
     COLOURS,
+    WARNING_COLOUR,
     add_scale_bar,
     colour_map,
     mark_left_out,
@@ -60,6 +62,7 @@ def draw_map(
     depth: tuple[np.ndarray, str] | None = None,
     shrunk: float = 1.0,
     left_out: np.ndarray | None = None,
+    warning: str = "",
 ) -> None:
     """Draw the image, each parameter with its standard deviation, depth, and the content.
 
@@ -70,6 +73,7 @@ def draw_map(
         then has the rms error
     depth : (R, C) in um, and its name
     left_out : pixels of `image` that do not show the object, bool; they are painted orange
+    warning : in red below the title
     """
     panels = list(_parameter_panels(psf_map, truth))
     if depth is not None:
@@ -87,7 +91,7 @@ def draw_map(
         _show_panel(at, panel, step_px * psf_map.microscope.pixel_size_um)
     for unused in others[len(panels) :]:
         unused.axis("off")
-    figure.suptitle(plain_text(title), fontsize=9)
+    add_title(figure, title, warning)
     save_figure(path, figure)
 
 
@@ -164,11 +168,12 @@ def draw_restoration(
     insets: int = 3,
     left_out: np.ndarray | None = None,
     bad_fit: np.ndarray | None = None,
+    warning: str = "",
 ) -> None:
     """Draw input and result (H, W) side by side, and enlarge the places where they differ most.
 
     Pixels that were left out, (H, W) bool, are orange in the input. Places whose fit is bad, (H, W)
-    bool, are outlined in the result.
+    bool, are outlined in the result. A warning stands in red below the title.
     """
     before, after = (np.asarray(image, np.float32) for image in (before, after))
     if left_out is None:
@@ -210,8 +215,15 @@ def draw_restoration(
             inset.set_title(name, fontsize=7)
             for spine in inset.spines.values():
                 spine.set(color=colour, lw=2)
-    figure.suptitle(plain_text(title), fontsize=9)
+    add_title(figure, title, warning)
     save_figure(path, figure)
+
+
+def add_title(figure: Figure, title: str, warning: str = "") -> None:
+    """Give a figure a title, in red with the lines of a warning if there is one."""
+    lines = [plain_text(title), *textwrap.wrap(plain_text(warning), 130)]
+    colour = WARNING_COLOUR if warning else "black"
+    figure.suptitle("\n".join(lines), fontsize=9, color=colour)
 
 
 def busiest(difference: np.ndarray, edge: int, count: int) -> list[tuple[int, int]]:

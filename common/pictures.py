@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from common.files import whole_file
 
+WARNING_COLOUR = "#c00000"  # of titles that say what is wrong with a result
 # Colour-blind-safe colours for lines, of Okabe and Ito (jfly.uni-koeln.de/color)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 

@@ -12,6 +12,7 @@ from matplotlib.image import AxesImage
 
 from common.pictures import (
     COLOURS,
+    WARNING_COLOUR,
     add_scale_bar,
     colour_map,
     new_figure,
@@ -21,7 +22,6 @@ from common.pictures import (
 from psf.bead import BeadFit
 from psf.bead_stack import Scene
 
-WARNING_COLOUR = "#c00000"  # of a title that says that a result must not be used
 SECTION_SHAPES = (0.5, 1.5)  # height / width of an xz section to scale; others fill their panel
 
 # --- beads

@@ -58,6 +58,7 @@ class Camera:
     noise_counts: float  # standard deviation of the noise at middle brightness
     offset_source: str = "found"  # found in the image, assumed, or given by the user
     gain_source: str = "found"
+    offset_error_counts: float | None = None  # standard error of the fit; None: not fitted
     white_noise: bool = True  # False: the image was registered, denoised or compressed
 
 
@@ -70,6 +71,7 @@ class _TransferCurve:
     error: float | None  # relative, of the gain
     mean: float  # middle brightness, counts
     variance: float  # of the noise there, counts^2
+    offset_found: bool = False  # the zero of the line, not an end of the possible range
 
 
 def estimate_camera(
@@ -81,15 +83,13 @@ def estimate_camera(
 ) -> Camera:
     """Offset, gain and noise of the camera that recorded a plane (H, W) of counts.
 
-    One image has its limits. Read noise shifts the line as a lower offset does: the offset found is
-    too low by gain x read_noise_e^2 (2.6 counts for 1.6 e at gain 1). Out-of-focus background is
-    told from an offset only by its noise. An EM-CCD doubles the gain. In images sampled far below
-    Nyquist, fine detail counts as noise.
+    One image has its limits. Read noise lowers the offset found by gain x read_noise_e^2 (2.6
+    counts for 1.6 e at gain 1). Out-of-focus background is told from an offset only by its noise.
+    An EM-CCD doubles the gain. In images sampled far below Nyquist, detail counts as noise.
 
-    If the noise does not rise with brightness, the offset is assumed to be 0, and the gain that
-    with which photon noise would be as strong as the noise at middle brightness. If the noise is
-    not white, the gain is an effective one: photon noise of this gain is as strong as the noise of
-    the image at low frequencies.
+    If the noise does not rise with brightness, the offset is assumed to be 0, and the gain such
+    that photon noise is as strong as the noise at middle brightness. If the noise is not white,
+    photon noise of the gain is as strong as the noise at low frequencies.
 
     Parameters
     ----------
@@ -116,29 +116,30 @@ def estimate_camera(
         gain, source = curve.variance / light, "assumed"
     if (source == "assumed" or not white) and light > MOST_PHOTONS * (gain or 0.0):
         gain, source = light / MOST_PHOTONS, "assumed"
-    offset_source = "found" if curve.gain is not None else "assumed"
-    if offset_counts is not None:
-        offset_source = "given"
+    found = "found" if curve.offset_found else "assumed"
+    offset_source = found if offset_counts is None else "given"
     if gain_counts_per_e is not None:
         gain, source = gain_counts_per_e, "given"
     error = curve.error if source == "found" else None
-    noise = math.sqrt(curve.variance)
-    return Camera(curve.offset, gain or None, error, noise, offset_source, source, white)
+    # The slope is the least certain: the line turns about middle brightness.
+    offset_error = light * curve.error if offset_source == "found" else None
+    how = (math.sqrt(curve.variance), offset_source, source, offset_error, white)
+    return Camera(curve.offset, gain or None, error, *how)
 
 
 def describe_camera(camera: Camera) -> list[str]:
     """The camera and where its numbers come from, in sentences for the user."""
-    gain = camera.gain_counts_per_e
-    words = "unknown" if gain is None else f"{gain:.3g} counts per photon ({camera.gain_source})"
-    lines = [
-        f"camera: offset {camera.offset_counts:.4g} counts ({camera.offset_source}), gain {words}"
-    ]
+    gain = camera.gain_counts_per_e or math.nan
+    words = f"{gain:.3g} counts per photon ({camera.gain_source})"
+    spread = f" ± {camera.offset_error_counts:.2g}" if camera.offset_error_counts else ""
+    offset = f"{camera.offset_counts:.4g}{spread} counts ({camera.offset_source})"
+    lines = [f"camera: offset {offset}, gain {words}"]
     if camera.gain_source == "assumed":
         lines[0] += "; if you know them, give --offset-counts and --gain-counts-per-e"
     if not camera.white_noise:
         lines.append(
-            "the noise is not that of a raw camera image: the image looks registered, denoised or "
-            "compressed; a raw image can be restored better"
+            "the noise is not that of a raw camera image: the image looks registered, denoised, "
+            "compressed or simulated without noise; a raw image can be restored better"
         )
     return lines
 
@@ -187,7 +188,8 @@ def _transfer_curve(
         if not (level_mean > offset).any():
             return unknown
         slope, error = _line_through(level_mean - offset, level_variance)
-    return _TransferCurve(offset, slope, error / slope, middle, noise)
+        return _TransferCurve(offset, slope, error / slope, middle, noise)
+    return _TransferCurve(offset, slope, error / slope, middle, noise, True)
 
 
 def _spectra(bands: list[torch.Tensor]) -> BlockSpectra | None:

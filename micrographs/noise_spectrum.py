@@ -68,7 +68,7 @@ def block_spectra(plane: torch.Tensor) -> BlockSpectra:
             if len(blocks):
                 means.append(blocks.mean((1, 2)))
                 powers.append(_ring_powers(blocks))
-    step = _smallest_step(known)
+    step = smallest_step(known)
     return BlockSpectra(torch.cat(means), torch.cat(powers), step**2 / 12)
 
 
@@ -156,7 +156,7 @@ def _rings() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.bucketize(radius, edges, right=True) - 1, radius
 
 
-def _smallest_step(values: torch.Tensor) -> float:
+def smallest_step(values: torch.Tensor) -> float:
     """Smallest difference between two values: 1 of whole numbers, nearly 0 of measured floats."""
     steps = values[: 2**20].unique().diff()
     return float(steps.min()) if len(steps) else 0.0

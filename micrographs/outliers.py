@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from micrographs.neighbours import grown, solid, some
+from micrographs.noise_spectrum import smallest_step
 from micrographs.sharpness import SHARPEST_CUTOFF, too_sharp
 
 KINDS = ("hot", "dead", "border", "saturated", "missing")
@@ -43,7 +44,7 @@ class Outliers:
 
 def describe_outliers(shares: Mapping[str, float]) -> list[str]:
     """One sentence for the user on the shares of outliers by kind, if there are any."""
-    words = {"border": "in a filled border", "missing": "without a value (NaN)"}
+    words = {"border": "in or beside filled borders", "missing": "without a value (NaN)"}
     found = [
         f"{share_in_words(share)} {words.get(kind, kind)}"
         for kind, share in shares.items()
@@ -101,7 +102,8 @@ def saturation_level(plane: torch.Tensor, full_scale: float | None = None) -> fl
         return full_scale
     reach = PILE_WIDTH * (top - float(some(known).median()))
     piled = int((known == top).sum())
-    below = int((known >= top - max(reach, 1.0)).sum()) - piled
+    # The next value lies one step lower, whatever the unit of the image is.
+    below = int((known >= top - max(reach, smallest_step(known))).sum()) - piled
     return top if piled >= FEWEST_PILED and piled > PILE_FACTOR * below and reach > 0 else None
 
 

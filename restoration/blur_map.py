@@ -257,7 +257,7 @@ def choose_plane(
         for name, axis in AXIS_OF.items()
         if name not in asked and mapped.get(name) is not None and 1 < sizes[axis] > mapped[name]
     }
-    note = f"the plane of the map is restored: {_named_plane(taken)}" if taken else ""
+    note = f"as for the map: {_named_plane(taken)}" if taken else ""
     return taken | asked, note
 
 

@@ -40,6 +40,12 @@ class Fit:
         """Share of the field that is not explained."""
         return float(self.bad.double().mean())
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """Its numbers, for a record."""
+        shares = {"noise": round(self.noise, 4), "bad_share": round(self.bad_share, 5)}
+        return {**shares, "gain_counts_per_e": self.gain}
+
     def sentences(self, gain: float) -> list[str]:
         """What is wrong with the fit of a restoration that began with this gain, and why."""
         found = []

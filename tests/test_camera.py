@@ -200,6 +200,6 @@ def test_camera_says_where_its_numbers_come_from():
     given = describe_camera(estimate_camera(raw, None, 90.0, 2.5))
     assert "offset 90 counts (given), gain 2.5 counts per photon (given)" in given[0]
     smooth = describe_camera(estimate_camera(processed(raw, "smoothed")))
-    assert "registered, denoised or compressed" in smooth[1]
+    assert "registered, denoised, compressed" in smooth[1]
     flat = describe_camera(estimate_camera(torch.full((100, 100), 7.0)))
     assert flat[0].count("(assumed)") == 2 and "--gain-counts-per-e" in flat[0]

@@ -7,7 +7,8 @@ import torch
 
 from models import map_image as way
 from models.checkpoint import Prediction
-from models.map_image import RecordingOptions, map_image, open_recording
+from models.map_image import map_image
+from models.recording import RecordingOptions, open_recording
 from psf.model import psf_model
 
 OPTICS = {"na": 0.45, "wavelength_um": 0.5, "pixel_size_um": 0.27, "refractive_index": 1.33}
