@@ -83,7 +83,8 @@ class Config(MapOptions):
 
 
 def check_planes(config: Config, micrograph: Micrograph, offset_counts: float | None) -> None:
-    """Refuse negative pixels before the work, in all planes that will be restored."""
+    """Refuse before the work what cannot be restored or written, in all planes."""
+    check_bits(config, micrograph)
     for plane in planes(config, micrograph):
         check_negative(plane, offset_counts)
 
@@ -318,7 +319,6 @@ def restore(config: Config, folder: Path) -> list[str]:
     """Restore the image and write all files to `folder`; returns what the user should read."""
     started = time.perf_counter()
     with open_with_map(config) as (micrograph, psf_map, camera):
-        check_bits(config, micrograph)
         chosen = list(planes(config, micrograph))
         outcomes = [
             restore_plane(config, one, psf_map, camera)

@@ -131,7 +131,7 @@ def describe_camera(camera: Camera) -> list[str]:
     """The camera and where its numbers come from, in sentences for the user."""
     gain = camera.gain_counts_per_e or math.nan
     words = f"{gain:.3g} counts per photon ({camera.gain_source})"
-    spread = f" ± {camera.offset_error_counts:.2g}" if camera.offset_error_counts else ""
+    spread = f" ± {camera.offset_error_counts:.3g}" if camera.offset_error_counts else ""
     offset = f"{camera.offset_counts:.4g}{spread} counts ({camera.offset_source})"
     lines = [f"camera: offset {offset}, gain {words}"]
     if camera.gain_source == "assumed":

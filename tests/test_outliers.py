@@ -161,6 +161,8 @@ def test_a_pile_at_the_largest_value_is_saturation(cells, bits):
     assert found.shares["saturated"] == pytest.approx(0.02, abs=0.002)
     summed = 4 * scaled.clamp(max=largest)  # of four frames
     assert find_outliers(summed, None, CUTOFF).shares == found.shares
+    floats = scaled.clamp(max=largest) / largest  # the same in another unit
+    assert find_outliers(floats, None, CUTOFF).shares == found.shares
 
 
 @pytest.mark.parametrize("times", [2, 3, 4])

@@ -1,6 +1,7 @@
 """From a map to a restored image: its PSFs, care where the map is uncertain, files."""
 
 import json
+import re
 import sys
 import warnings
 
@@ -521,3 +522,44 @@ def test_detail_that_was_taken_for_noise_returns_to_processed_images():
     right, _ = restore_with_map(image, psf_map())
     same, _ = restore_with_map(image, psf_map(), white_noise=False)
     assert error(same.image, truth) < 1.1 * error(right.image, truth)
+
+
+def test_all_planes_have_one_offset(map_folder, tmp_path, monkeypatch, capsys):
+    folder, path, _ = map_folder
+    config = folder / "config.json"
+    facts = json.loads(config.read_text())
+    facts["camera"] |= {"offset_source": "assumed", "gain_source": "assumed", "offset_counts": 60.0}
+    config.write_text(json.dumps(facts))
+    plane = tifffile.imread(path).astype(np.float32)
+    missing = np.full_like(plane, np.nan)
+    stack = np.stack([plane, plane[::-1], missing])
+    tifffile.imwrite(tmp_path / "stack.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    arguments = (tmp_path / "stack.tif", "--map", folder, "--all-planes", "--iterations", 3)
+    code, printed = call(monkeypatch, capsys, *arguments, "--out", tmp_path / "out")
+    assert code == 0, printed.err
+    assert "z 2, t 0: the plane is without a usable pixel" in printed.out
+    restored = tifffile.imread(tmp_path / "out" / "restored.tif")
+    for one in restored[:2]:
+        assert one.mean() == pytest.approx(plane.mean() - 60, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("factor", "arguments", "message"),
+    [
+        (1e-4, ("--bits", 16), "--bits 16 keeps whole counts"),
+        (1.0, ("--offset-counts", 1e6), "--offset-counts is 1e.06, but the brightest pixel is"),
+        (1e30, ("--offset-counts", 0), "the largest pixel value is"),
+        (1e-30, ("--offset-counts", 0), "multiply the image by a number"),
+    ],
+)
+def test_useless_numbers_are_refused(
+    map_folder, tmp_path, monkeypatch, capsys, factor, arguments, message
+):
+    folder, path, _ = map_folder
+    scaled = (tifffile.imread(path) * np.float64(factor)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "scaled.tif", scaled)
+    out = tmp_path / "out"
+    places = (tmp_path / "scaled.tif", "--map", folder, "--other-image")
+    code, printed = call(monkeypatch, capsys, *places, *arguments, "--out", out)
+    assert code == 2 and re.search(message, printed.err), printed.err
+    assert not out.exists()
