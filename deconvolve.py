@@ -38,6 +38,7 @@ from common.stacks import write_stack
 from micrographs.camera import Camera, estimate_camera
 from micrographs.metadata import flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
+from micrographs.neighbours import large_regions
 from micrographs.outliers import Outliers, find_outliers
 from models.checkpoint import load_estimator
 from models.map_image import describe_map, forget_unfinished, map_image
@@ -338,6 +339,7 @@ def restore(config: Config, folder: Path) -> list[str]:
         f"{first.eigen_psfs} eigen-PSFs",
         left_out=~first.outliers.usable.numpy(),
         warning=first.note,
+        not_restored=large_regions(first.outliers.usable).numpy(),
         bad_fit=None if first.restored.fit is None else first.restored.fit.bad.cpu().numpy(),
     )
     seconds = round(time.perf_counter() - started, 2)

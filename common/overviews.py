@@ -169,15 +169,18 @@ def draw_restoration(
     left_out: np.ndarray | None = None,
     bad_fit: np.ndarray | None = None,
     warning: str = "",
+    not_restored: np.ndarray | None = None,
 ) -> None:
     """Draw input and result (H, W) side by side, and enlarge the places where they differ most.
 
-    Pixels that were left out, (H, W) bool, are orange in the input. Places whose fit is bad, (H, W)
-    bool, are outlined in the result. A warning stands in red below the title.
+    Pixels that were left out, (H, W) bool, are orange in the input, and those that were not
+    restored in the result. Places whose fit is bad are outlined there. A warning is red.
     """
     before, after = (np.asarray(image, np.float32) for image in (before, after))
-    if left_out is None:
-        left_out = np.zeros(before.shape, bool)
+    left_out, not_restored, bad_fit = (
+        np.zeros(before.shape, bool) if mask is None else mask
+        for mask in (left_out, not_restored, bad_fit)
+    )
     edge = max(32, min(before.shape) // 6)
     places = busiest(np.where(left_out, 0, after - before), edge, insets)
     figure = Figure(figsize=(10, 7.4), layout="constrained")
@@ -189,15 +192,16 @@ def draw_restoration(
         for one in (before, after)
     ]
     named = "input (orange: left out)" if left_out.any() else "input"
-    outlined = bad_fit is not None and bool(bad_fit.any())
-    restored = "restored (outlined: bad fit)" if outlined else "restored"
+    marks = ["orange: not restored"] if not_restored.any() else []
+    marks += ["outlined: bad fit"] if bad_fit.any() else []
+    restored = f"restored ({', '.join(marks)})" if marks else "restored"
     for column, (image, name) in enumerate(((before, named), (after, restored))):
         low, high = ranges[column]
         axes = figure.add_subplot(grid[0, column * half : (column + 1) * half])
         axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-        if image is before:
-            mark_left_out(axes, left_out)
-        elif outlined:
+        marked = left_out if image is before else not_restored
+        mark_left_out(axes, marked)
+        if bad_fit.any() and image is after:
             axes.contour(bad_fit, levels=[0.5], colors=[COLOURS[1]], linewidths=1.2)
         axes.set_facecolor("0.85")  # of NaN, which is transparent
         axes.set_title(name, fontsize=9)
@@ -209,10 +213,9 @@ def draw_restoration(
             inset = figure.add_subplot(grid[1, 2 * places.index((top, left)) + column])
             part = image[top : top + edge, left : left + edge]
             inset.imshow(part, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            if image is before:
-                mark_left_out(inset, left_out[top : top + edge, left : left + edge])
+            mark_left_out(inset, marked[top : top + edge, left : left + edge])
             inset.set(xticks=[], yticks=[])
-            inset.set_title(name, fontsize=7)
+            inset.set_title(name.split(" (")[0], fontsize=7)
             for spine in inset.spines.values():
                 spine.set(color=colour, lw=2)
     add_title(figure, title, warning)
