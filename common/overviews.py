@@ -207,19 +207,25 @@ def draw_restoration(
         axes.set_title(name, fontsize=9)
         axes.set(xticks=[], yticks=[])
         add_scale_bar(axes, pixel_size_um, image.shape[1])
-        for (top, left), colour in zip(places, COLOURS, strict=False):
+        for number, (place, colour) in enumerate(zip(places, COLOURS, strict=False)):
+            top, left = place
             corner = (left - 0.5, top - 0.5)
             axes.add_patch(Rectangle(corner, edge, edge, fill=False, color=colour, lw=1.5))
-            inset = figure.add_subplot(grid[1, 2 * places.index((top, left)) + column])
-            part = image[top : top + edge, left : left + edge]
-            inset.imshow(part, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            mark_left_out(inset, marked[top : top + edge, left : left + edge])
-            inset.set(xticks=[], yticks=[])
-            inset.set_title(name.split(" (")[0], fontsize=7)
-            for spine in inset.spines.values():
-                spine.set(color=colour, lw=2)
+            inset = figure.add_subplot(grid[1, 2 * number + column])
+            part = (slice(top, top + edge), slice(left, left + edge))
+            inset.imshow(image[part], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            mark_left_out(inset, marked[part])
+            _frame(inset, name.split(" (")[0], colour)
     add_title(figure, title, warning)
     save_figure(path, figure)
+
+
+def _frame(axes: Axes, title: str, colour: str) -> None:
+    """Give an inset its title and a frame in the colour of its place."""
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=7)
+    for spine in axes.spines.values():
+        spine.set(color=colour, lw=2)
 
 
 def add_title(figure: Figure, title: str, warning: str = "") -> None:
