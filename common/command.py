@@ -24,7 +24,7 @@ def run(config_type: type[Config], main: Callable[[Config], None], description: 
     A mistake of the user (`InputError`) ends in one line on standard error and exit code 2. A
     warning is one line. Any other error is a bug and keeps its traceback.
     """
-    warnings.showwarning = _one_line_warning
+    warnings.showwarning = _one_line_warnings()
     _print_any_name()
     first_paragraph = description.strip().split("\n\n")[0]
     try:
@@ -95,8 +95,17 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
-def _one_line_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"warning: {' '.join(str(message).splitlines())}", file=sys.stderr)
+def _one_line_warnings() -> Callable[..., None]:
+    """Function that shows a warning in a line, the first time that it comes."""
+    shown = set()
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        text = " ".join(str(message).splitlines())
+        if text not in shown:
+            shown.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    return show
 
 
 def _print_any_name() -> None:

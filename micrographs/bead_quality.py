@@ -33,6 +33,8 @@ MUCH_BETTER = 0.85  # ratio of the errors of coarse fits; a right number seldom 
 LOW_MODES = (5, 6, 7, 8, 9, 10, 11, 22)  # Noll, the common aberrations of an objective
 CLEAR_CAUSE = 0.4  # share of the excess of chi^2 that one number of the optics explains
 
+LARGEST_ERROR = 0.05  # rms of systematic errors over the peak; 0.003 for a real bead
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -53,7 +55,9 @@ def judge_fit(scene: Scene, electrons: np.ndarray, usable: np.ndarray, fit: Bead
     noise = _noise(scene, electrons, usable, fit)
     correlation = _neighbours(noise, noise) / max(float(np.square(noise).mean()), 1e-30)
     is_systematic = correlation > CORRELATED and fit.dispersion > LESS_THAN_NOISE
-    if explained < LEAST_EXPLAINED:
+    height = float((fit.model - fit["background"]).max())
+    is_far_off = is_systematic and float(error.std()) > LARGEST_ERROR * height
+    if explained < LEAST_EXPLAINED or is_far_off:
         verdict = "bad"
     elif is_systematic and explained < WELL_EXPLAINED:
         verdict = "fair"

@@ -255,6 +255,18 @@ def call(monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("always")
+def test_a_warning_is_shown_once(monkeypatch, capsys):
+    def main(config):
+        for text in ("careful", "careful", "other"):
+            warnings.warn(text, stacklevel=1)
+
+    monkeypatch.setattr(sys, "argv", ["count.py"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    run(Counting, main, "Count.")
+    assert capsys.readouterr().err.splitlines() == ["warning: careful", "warning: other"]
+
+
+@pytest.mark.filterwarnings("always")
 def test_command_line_speaks_in_single_lines(call):
     assert call("--count", "2") == (0, "done 2\n", ["warning: careful"])
     code, out, err = call("--count", "-1")
