@@ -178,7 +178,8 @@ class Outcome:
         """What the user should know of this plane."""
         fit = self.restored.fit
         found = [self.restored.note] if self.restored.note else []
-        found += fit.sentences(self.camera.gain_counts_per_e or 1.0) if fit else []
+        camera = self.camera
+        found += fit.sentences(camera.gain_counts_per_e or 1.0, camera.white_noise) if fit else []
         return f"{self.name}: {'; '.join(found)}" if found else ""
 
     @property

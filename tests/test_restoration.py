@@ -563,3 +563,20 @@ def test_useless_numbers_are_refused(
     code, printed = call(monkeypatch, capsys, *places, *arguments, "--out", out)
     assert code == 2 and re.search(message, printed.err), printed.err
     assert not out.exists()
+
+
+def test_residuals_of_a_psf_that_is_too_large_are_alike():
+    found = psf_map(2.0, 3.0)
+    _, image = scene(found)
+    right, _ = restore_with_map(image, found)
+    wide = psf_map(6.0, 9.0)
+    wrong, _ = restore_with_map(image, wide, cautious=False)
+    assert right.fit.correlation < 0
+    assert wrong.fit.correlation > 0.1
+    assert not right.fit.sentences(1.0, white_noise=True)
+    assert "not random" in wrong.fit.sentences(1.0, white_noise=True)[-1]
+    # residuals of pixels that are drawn one by one are not
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.full((200, 200), 50.0)
+    drawn = judge(torch.poisson(expected, generator), expected)
+    assert drawn.correlation == pytest.approx(0, abs=4 / (2**0.5 * 200))
