@@ -134,6 +134,7 @@ KINDS = pytest.mark.parametrize("kind", ["map", "restoration", "training"])
 MOMENTS = [("map", 1), ("map", 9), ("restoration", 5), ("training", 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "operation"), MOMENTS)
 def test_killed_between_two_files(jobs, tmp_path, kind, operation):
     script, config, expected = jobs[kind]
