@@ -83,14 +83,14 @@ def restore_with_map(
     if refined is None:
         refined = cautious and image.numel() <= SCALED_PX
     used = gain
-    for _ in range(2):
+    for is_last in (False, True):
         photons, behind = check_image(image, background, used, shape, psf_map.values, usable)
         restored, blur = _restore(photons, behind, psf_map, rules, cautious, refined, usable)
         if not restored.iterations:  # the image is the input
             return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
         fit = judge(photons, restored.expected, usable)
         better = noise_gain(image, usable) if fit.noise > NOISE_ALLOWED else 0.0
-        if not cautious or iterations != "auto" or better < NOISE_ALLOWED * used:
+        if is_last or not cautious or iterations != "auto" or better < NOISE_ALLOWED * used:
             break
         used = better
     if cautious:
@@ -245,7 +245,7 @@ def return_residuals(photons: torch.Tensor, restored: Restored, fit: Fit) -> Res
     """
     residuals = photons - restored.expected
     shares = residuals.square() / (restored.expected + DARKEST * restored.expected.mean())
-    smooth = gaussian_filter(shares.cpu().double().numpy(), RESIDUAL_WIDTH_PX)
+    smooth = gaussian_filter(shares.cpu().numpy(), RESIDUAL_WIDTH_PX)
     local = torch.from_numpy(smooth).to(photons)
     quiet = float(np.quantile(smooth, RESIDUAL_QUIET))
     content = (1 - quiet / local.clamp(min=quiet)) * min(max(1 - fit.noise, 0.0), 1.0)
