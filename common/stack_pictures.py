@@ -170,7 +170,8 @@ def _show_curve(axes: Axes, table: pd.DataFrame, calibration: Any) -> None:
         where = calibration.focus_z_um + side * calibration.depth_um(values)
         label = "fitted curve" if side == 1 else None
         axes.plot(where, values, color=COLOURS[1], lw=1.5, label=label)
-    axes.axvline(calibration.focus_z_um, color="0.4", lw=1, ls="--", label="focal plane")
+    if table["z_um"].min() <= calibration.focus_z_um <= table["z_um"].max():
+        axes.axvline(calibration.focus_z_um, color="0.4", lw=1, ls="--", label="focal plane")
     style = {"fmt": "o", "ms": 3.5, "lw": 1, "color": COLOURS[0], "label": "mean of a plane"}
     axes.errorbar(table["z_um"], table[f"mean_{unit}"], table[f"spread_{unit}"], **style)
     axes.set_ylabel(f"estimated {calibration.parameter} ({unit})")

@@ -37,10 +37,6 @@ class Outliers:
     usable: torch.Tensor  # (H, W) bool: all others
     shares: dict[str, float]  # of the pixels, by `KINDS`; each pixel counts once
 
-    def notes(self) -> list[str]:
-        """One sentence for the user, if there are any outliers."""
-        return describe_outliers(self.shares)
-
 
 def describe_outliers(shares: Mapping[str, float]) -> list[str]:
     """One sentence for the user on the shares of outliers by kind, if there are any."""

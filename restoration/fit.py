@@ -36,6 +36,7 @@ class Fit:
     misfit: torch.Tensor  # (H, W) local squared residuals over those of the field; 1 is typical
     correlation: float  # of the residuals of neighbouring pixels; below 0 if they are only noise
     gain: float = 1.0  # counts per photon that the restoration used
+    faded: bool = False  # whether bad places were faded into the input
 
     @property
     def bad(self) -> torch.Tensor:
@@ -64,22 +65,23 @@ class Fit:
                 f"the image is noisier than photon noise of {gain:.3g} counts per photon, so "
                 f"{self.gain:.3g} was taken (--gain-counts-per-e, --offset-counts)"
             )
+        faded = "; the result is faded into the input" if self.faded else ""
         if self.noise > NOISE_ALLOWED:
             found.append(
-                f"bad fit: the residuals have {self.noise:.2g} times the variance of photon noise, "
-                "so the result is faded into the input. The map or the optics are wrong, or the "
-                "image was processed"
+                f"bad fit: the residuals have {self.noise:.2g} times the variance of photon "
+                f"noise{faded}. The map or the optics are wrong, the image was processed, or "
+                "--iterations is too small"
             )
         elif self.bad_share > WORTH_SAYING:
             found.append(
-                f"bad fit in {self.bad_share:.1%} of the field (outlined), where the result is "
-                "faded into the input. The PSF is wrong there, or detail is finer than the optics "
-                "transmit"
+                f"bad fit in {self.bad_share:.1%} of the field (outlined){faded}. The PSF is wrong "
+                "there, or detail is finer than the optics transmit"
             )
         if white_noise and self.correlation > CORRELATED:
             found.append(
                 f"the residuals are not random (correlation of neighbours {self.correlation:.2f}): "
-                "the PSF of the map is too large, or the image holds what no optics transmit"
+                "the PSF of the map is too large, --iterations is too small, or the image holds "
+                "what no optics transmit"
             )
         return found
 

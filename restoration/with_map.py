@@ -82,6 +82,7 @@ def restore_with_map(
     check_restoration(*rules)
     if refined is None:
         refined = cautious and image.numel() <= SCALED_PX
+    may_fall_back = cautious and iterations == "auto"  # a given count is what the user wants to see
     used = gain
     for is_last in (False, True):
         photons, behind = check_image(image, background, used, shape, psf_map.values, usable)
@@ -90,14 +91,14 @@ def restore_with_map(
             return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
         fit = judge(photons, restored.expected, usable)
         better = noise_gain(image, usable) if fit.noise > NOISE_ALLOWED else 0.0
-        if is_last or not cautious or iterations != "auto" or better < NOISE_ALLOWED * used:
+        if is_last or not may_fall_back or better < NOISE_ALLOWED * used:
             break
         used = better
-    if cautious:
+    if may_fall_back:
         restored = fade_bad_places(photons - behind, restored, fit)
     if not white_noise:
         restored = return_residuals(photons, restored, fit)
-    restored = replace(restored, fit=replace(fit, gain=used))
+    restored = replace(restored, fit=replace(fit, gain=used, faded=may_fall_back))
     return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
 
 

@@ -8,7 +8,7 @@ from skimage.transform import rotate
 
 from micrographs.cleaned import CleanedImage
 from micrographs.neighbours import fill_outliers, large_regions
-from micrographs.outliers import find_outliers, saturation_level
+from micrographs.outliers import describe_outliers, find_outliers, saturation_level
 from micrographs.sharpness import sharpest_shares
 from models.checkpoint import load_estimator
 from models.mapping import TensorImage, predict_map
@@ -92,7 +92,9 @@ def test_hot_pixels_at_20_times_the_mean_are_all_found(cells):
     assert left_out(found, hot) == 1
     assert left_out(found, ~hot) <= CLEAN
     assert found.shares["hot"] == pytest.approx(float(hot.double().mean()), abs=1e-4)
-    assert found.notes() == [f"pixels left out: {100 * found.shares['hot']:.2g} % hot"]
+    assert describe_outliers(found.shares) == [
+        f"pixels left out: {100 * found.shares['hot']:.2g} % hot"
+    ]
 
 
 def test_dead_pixels_and_columns_are_found_in_an_even_field():
@@ -141,7 +143,7 @@ def test_missing_pixels_are_left_out_and_named(cells):
     assert not found.usable[:22].any()  # two rows beside them are interpolated
     assert found.usable[22:].all()
     assert found.shares["missing"] == pytest.approx(20 / SIZE)
-    assert "10 % without a value (NaN)" in found.notes()[0]
+    assert "10 % without a value (NaN)" in describe_outliers(found.shares)[0]
 
 
 def test_a_dark_background_without_noise_is_no_border(in_focus):

@@ -574,9 +574,18 @@ def test_residuals_of_a_psf_that_is_too_large_are_alike():
     assert right.fit.correlation < 0
     assert wrong.fit.correlation > 0.1
     assert not right.fit.sentences(1.0, white_noise=True)
-    assert "not random" in wrong.fit.sentences(1.0, white_noise=True)[-1]
     # residuals of pixels that are drawn one by one are not
     generator = torch.Generator().manual_seed(0)
     expected = torch.full((200, 200), 50.0)
     drawn = judge(torch.poisson(expected, generator), expected)
     assert drawn.correlation == pytest.approx(0, abs=4 / (2**0.5 * 200))
+
+
+def test_a_given_number_of_iterations_is_not_faded_into_the_input():
+    found = psf_map(8.0, 12.0)
+    _, image = scene(found)
+    few, _ = restore_with_map(image, found, iterations=1)
+    assert few.fit.noise > NOISE_ALLOWED and not few.fit.faded
+    assert float((few.image - image).abs().mean()) > 0.01 * float(image.mean())
+    said = few.fit.sentences(1.0, white_noise=True)[0]
+    assert "--iterations is too small" in said and "faded" not in said
