@@ -43,7 +43,7 @@ from models.scoring import (
 from psf.errors import InputError
 from psf.microscope import simulated_microscopes
 from psf.model import PsfModel
-from simulation.patches import from_config
+from simulation.settings import from_config
 from simulation.sources import load_sources, split_sources
 
 

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,24 +32,24 @@ from psf.microscope import Microscope, Optics
 from psf.model import PsfModel, psf_model
 from psf.noise import camera_counts, to_photons
 from psf.zernike import noll_to_nm
-from simulation.patches import (
+from simulation.bank import Bank
+from simulation.patches import Patches, simulate
+from simulation.settings import (
     OpticsRanges,
-    Patches,
     Simulation,
     check_energy,
     fit_support,
     optics_limits,
-    simulate,
     steepest_optics,
 )
 from simulation.shards import shard_columns, shard_path, write_shard
-from simulation.sources import SPLITS, Source, load_sources, split_sources
+from simulation.sources import SPLITS, Source, load_sources, source_hash, split_sources
 
 # Settings that must be at least 1.
-COUNTS = (
-    *("train_patches", "validation_patches", "test_patches"),
-    *("patch_size", "workers", "patches_per_crop"),
-)
+COUNTS = ("validation_patches", "test_patches", "patch_size", "workers", "patches_per_crop")
+# Version of the random draws. Sets of version 1, which is not written, have other patches from the
+# same settings; all versions are read.
+GENERATOR_VERSION = 2
 CHUNK = 64  # patches simulated together from one seed: the unit of reproducibility
 SHARD = 1024  # patches of 128 x 128 px in a file of 32 MiB
 PREVIEW_ROWS = 8  # patches in preview.png
@@ -72,7 +72,7 @@ class Config:
         "zernike",
     ] = "zernike1d"
     images: str = "builtin"  # builtin, procedural, mixed (both), or a folder of images
-    train_patches: int = 20000  # number of patches for training
+    train_patches: int = 20000  # number of patches for training; 0: only fresh ones (train.py)
     validation_patches: int = 1000  # number of patches that choose the best epoch
     test_patches: int = 2000  # number of patches for the benchmark
     patch_size: int = 128  # edge of a patch, px
@@ -134,6 +134,8 @@ def build_simulation(config: Config) -> Simulation:
         if getattr(config, name) < 1:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} is {getattr(config, name)}; give at least 1.")
+    if config.train_patches < 0:
+        raise InputError(f"--train-patches is {config.train_patches}; give at least 0.")
     if config.patch_size < 32:
         raise InputError(f"--patch-size is {config.patch_size}; give at least 32 px.")
     if config.psf_size < 0 or config.seed < 0:
@@ -165,6 +167,7 @@ def describe(
     """Content of config.json: everything that determines the bytes of the shards."""
     return {
         "kind": "training set",
+        "generator_version": GENERATOR_VERSION,
         "psf_model": simulation.model.as_config(),
         "label_names": list(simulation.model.label_names),
         "label_unit": simulation.model.unit,
@@ -182,6 +185,7 @@ def describe(
         "optics_limits": optics_limits(simulation),
         "seed": config.seed,
         "source_images": {s: [source.name for source in splits[s]] for s in SPLITS},
+        "source_hashes": {s.name: source_hash(s) for s in splits["train"] if source_hash(s)},
         "skipped_images": skipped,
     }
 
@@ -189,6 +193,12 @@ def describe(
 def chunk_rng(seed: int, split: str, chunk: int) -> np.random.Generator:
     """Random generator of one chunk, independent of shards, workers and earlier runs."""
     return np.random.default_rng([seed, SPLITS.index(split), chunk])
+
+
+@lru_cache(maxsize=len(SPLITS))
+def bank_of(sources: tuple[Source, ...], crop_size: int, patch_size: int) -> Bank:
+    """Bank of the images of a split, which every shard of this process uses."""
+    return Bank(sources, crop_size, patch_size)
 
 
 def make_shard(
@@ -202,11 +212,12 @@ def make_shard(
     split, index, count = job
     keep_freed_memory()
     torch.set_num_threads(1)  # sums must not depend on the number of threads
+    bank = bank_of(tuple(splits[split]), simulation.crop_size, simulation.patch_size)
     seed, patches = description["seed"], []
     for start in range(0, count, CHUNK):
         rng = chunk_rng(seed, split, (index * SHARD + start) // CHUNK)
         size = min(CHUNK, count - start)
-        patches.append(simulate(simulation, splits[split], size, rng, augment=split == "train"))
+        patches.append(simulate(simulation, bank, size, rng, augment=split == "train"))
     noise_rng = None if split == "train" else np.random.default_rng([seed, 9, index])
     kinds = {source.name: source.kind for source in splits[split]}
     columns = shard_columns(patches, kinds, noise_rng)
@@ -291,7 +302,8 @@ def main(config: Config) -> None:
     jobs = missing_shards(config.out, description)
     check_free_space(config.out, 2 * sum(j[2] for j in jobs) * config.patch_size**2)
     for split in SPLITS if jobs else ():  # refuses images without sharp content before it writes
-        simulate(simulation, splits[split], 8, chunk_rng(config.seed, split, 0), augment=False)
+        bank = bank_of(tuple(splits[split]), simulation.crop_size, simulation.patch_size)
+        simulate(simulation, bank, 8, chunk_rng(config.seed, split, 0), augment=False)
     claim_folder(config.out, description, "training set")
     print(
         f"{total} patches of {simulation.model.name} from {len(sources)} images "
@@ -307,7 +319,8 @@ def main(config: Config) -> None:
             progress.update(count)
     if jobs or not (config.out / "preview.png").exists():
         rng = chunk_rng(config.seed, "train", 0)
-        sample = simulate(simulation, splits["train"], CHUNK, rng, augment=True)
+        bank = bank_of(tuple(splits["train"]), simulation.crop_size, simulation.patch_size)
+        sample = simulate(simulation, bank, CHUNK, rng, augment=True)
         draw_preview(config.out / "preview.png", sample, simulation)
         write_json(config.out / "run.json", run_record(skipped_images=skipped))
     print(f"wrote {config.out} (look at {config.out / 'preview.png'})")

@@ -26,9 +26,10 @@ from psf.noise import (
     to_photons,
 )
 from psf.synthesis import synthesize
+from simulation.bank import MOST_DRAWN, Bank
 from simulation.crops import draw_crops
-from simulation.patches import Simulation, draw_microscopes
-from simulation.sources import Source, read_plane
+from simulation.settings import Simulation, draw_microscopes
+from simulation.sources import Source, plane_shape
 
 LEVELS = 25  # per degradation: enough for a smooth curve in the figure
 # Per pixel, under Gaussian noise without shot noise: the brightest light of the benchmark's table.
@@ -147,13 +148,21 @@ def turned_levels(
     """
     rng = np.random.default_rng(seed)
     side = math.ceil((simulation.crop_size + 3) * math.sqrt(2)) + 2
-    large = [source for source in sources if _fits(source, side)]
+    large = [
+        source
+        for source in sources
+        if all(min(plane_shape(source, page)) >= side for page in source.pages)
+    ]
     if not large:
         raise InputError(
             f"no test image has the {side} x {side} px of a rotated crop; give --data with larger "
             "--images."
         )
-    crops = draw_crops(large, count, side, simulation.patch_size, rng, augment=False)
+    bank = Bank(large, side, simulation.patch_size)
+    sizes = [min(MOST_DRAWN, count - start) for start in range(0, count, MOST_DRAWN)]
+    crops = [draw_crops(bank, size, rng, augment=False) for size in sizes]
+    objects = torch.cat([some.pixels for some in crops])
+    names = [some.names[origin] for some in crops for origin in some.origins.tolist()]
     labels = draw_labels(simulation.model, count, rng)
     microscopes = draw_microscopes(simulation, count, rng)
     psfs = synthesize(simulation.model, labels, microscopes, simulation.psf_size)
@@ -162,11 +171,7 @@ def turned_levels(
         [[m.na, m.wavelength_um, m.pixel_size_um, m.refractive_index] for m in each]
     )
     for degrees in angles_degrees:
-        turned = rotate(crops.pixels, degrees, simulation.crop_size).clamp(min=0)
+        turned = rotate(objects, degrees, simulation.crop_size).clamp(min=0)
         patches = blur_valid(turned, psfs).clamp_(min=0)
         batch = Batch(patches, labels, torch.ones(count, dtype=torch.bool), optics)
-        yield Level(degrees, batch, np.array(crops.names))
-
-
-def _fits(source: Source, side: int) -> bool:
-    return all(min(read_plane(source, page).shape) >= side for page in source.pages)
+        yield Level(degrees, batch, np.array(names))

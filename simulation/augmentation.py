@@ -3,6 +3,8 @@
 Spectral slope, contrast curve, sign, background and grain are drawn at random.
 """
 
+from dataclasses import dataclass, fields
+
 import numpy as np
 import torch
 from scipy.fft import next_fast_len
@@ -19,70 +21,112 @@ GRAIN_SHARE = 0.4  # of the crops: with grain
 GRAIN_RANGE = (0.01, 0.3)  # strength of the grain, in standard deviations of the crop
 
 
+@dataclass(frozen=True)
+class Changes:
+    """Random changes of N crops, each an array (N,)."""
+
+    mixed: np.ndarray  # bool: combined with the other crop of its pair
+    weights: np.ndarray  # of the crop itself in a sum of two
+    brightest: np.ndarray  # bool: a mixed crop shows the brighter of both, not their sum
+    sloped: np.ndarray  # bool: changed in spectral slope
+    slopes: np.ndarray  # change of the exponent of the amplitude spectrum
+    gammas: np.ndarray  # exponent of the contrast curve
+    signs: np.ndarray  # 1, or -1 for inverted crops
+    pedestals: np.ndarray  # background, as a share of the brightest pixel
+    grained: np.ndarray  # bool: with grain
+    grains: np.ndarray  # strength of the grain, in standard deviations of the crop
+
+    def part(self, some: slice) -> "Changes":
+        """Changes of some of the crops."""
+        return Changes(*(getattr(self, field.name)[some] for field in fields(self)))
+
+
+def draw_changes(count: int, rng: np.random.Generator) -> Changes:
+    """Random changes of `count` crops."""
+    return Changes(
+        mixed=rng.random(count) < MIX_SHARE,
+        weights=rng.uniform(0.3, 0.7, count),
+        brightest=rng.random(count) < 0.5,
+        sloped=rng.random(count) < SLOPE_SHARE,
+        slopes=rng.uniform(-MAX_SLOPE_CHANGE, MAX_SLOPE_CHANGE, count),
+        gammas=np.exp(rng.uniform(*np.log(GAMMA_RANGE), count)),
+        signs=np.where(rng.random(count) < INVERT_SHARE, -1.0, 1.0),
+        pedestals=rng.uniform(0, MAX_PEDESTAL, count),
+        grained=rng.random(count) < GRAIN_SHARE,
+        grains=np.exp(rng.uniform(*np.log(GRAIN_RANGE), count)),
+    )
+
+
 def stretch(pixels: torch.Tensor) -> torch.Tensor:
     """Crops scaled to [0, 1], which removes the background of the image; changed in place."""
     low, high = pixels.amin((-2, -1), True), pixels.amax((-2, -1), True)
     return pixels.sub_(low).div_((high - low).clamp_min(1e-6))
 
 
-def mix(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Crops (N, H, W), of which some are added to the next crop or show the brighter of both."""
-    mixed = np.flatnonzero(rng.random(len(pixels)) < MIX_SHARE)
+def mix(pixels: torch.Tensor, changes: Changes) -> torch.Tensor:
+    """Crops (N, H, W), some of them combined with the other crop of their pair; in place.
+
+    Crops 0 and 1 are a pair, 2 and 3, and so on. A mixed crop is the sum of both, or the brighter
+    of both at each pixel.
+    """
+    mixed = np.flatnonzero(changes.mixed)
     if len(mixed):
-        partners = pixels[(mixed + 1) % len(pixels)]
-        weight = _column(rng.uniform(0.3, 0.7, len(mixed)))
-        summed = weight * pixels[mixed] + (1 - weight) * partners
-        brighter = torch.maximum(pixels[mixed], partners)
-        pixels[mixed] = torch.where(_column(rng.random(len(mixed))) < 0.5, summed, brighter)
+        partners = pixels[_index(np.minimum(mixed ^ 1, len(pixels) - 1), pixels)]
+        chosen = pixels[_index(mixed, pixels)]
+        weight = _column(changes.weights[mixed], pixels)
+        brightest = _column(changes.brightest[mixed], pixels) > 0
+        summed = weight * chosen + (1 - weight) * partners
+        both = torch.where(brightest, torch.maximum(chosen, partners), summed)
+        pixels[_index(mixed, pixels)] = both
     return pixels
 
 
-def vary_intensity(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Crops (N, H, W) in [0, 1] with new spectral slope, contrast curve, sign and background."""
-    count = len(pixels)
-    sloped = rng.random(count) < SLOPE_SHARE
-    change = rng.uniform(-MAX_SLOPE_CHANGE, MAX_SLOPE_CHANGE, count)
-    gamma = np.exp(rng.uniform(*np.log(GAMMA_RANGE), count))
-    inverted = rng.random(count) < INVERT_SHARE
-    pedestal = rng.uniform(0, MAX_PEDESTAL, count)
-    if sloped.any():
-        chosen = torch.from_numpy(sloped)
-        pixels[chosen] = _change_slope(pixels[chosen], _column(change[sloped]))
-    pixels = pixels.clamp_(min=1e-6).log_().mul_(_column(gamma)).exp_()  # faster than pow
-    pedestal = np.minimum(pedestal, _most_pedestal(pixels, inverted))
+def vary_intensity(pixels: torch.Tensor, changes: Changes) -> torch.Tensor:
+    """Crops (N, H, W) in [0, 1] with new spectral slope, contrast curve, sign and background.
+
+    Changed in place.
+    """
+    if changes.sloped.any():
+        chosen = _index(np.flatnonzero(changes.sloped), pixels)
+        slopes = _column(changes.slopes[changes.sloped], pixels)
+        pixels[chosen] = _change_slope(pixels[chosen], slopes)
+    gammas, signs = _column(changes.gammas, pixels), _column(changes.signs, pixels)
+    pixels = pixels.clamp_(min=1e-6).log_().mul_(gammas).exp_()  # faster than pow
+    most = _most_pedestal(pixels, signs < 0)
+    pedestals = torch.minimum(_column(changes.pedestals, pixels), most)
     # Inversion and background together are a linear function: x -> offset + scale x.
-    scale = np.where(inverted, -1.0, 1.0) * (1 - pedestal)
-    offset = np.where(inverted, 1.0, pedestal)
-    return pixels.mul_(_column(scale)).add_(_column(offset))
+    offsets = torch.where(signs < 0, torch.ones_like(pedestals), pedestals)
+    return pixels.mul_(signs * (1 - pedestals)).add_(offsets)
 
 
-def add_grain(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def add_grain(pixels: torch.Tensor, changes: Changes, generator: torch.Generator) -> torch.Tensor:
     """Crops (N, H, W), of which some have a fine grain like a photograph, below their contrast.
 
     The grain is blurred with its object, so it differs from camera noise. Networks that were
     trained without it took sharp grainy patches for blurred and noisy ones. It is added after the
-    content filter, since grain alone would pass the filter.
+    content filter, since grain alone would pass the filter. Changed in place.
     """
-    grained = np.flatnonzero(rng.random(len(pixels)) < GRAIN_SHARE)
+    grained = np.flatnonzero(changes.grained)
     if not len(grained):
         return pixels
-    chosen = pixels[grained]
-    strength = _column(np.exp(rng.uniform(*np.log(GRAIN_RANGE), len(grained)))) * deviation(chosen)
-    noise = torch.from_numpy(rng.standard_normal(chosen.shape, np.float32))
-    pixels[grained] = (chosen + strength * noise).clamp_(0, 1)
+    index = _index(grained, pixels)
+    chosen = pixels[index]
+    strength = _column(changes.grains[grained], pixels) * deviation(chosen)
+    noise = torch.randn(chosen.shape, generator=generator, device=pixels.device)
+    pixels[index] = noise.mul_(strength).add_(chosen).clamp_(0, 1)
     return pixels
 
 
-def _most_pedestal(pixels: torch.Tensor, inverted: np.ndarray) -> np.ndarray:
-    """Largest background (N,) that leaves each crop (N, H, W) the contrast LEFT_CONTRAST.
+def _most_pedestal(pixels: torch.Tensor, inverted: torch.Tensor) -> torch.Tensor:
+    """Largest background (N, 1, 1) that leaves each crop (N, H, W) the contrast LEFT_CONTRAST.
 
     It is the solution p of (1 - p) std / ((1 - p) mean + p) = LEFT_CONTRAST. Every fourth pixel is
     enough for mean and standard deviation.
     """
-    some = pixels[:, ::4, ::4].flatten(1)
-    mean, spread = some.mean(1).double().numpy(), some.std(1).double().numpy()
-    room = spread - LEFT_CONTRAST * np.where(inverted, 1 - mean, mean)
-    return np.maximum(room, 0) / (np.maximum(room, 0) + LEFT_CONTRAST)
+    some = pixels[:, ::4, ::4].contiguous()
+    mean, spread = some.mean((1, 2), True), deviation(some)
+    room = spread - LEFT_CONTRAST * torch.where(inverted, 1 - mean, mean)
+    return room.clamp(min=0) / (room.clamp(min=0) + LEFT_CONTRAST)
 
 
 def _change_slope(pixels: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
@@ -93,7 +137,8 @@ def _change_slope(pixels: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     mean, spread = pixels.mean((-2, -1), True), deviation(pixels)
     padding = (0, length - size) * 2
     padded = functional.pad((pixels - mean)[:, None], padding, mode="reflect")[:, 0]
-    fy, fx = torch.fft.fftfreq(length), torch.fft.rfftfreq(length)
+    device = pixels.device
+    fy, fx = torch.fft.fftfreq(length, device=device), torch.fft.rfftfreq(length, device=device)
     log_f = torch.hypot(fy[:, None], fx[None, :]).clamp_min(1 / length).log()
     spectrum = torch.fft.rfft2(padded).mul_(torch.exp(change * log_f))
     changed = torch.fft.irfft2(spectrum, s=(length, length))[:, :size, :size]
@@ -102,9 +147,14 @@ def _change_slope(pixels: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     return (mean + scale * changed).clamp_(0, 1)
 
 
-def _column(values: np.ndarray) -> torch.Tensor:
-    """One value per crop, (N,) -> (N, 1, 1)."""
-    return torch.from_numpy(np.asarray(values, np.float32))[:, None, None]
+def _column(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """One value per crop on the device of `like`, (N,) -> (N, 1, 1)."""
+    return torch.from_numpy(values.astype(np.float32)).to(like.device)[:, None, None]
+
+
+def _index(rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """Row numbers (N,) on the device of `like`."""
+    return torch.from_numpy(rows).to(like.device)
 
 
 def deviation(pixels: torch.Tensor) -> torch.Tensor:

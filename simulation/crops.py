@@ -1,10 +1,9 @@
-"""Sharp crops of source images: drawn, varied and filtered for content before any blur.
+"""Sharp crops of a bank of source images, varied before any blur.
 
 A change of the object before the blur leaves the label of the blur true, so training crops are
-varied freely. The content filter sees only the unblurred centre, so it cannot depend on the label.
+varied freely. All decisions are drawn on the CPU with NumPy; the pixels stay on the device.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,263 +11,237 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from psf.errors import InputError
-from simulation.augmentation import add_grain, deviation, mix, stretch, vary_intensity
-from simulation.sources import Source, read_plane
+from simulation.augmentation import add_grain, draw_changes, mix, stretch, vary_intensity
+from simulation.bank import WHITE, Bank
+from simulation.content import PLACES_STEP, is_sharp_and_rich
 
-# If fewer crops than this pass the content filter, the images are unsuitable.
-MIN_ACCEPTED_SHARE = 0.01
-PROPOSALS_BEFORE_GIVING_UP = 500  # drawn before that share is judged
-GROUP = 8  # crops drawn together: they fit the cache of a processor core
-
+# Crops processed together on a CPU: they fit the cache of a core. Even, since crops mix in pairs.
+GROUP = 8
 MAX_STEP_PX = 2.0  # coarsest sampling of a turned crop: it halves the size of objects
 MAX_BLANK_CONTRAST = 0.02  # of crops without content, a fifth of the least with content
 
-# The content filter. Contrast and detail are relative to the mean of the patch.
-MIN_CONTRAST = 0.1  # standard deviation of the patch
-MIN_QUADRANT_DETAIL = 0.04  # standard deviation of white texture with the same differences
-MIN_SHARPNESS = 0.14  # between a smooth gradient (1/16) and an ideal edge (1/4); see `sharpness`
-MIN_GOOD_QUADRANTS = 3  # of 4: one quadrant may be background
-MIN_PATCH_PX = 32  # gives quadrants of 16 px, for differences over up to 8 px
-PLACES_STEP = 32  # px between the windows that `sharp_places` tests
+
+@dataclass(frozen=True)
+class Windows:
+    """Square windows of the tiles of a bank: N sampling grids."""
+
+    rows: np.ndarray  # (N,) of the bank
+    centres: np.ndarray  # (N, 2) row and column, px of the tile
+    tilts: np.ndarray  # (N,) radians
+    steps: np.ndarray  # (N,) px of the tile between two samples
+    mirrors: np.ndarray  # (N,) 1, or -1 for a mirrored window
+
+    def part(self, some: slice) -> "Windows":
+        """Some of the windows."""
+        return Windows(*(getattr(self, name)[some] for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Accepted crops: pixels (N, crop, crop) float32 in [0, 1], and the source of each."""
+    """Accepted crops: pixels (N, crop, crop) float32 in [0, 1] on the bank's device.
+
+    `origins` (N,) on the device tells which of the drawn `names` is the source of each.
+    """
 
     pixels: torch.Tensor
+    origins: torch.Tensor
     names: tuple[str, ...]
 
 
-def draw_crops(
-    sources: Sequence[Source],
-    count: int,
-    crop_size: int,
-    patch_size: int,
-    rng: np.random.Generator,
-    augment: bool,
-) -> Crops:
-    """`count` random crops whose central `patch_size` px pass the content filter.
+def draw_crops(bank: Bank, count: int, rng: np.random.Generator, augment: bool) -> Crops:
+    """`count` random crops with sharp content.
 
-    Before the filter, kinds of sources are equally likely, and so are the sources of a kind.
+    Kinds of sources are equally likely, and so are the sources of a kind and the tiles of a source.
     With `augment` a crop is turned, zoomed, flipped and changed in intensity; if two images are
-    mixed, the crop has the name of the first. Without it a crop is an unchanged window.
+    mixed, the crop has the name of the first. Without it a crop is an unchanged window. A crop
+    lies around a place with sharp content. If its central patch does not pass the content filter
+    nevertheless, another crop of the batch takes its place.
 
     Raises
     ------
     InputError
-        If the sizes do not fit, or hardly any crop passes the content filter.
+        If hardly any part of the images has sharp content.
     """
-    if not MIN_PATCH_PX <= patch_size <= crop_size:
-        raise InputError(
-            f"A patch of {patch_size} px in a crop of {crop_size} px is not possible. Give a patch "
-            f"of at least {MIN_PATCH_PX} px that fits into its crop."
+    rows = bank.draw(count, rng)
+    names = tuple(bank.occupants[row].source.name for row in rows)
+    draw = turned_windows if augment else plain_windows
+    windows = draw(bank, rows, rng)
+    changes = draw_changes(count, rng) if augment else None
+    noise = generator_of(rng, bank.device)
+    pixels = torch.empty(count, bank.crop_size, bank.crop_size, device=bank.device)
+    good = torch.empty(count, dtype=torch.bool, device=bank.device)
+    for some in groups(count, bank.device):
+        part = sample_windows(bank, windows.part(some))
+        if changes is not None:
+            part = vary_intensity(mix(stretch(part), changes.part(some)), changes.part(some))
+        pixels[some], good[some] = part, is_sharp_and_rich(_centre(part, bank.patch_size))
+    origins = replacements(good)
+    accepted = torch.empty_like(pixels)
+    for some in groups(count, bank.device):
+        part = pixels[origins[some]]
+        accepted[some] = part if changes is None else add_grain(part, changes.part(some), noise)
+    return Crops(accepted, origins, names)
+
+
+def generator_of(rng: np.random.Generator, device: torch.device) -> torch.Generator:
+    """Generator on a device, whose seed comes from `rng`."""
+    return torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+
+
+def groups(count: int, device: torch.device) -> list[slice]:
+    """Slices of a batch to process one after the other: small ones on a CPU, one elsewhere."""
+    size = GROUP if device.type == "cpu" else max(count, 1)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def replacements(good: torch.Tensor) -> torch.Tensor:
+    """Index (N,) of the crop at each place: the good ones in turn, first each in its own order.
+
+    The number of good crops stays on the device, so that the processor does not wait for it.
+    """
+    order = (~good).byte().argsort(stable=True)
+    places = torch.arange(len(good), device=good.device)
+    return order[places % good.sum().clamp(min=1)]
+
+
+def plain_windows(bank: Bank, rows: np.ndarray, rng: np.random.Generator) -> Windows:
+    """Unchanged windows around sharp places of tiles (N,), on whole pixels."""
+    count, half = len(rows), (bank.crop_size - 1) / 2
+    far = bank.shapes[rows] - 1.0
+    centres = _sharp_centres(bank, rows, np.full((count, 2), half), far - half, rng)
+    corners = np.rint(centres - half).clip(0, np.maximum(far - 2 * half, 0))
+    ones = np.ones(count)
+    return Windows(rows, corners + half, 0 * ones, ones, ones)
+
+
+def turned_windows(bank: Bank, rows: np.ndarray, rng: np.random.Generator) -> Windows:
+    """Turned and flipped windows around sharp places of tiles (N,), sampled every 1 to 2 px.
+
+    Detail finer than the sampling step is aliased on purpose, since it must stay sharp. In a small
+    tile tilt and step are limited to what fits. The window stays inside the tile.
+    """
+    count, edge = len(rows), bank.crop_size - 1
+    far = bank.shapes[rows] - 1.0
+    room = far.min(1) / edge
+    # A square tilted by t is wider by cos t + sin t = sqrt(2) sin(t + 45 degrees).
+    most_tilt = np.arcsin(np.minimum(room / np.sqrt(2), 1)) - np.pi / 4
+    tilts = rng.uniform(-1, 1, count) * most_tilt
+    widths = np.cos(tilts) + np.abs(np.sin(tilts))
+    most_step = (room / widths).clip(1, MAX_STEP_PX)
+    steps = np.exp(rng.uniform(0, 1, count) * np.log(most_step))
+    half = (steps * widths * edge / 2)[:, None]
+    low, high = np.minimum(half, far / 2), np.maximum(far - half, far / 2)
+    centres = _sharp_centres(bank, rows, low, high, rng)
+    tilts += np.pi / 2 * rng.integers(0, 4, count)
+    mirrors = np.where(rng.random(count) < 0.5, -1.0, 1.0)
+    return Windows(rows, centres, tilts, steps, mirrors)
+
+
+def _sharp_centres(
+    bank: Bank, rows: np.ndarray, low: np.ndarray, high: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Centres (N, 2) between limits (N, 2), near random sharp places that leave room, if any do."""
+    places = bank.places[rows]  # (N, M, 2)
+    known = ~np.isnan(places[..., 0])
+    near = (places > low[:, None] - PLACES_STEP) & (places < high[:, None] + PLACES_STEP)
+    near = near.all(2)
+    usable = np.where(near.any(1, keepdims=True), near, known)
+    picks = (rng.random(len(rows)) * usable.sum(1)).astype(int)
+    index = (usable.cumsum(1) > picks[:, None]).argmax(1)
+    shift = rng.uniform(-PLACES_STEP / 2, PLACES_STEP / 2, (len(rows), 2))
+    return np.clip(places[np.arange(len(rows)), index] + shift, low, high)
+
+
+def sample_windows(bank: Bank, windows: Windows) -> torch.Tensor:
+    """Bilinear samples (N, crop, crop) of the windows, in [0, 1]."""
+    device, size = bank.device, bank.crop_size
+    on_cpu = device.type == "cpu"
+    corners, sizes = _boxes(bank, windows) if on_cpu else _whole_tiles(bank, windows)
+    grid = _sampling_grid(windows, corners, sizes, size, device)
+    # On a CPU the box of each window is read where it lies; elsewhere one call samples all tiles.
+    if on_cpu:
+        boxes = zip(windows.rows, corners, corners + sizes, strict=True)
+        pixels = [bank.pixels[r, None, top:end, left:stop] for r, (top, left), (end, stop) in boxes]
+        grids = grid.split(1)
+    else:
+        pixels, grids = [bank.pixels[torch.from_numpy(windows.rows).to(device)]], [grid]
+    # The grid lies inside the tile; the padding only absorbs rounding.
+    sampled = [
+        functional.grid_sample(
+            part[:, None].float(), places, "bilinear", padding_mode="border", align_corners=True
         )
-    if not sources:
-        raise InputError("There is no source image to draw crops from; give at least one.")
-    kept: list[torch.Tensor] = []
-    names: list[str] = []
-    proposed = 0
-    while len(names) < count:
-        if proposed >= PROPOSALS_BEFORE_GIVING_UP and len(names) < MIN_ACCEPTED_SHARE * proposed:
-            raise InputError(_nothing_sharp(sources, len(names), proposed))
-        drawn = _draw_sources(sources, min(GROUP, count - len(names)), rng)
-        proposed += len(drawn)
-        if augment:
-            pixels = _augmented(drawn, crop_size, patch_size, rng)
-        else:
-            pixels = torch.stack(
-                [plain_window(_draw_plane(one, rng), crop_size, rng) for one in drawn]
-            )
-        good = is_sharp_and_rich(_centre(pixels, patch_size))
-        kept.append(add_grain(pixels[good], rng) if augment else pixels[good])
-        names += [one.name for one, passed in zip(drawn, good.tolist(), strict=True) if passed]
-    return Crops(torch.cat(kept) if kept else torch.zeros(0, crop_size, crop_size), tuple(names))
+        for part, places in zip(pixels, grids, strict=True)
+    ]
+    return torch.cat(sampled)[:, 0].div_(WHITE)
 
 
-def blank_crops(count: int, crop_size: int, rng: np.random.Generator) -> torch.Tensor:
+def _whole_tiles(bank: Bank, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """Corners and sizes (N, 2) of the rows of the bank."""
+    return np.zeros((len(windows.rows), 2), int), np.full((len(windows.rows), 2), bank.side)
+
+
+def _boxes(bank: Bank, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """Corners and sizes (N, 2) of the boxes of whole pixels around the windows."""
+    width = np.abs(np.cos(windows.tilts)) + np.abs(np.sin(windows.tilts))
+    half = (windows.steps * width * (bank.crop_size - 1) / 2)[:, None]
+    corners = np.floor(windows.centres - half).astype(int).clip(0)
+    return corners, np.ceil(windows.centres + half).astype(int).clip(
+        max=bank.side - 1
+    ) + 1 - corners
+
+
+def _sampling_grid(
+    windows: Windows, corners: np.ndarray, sizes: np.ndarray, crop_size: int, device: torch.device
+) -> torch.Tensor:
+    """Places (N, crop, crop, 2) for `grid_sample` in images of these corners and sizes (N, 2)."""
+    # grid_sample's coordinates run from -1 to 1 between the centres of the outermost pixels.
+    to_y, to_x = 2 / (sizes.T - 1)
+    y, x = (windows.centres - corners).T
+    cosine, sine = windows.steps * np.cos(windows.tilts), windows.steps * np.sin(windows.tilts)
+    numbers = [windows.mirrors * cosine * to_x, windows.mirrors * sine * to_y]
+    numbers += [sine * to_x, cosine * to_y, x * to_x - 1, y * to_y - 1]
+    columns = torch.from_numpy(np.stack(numbers).astype(np.float32)).to(device)[..., None]
+    x_along, y_along, x_down, y_down, x, y = columns  # each (N, 1)
+    along = torch.arange(crop_size, device=device) - (crop_size - 1) / 2
+    grid = torch.empty(len(windows.rows), crop_size, crop_size, 2, device=device)
+    across, down = x_along * along + x, x_down * along
+    torch.sub(across[:, None, :], down[:, :, None], out=grid[..., 0])
+    across, down = y_along * along, y_down * along + y
+    torch.add(across[:, None, :], down[:, :, None], out=grid[..., 1])
+    return grid
+
+
+def blank_crops(
+    count: int, crop_size: int, rng: np.random.Generator, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Crops without content (N, crop, crop): uniform, tilted or smoothly lit fields.
 
     Their standard deviation is at most 2 % of their mean.
     """
-    axis = np.linspace(-1, 1, crop_size)
-    x, y = axis[None, :], axis[:, None]
-    # Only the third kind, with curved light, has more than the first two terms.
-    terms = [x + 0 * y, y + 0 * x, x * y, x**2 + 0 * y, y**2 + 0 * x, np.cos(np.pi * (x + y))]
-    fields = np.stack(terms).reshape(len(terms), -1)
+    fields = _smooth_fields(crop_size, torch.device(device))
     kind = rng.integers(0, 3, (count, 1))
-    weights = rng.normal(size=(count, len(terms)))
-    weights[:, 2:] *= kind == 2
-    shape = weights @ fields
-    shape -= shape.mean(axis=1, keepdims=True)
-    shape /= shape.std(axis=1, keepdims=True)
+    weights = rng.normal(size=(count, len(fields)))
+    weights[:, 2:] *= kind == 2  # only the third kind, with curved light, has the later terms
     depth = rng.uniform(0, MAX_BLANK_CONTRAST, (count, 1)) * (kind > 0)
     level = rng.uniform(0.05, 0.9, (count, 1))
-    crops = (level * (1 + depth * shape)).reshape(count, crop_size, crop_size)
-    return torch.from_numpy(crops.astype(np.float32))
+    columns = (weights, depth, level)
+    weights, depth, level = (torch.from_numpy(np.float32(c)).to(device) for c in columns)
+    shape = weights @ fields
+    shape = shape - shape.mean(1, keepdim=True)
+    shape = shape / shape.std(1, keepdim=True)
+    return (level * (1 + depth * shape)).view(count, crop_size, crop_size)
 
 
-def plain_window(plane: np.ndarray, crop_size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Copy of a window (crop, crop) of the plane at a random place."""
-    row, column = (int(rng.integers(0, side - crop_size + 1)) for side in plane.shape)
-    return torch.from_numpy(plane[row : row + crop_size, column : column + crop_size].copy())
-
-
-def turned_window(
-    plane: np.ndarray,
-    crop_size: int,
-    rng: np.random.Generator,
-    places: np.ndarray | None = None,
-) -> torch.Tensor:
-    """Turned and flipped window (crop, crop), sampled every 1 to 2 px and inside the plane.
-
-    Detail finer than the sampling step is aliased on purpose, since it must stay sharp. In a small
-    image tilt and step are limited to what fits. The window is centred near one of `places` (M, 2)
-    if any of them leaves room for it.
-    """
-    room = (min(plane.shape) - 1) / (crop_size - 1)
-    # A square tilted by t is wider by cos t + sin t = sqrt(2) sin(t + 45 degrees).
-    most_tilt = np.arcsin(min(room / np.sqrt(2), 1.0)) - np.pi / 4
-    tilt = rng.uniform(-most_tilt, most_tilt)
-    width = np.cos(tilt) + abs(np.sin(tilt))
-    step = float(np.exp(rng.uniform(0, np.log(max(1.0, min(MAX_STEP_PX, room / width))))))
-    half = step * width * (crop_size - 1) / 2
-    far = np.array(plane.shape) - 1
-    low = np.minimum(half, far / 2)
-    high = np.maximum(far - half, far / 2)
-    centre = rng.uniform(low, high)
-    if places is not None:
-        near = places[((places > low - PLACES_STEP) & (places < high + PLACES_STEP)).all(1)]
-        if len(near):
-            shift = rng.uniform(-PLACES_STEP / 2, PLACES_STEP / 2, 2)
-            centre = np.clip(near[rng.integers(len(near))] + shift, low, high)
-    tilt += np.pi / 2 * rng.integers(0, 4)
-    mirror = -1 if rng.random() < 0.5 else 1
-    return _interpolate(plane, centre[1], centre[0], tilt, step, crop_size, mirror)
-
-
-def _augmented(
-    drawn: list[Source], crop_size: int, patch_size: int, rng: np.random.Generator
-) -> torch.Tensor:
-    windows = []
-    for source in drawn:
-        page = source.pages[int(rng.integers(0, len(source.pages)))]
-        places = _known_places(source, page, patch_size)
-        windows.append(turned_window(read_plane(source, page), crop_size, rng, places))
-    pixels = stretch(torch.stack(windows))
-    return vary_intensity(mix(pixels, rng), rng)
-
-
-@lru_cache(maxsize=4096)  # an entry has a few hundred bytes
-def _known_places(source: Source, page: int, patch_size: int) -> np.ndarray:
-    return sharp_places(read_plane(source, page), patch_size)
-
-
-def _draw_sources(sources: Sequence[Source], count: int, rng: np.random.Generator) -> list[Source]:
-    kinds = sorted({source.kind for source in sources})
-    of_kind = [[source for source in sources if source.kind == kind] for kind in kinds]
-    picks = rng.random((count, 2))
-    groups = (of_kind[int(kind * len(kinds))] for kind in picks[:, 0])
-    return [group[int(one * len(group))] for group, one in zip(groups, picks[:, 1], strict=True)]
-
-
-def _draw_plane(source: Source, rng: np.random.Generator) -> np.ndarray:
-    return read_plane(source, source.pages[int(rng.integers(0, len(source.pages)))])
-
-
-def _interpolate(
-    plane: np.ndarray, x: float, y: float, tilt: float, step: float, crop_size: int, mirror: int
-) -> torch.Tensor:
-    """Bilinear samples of a tilted square grid around (x, y), `step` px apart. (crop, crop)."""
-    height, width = plane.shape
-    along = (np.arange(crop_size) - (crop_size - 1) / 2) * step
-    # grid_sample's coordinates run from -1 to 1 between the centres of the outermost pixels.
-    to_x, to_y = 2 / (width - 1), 2 / (height - 1)
-    cosine, sine = np.cos(tilt), np.sin(tilt)
-    columns, rows = mirror * along, along
-    x_columns, x_rows = _float32((columns * cosine + x) * to_x - 1), _float32(rows * sine * to_x)
-    y_columns, y_rows = _float32(columns * sine * to_y), _float32((rows * cosine + y) * to_y - 1)
-    grid = torch.empty(1, crop_size, crop_size, 2)
-    torch.sub(x_columns[None, :], x_rows[:, None], out=grid[0, ..., 0])
-    torch.add(y_columns[None, :], y_rows[:, None], out=grid[0, ..., 1])
-    # The grid lies inside the plane; the padding only absorbs rounding.
-    return functional.grid_sample(
-        torch.from_numpy(plane)[None, None],
-        grid,
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=True,
-    )[0, 0]
+@lru_cache(maxsize=4)
+def _smooth_fields(crop_size: int, device: torch.device) -> torch.Tensor:
+    """Fields (6, crop * crop): slopes along x and y, then four curved ones."""
+    axis = np.linspace(-1, 1, crop_size)
+    x, y = np.broadcast_arrays(axis[None, :], axis[:, None])
+    terms = [x, y, x * y, x**2, y**2, np.cos(np.pi * (x + y))]
+    fields = np.stack(terms).reshape(len(terms), -1).astype(np.float32)
+    return torch.from_numpy(fields).to(device)
 
 
 def _centre(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
     start = (pixels.shape[-1] - patch_size) // 2
     return pixels[:, start : start + patch_size, start : start + patch_size]
-
-
-def _float32(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def _nothing_sharp(sources: Sequence[Source], accepted: int, proposed: int) -> str:
-    some = ", ".join(source.name for source in sources[:3]) + (", ..." if len(sources) > 3 else "")
-    return (
-        f"Only {accepted} of {proposed} crops of {len(sources)} images ({some}) are sharp and "
-        "detailed enough. Give images in focus with detail all over the field; leave out blurred, "
-        "empty or enlarged ones."
-    )
-
-
-def is_sharp_and_rich(patches: torch.Tensor) -> torch.Tensor:
-    """Content filter: whether patches (N, H, W) have contrast and sharp detail. (N,) bool.
-
-    Three of the four quadrants need sharp detail.
-    """
-    mean = patches.mean((-2, -1)).clamp_min(1e-6)
-    contrast = deviation(patches)[:, 0, 0] / mean
-    quarters = _quadrants(patches)  # (N, 4, h, w)
-    # White texture of standard deviation s has D = 4 s^2. A slow gradient has almost none.
-    detail = (_structure_function(quarters, 4) / 4).sqrt()  # (N, 4)
-    good = detail >= MIN_QUADRANT_DETAIL * mean[:, None]
-    good &= sharpness(quarters) >= MIN_SHARPNESS
-    return (contrast >= MIN_CONTRAST) & (good.sum(1) >= MIN_GOOD_QUADRANTS)
-
-
-def sharpness(pixels: torch.Tensor) -> torch.Tensor:
-    """Ratio (N, C) of fine to coarse detail of images (N, C, H, W): least of D(1)/D(4), D(2)/D(8).
-
-    The structure function D(d) is the mean squared difference of pixels d px apart, down plus
-    across. It grows as d^2 in a smooth image (ratio 1/16) and as d at sharp edges (1/4); it is
-    constant for isolated points and white noise (1). Two scales are needed, since noise on a
-    blurred background makes D(1) large. Brightness and contrast cancel.
-    """
-    structure = {lag: _structure_function(pixels, lag) for lag in (1, 2, 4, 8)}
-    fine = structure[1] / structure[4].clamp_min(1e-12)
-    coarse = structure[2] / structure[8].clamp_min(1e-12)
-    return torch.minimum(fine, coarse)
-
-
-def sharp_places(plane: np.ndarray, patch_size: int) -> np.ndarray:
-    """Centres (M, 2), row and column, of the windows of a plane that pass the content filter."""
-    tiles = torch.from_numpy(plane).unfold(0, patch_size, PLACES_STEP)
-    tiles = tiles.unfold(1, patch_size, PLACES_STEP)  # (rows, columns, patch, patch)
-    good = torch.stack([is_sharp_and_rich(row) for row in tiles])
-    return good.nonzero().numpy() * PLACES_STEP + (patch_size - 1) / 2
-
-
-def _structure_function(pixels: torch.Tensor, lag: int) -> torch.Tensor:
-    down = pixels[..., lag:, :] - pixels[..., :-lag, :]
-    across = pixels[..., lag:] - pixels[..., :-lag]
-    # The squared norm is several times faster here than the mean of squares.
-    return sum(
-        torch.linalg.vector_norm(step, dim=(-2, -1)).square() / step[0, 0].numel()
-        for step in (down, across)
-    )
-
-
-def _quadrants(patches: torch.Tensor) -> torch.Tensor:
-    """(N, H, W) -> (N, 4, H // 2, W // 2)."""
-    half = patches.shape[-2] // 2, patches.shape[-1] // 2
-    parts = patches[:, : 2 * half[0], : 2 * half[1]].unflatten(2, (2, -1)).unflatten(1, (2, -1))
-    return parts.transpose(2, 3).flatten(1, 2)

@@ -1,100 +1,32 @@
 """Simulated patches: a sharp crop, a random PSF, the blurred patch and its label."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
 
 import numpy as np
 import torch
 
-from psf.blur import blur_valid, blur_varying, interpolation_weights
-from psf.errors import InputError
-from psf.microscope import OPTICS_NAMES, Microscope, simulated_microscopes
-from psf.model import PsfModel, draw_labels, extreme_labels
-from psf.model import from_config as model_from_config
-from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
+from psf.blur import blur_along, blur_valid, chebyshev_nodes
+from psf.microscope import Microscope, Microscopes
+from psf.model import draw_labels
+from psf.synthesis import synthesize_with_loss
+from simulation.bank import Bank
 from simulation.crops import blank_crops, draw_crops
-from simulation.sources import Source
+from simulation.settings import Simulation, draw_microscopes
 
-MAX_NA_PER_INDEX = 0.92  # steepest rays that are drawn, 67 degrees
-LEVELS = 9  # PSFs of a patch whose focus changes across it; the blur is interpolated between them
-LEVELS_REACH = 0.8  # distance of the outermost from the middle, in patches; a corner is at 0.71
+# Focus changes linearly up to this distance from the middle, in patches; a corner of the patch is
+# at 0.71. Object points that are farther away have the PSF at this distance.
+REACH = 0.8
+# PSFs along a change of focus, besides one per radian of the fastest change of phase. A defocused
+# PSF is band-limited in focus: its intensity has up to one cycle per wave.
+MORE_NODES = 3
 OUT_OF_RANGE = (1.15, 1.6)  # focus of patches that are out of range, in ends of the range
-SUPPORT_STEP = 16  # px between the supports that `fit_support` tries
-
-
-@dataclass(frozen=True)
-class OpticsRanges:
-    """Ranges for --vary-optics, from which the optics of each patch are drawn uniformly.
-
-    The NA stays below 0.92 times the refractive index that was drawn.
-
-    Raises
-    ------
-    InputError
-        If a range is not positive and rising, or its lowest NA is too high for its lowest index.
-    """
-
-    na: tuple[float, float] = (0.3, 0.8)  # lowest and highest numerical aperture
-    wavelength_um: tuple[float, float] = (0.45, 0.7)  # shortest and longest emission wavelength, um
-    nyquist_share: tuple[float, float] = (0.85, 1.2)  # pixel size / largest pixel without aliasing
-    refractive_index: tuple[float, float] = (1.0, 1.52)  # around the object, from air to oil
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in asdict(self).items():
-            if not 0 < low <= high < math.inf:
-                raise InputError(
-                    f"{name} range {low} to {high}: give two positive, rising numbers."
-                )
-        if self.na[0] > MAX_NA_PER_INDEX * self.refractive_index[0]:
-            raise InputError(
-                f"NA from {self.na[0]} is above {MAX_NA_PER_INDEX} times the lowest refractive "
-                f"index {self.refractive_index[0]}; give a lower NA or a higher index."
-            )
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """All settings that determine a patch, except for the source images."""
-
-    model: PsfModel
-    microscope: Microscope
-    optics_ranges: OpticsRanges | None  # None: every patch has `microscope`
-    patch_size: int  # px
-    psf_size: int  # px, support of the PSF
-    blank_fraction: float  # share of patches without content
-    patches_per_crop: int = 1  # patches of one training crop, each with its own PSF
-    # In half of the patches focus changes by up to this across the patch, and every other parameter
-    # by up to as much.
-    focus_change_waves: float = 0.0
-    beyond_fraction: float = 0.0  # share of patches out of the range of focus, without a label
-
-    def __post_init__(self) -> None:
-        if not (self.focus_change_waves >= 0 and 0 <= self.beyond_fraction < 1):
-            raise InputError(
-                f"the change of focus is {self.focus_change_waves:g} waves, the share of patches "
-                f"out of range {self.beyond_fraction:g}; give at least 0, and a share below 1."
-            )
-        if (self.focus_change_waves or self.beyond_fraction) and not self._has_focus:
-            raise InputError(
-                f"{self.model.name} has no focus in waves; leave out --focus-change-waves and "
-                "--beyond-fraction."
-            )
-
-    @property
-    def _has_focus(self) -> bool:
-        return self.model.label_names[0] == "focus"
-
-    @property
-    def crop_size(self) -> int:
-        """Edge of the sharp crop that is blurred to a patch, px."""
-        return self.patch_size + self.psf_size - 1
 
 
 @dataclass(frozen=True)
 class Patches:
-    """A batch of simulated patches."""
+    """A batch of simulated patches, on the device of the bank of source images."""
 
     sharp: torch.Tensor  # (N, H, W) the object, in [0, 1]
     psfs: torch.Tensor  # (N, K, K) in the middle of the patch
@@ -102,199 +34,166 @@ class Patches:
     labels: torch.Tensor  # (N, P) in the middle of the patch
     has_content: torch.Tensor  # (N,) bool; False: blank, or focus out of the model's range
     optics: torch.Tensor  # (N, 4) in the order of OPTICS_NAMES
-    names: tuple[str, ...]  # source image of each patch, "" for blank ones
+    origins: torch.Tensor  # (N,) index of the patch's source image in `drawn`
+    drawn: tuple[str, ...]  # names of the source images; the last is "", of blank patches
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Source image of each patch, "" for blank ones."""
+        return tuple(self.drawn[origin] for origin in self.origins.tolist())
 
 
 def simulate(
-    simulation: Simulation,
-    sources: Sequence[Source],
-    count: int,
-    rng: np.random.Generator,
-    augment: bool,
+    simulation: Simulation, bank: Bank, count: int, rng: np.random.Generator, augment: bool
 ) -> Patches:
-    """`count` random patches without noise; all random numbers come from `rng`."""
-    margin = (simulation.psf_size - 1) // 2
-    middle = slice(margin, margin + simulation.patch_size)
+    """`count` random patches without noise, on the device of the bank.
+
+    All random numbers come from `rng`, except for the grain of the crops: it comes from a generator
+    on the device, whose seed comes from `rng`.
+    """
+    device = bank.device
     uses = simulation.patches_per_crop if augment else 1
     crop_count = -(-count // uses)
-    blank = rng.random(crop_count) < simulation.blank_fraction
-    crops = draw_crops(
-        sources, crop_count, simulation.crop_size, simulation.patch_size, rng, augment=augment
-    )
-    pixels = crops.pixels
-    if blank.any():
-        pixels[torch.from_numpy(blank)] = blank_crops(int(blank.sum()), simulation.crop_size, rng)
+    crops = draw_crops(bank, crop_count, rng, augment)
+    pixels, origins = crops.pixels, crops.origins
+    blank = np.flatnonzero(rng.random(crop_count) < simulation.blank_fraction)
+    if len(blank):
+        where = torch.from_numpy(blank).to(device)
+        pixels[where] = blank_crops(len(blank), simulation.crop_size, rng, device)
+        origins[where] = crop_count  # the last name
     microscopes = draw_microscopes(simulation, count, rng)
     labels = draw_labels(simulation.model, count, rng)
     out_of_range = _move_out_of_range(simulation, labels, rng)
-    psfs, _ = synthesize_with_loss(simulation.model, labels, microscopes, simulation.psf_size)
-    per_patch = [microscopes] * count if isinstance(microscopes, Microscope) else microscopes
-    names = ["" if b else n for b, n in zip(blank, crops.names, strict=True)]
-    blurred = torch.cat([blur_valid(pixels[: len(h)], h) for h in psfs.split(crop_count)])
-    for index, slope, shares in _draw_changes(simulation, count, rng):
-        blurred[index] = _blur_sloped(
-            simulation, pixels[index % crop_count], labels[index], per_patch[index], slope, shares
-        )
+    has_content = np.tile(~np.isin(np.arange(crop_count), blank), uses)[:count] & ~out_of_range
+    changes = draw_changes(simulation, count, rng)
+    psfs, blurred = blur_patches(simulation, pixels, labels, microscopes, changes)
+    margin = (simulation.psf_size - 1) // 2
+    middle = slice(margin, margin + simulation.patch_size)
+    each = [microscopes] * count if isinstance(microscopes, Microscope) else microscopes
     return Patches(
         sharp=pixels[:, middle, middle].repeat(uses, 1, 1)[:count],
         psfs=psfs,
-        blurred=blurred.clamp_(min=0),  # rounding of the FFT reaches -1e-7
-        labels=labels,
-        has_content=torch.from_numpy(~blank).repeat(uses)[:count] & ~out_of_range,
-        optics=torch.tensor([astuple(microscope) for microscope in per_patch]),
-        names=tuple(names * uses)[:count],
+        blurred=blurred,
+        labels=labels.to(device),
+        has_content=torch.from_numpy(has_content).to(device),
+        optics=torch.tensor([astuple(microscope) for microscope in each]).to(device),
+        origins=origins.repeat(uses)[:count],
+        drawn=(*crops.names, ""),
+    )
+
+
+def joined(parts: Sequence[Patches]) -> Patches:
+    """One batch of several."""
+    if len(parts) == 1:
+        return parts[0]
+    before = np.cumsum([0, *(len(part.drawn) for part in parts[:-1])]).tolist()
+    columns = {
+        field.name: torch.cat([getattr(part, field.name) for part in parts])
+        for field in fields(Patches)
+        if field.name not in ("origins", "drawn")
+    }
+    return Patches(
+        **columns,
+        origins=torch.cat(
+            [part.origins + first for part, first in zip(parts, before, strict=True)]
+        ),
+        drawn=tuple(name for part in parts for name in part.drawn),
     )
 
 
 def _move_out_of_range(
     simulation: Simulation, labels: torch.Tensor, rng: np.random.Generator
-) -> torch.Tensor:
+) -> np.ndarray:
     """Move the focus of some labels (N, P) out of its range, in place; which of them, (N,) bool."""
     if not simulation.beyond_fraction:
-        return torch.zeros(len(labels), dtype=torch.bool)
-    out_of_range = torch.from_numpy(rng.random(len(labels)) < simulation.beyond_fraction)
+        return np.zeros(len(labels), bool)
+    out_of_range = rng.random(len(labels)) < simulation.beyond_fraction
     ends = torch.tensor([end for end in simulation.model.ranges["focus"] if end])
     sides = ends[torch.from_numpy(rng.integers(0, len(ends), len(labels)))]
     far = sides * torch.from_numpy(rng.uniform(*OUT_OF_RANGE, len(labels)).astype(np.float32))
-    labels[:, 0] = torch.where(out_of_range, far, labels[:, 0])
+    labels[:, 0] = torch.where(torch.from_numpy(out_of_range), far, labels[:, 0])
     return out_of_range
 
 
-def _draw_changes(
-    simulation: Simulation, count: int, rng: np.random.Generator
-) -> list[tuple[int, tuple[float, float], torch.Tensor]]:
-    """Patches whose focus changes: index, change (down, across) in waves per patch, shares (P,).
+@dataclass(frozen=True)
+class FocusChanges:
+    """Patches whose focus changes linearly across them."""
 
-    Each parameter changes along the same direction by its share of the change of focus.
-    """
-    if not simulation.focus_change_waves:
-        return []
-    sloped = rng.random(count) < 0.5
-    steepness = rng.uniform(0, simulation.focus_change_waves, count)
-    angle = rng.uniform(0, 2 * math.pi, count)
-    changes = np.stack([steepness * np.sin(angle), steepness * np.cos(angle)], 1)
+    patches: np.ndarray  # (C,) their numbers, rising
+    slopes: np.ndarray  # (C, 2) change of focus down and across, waves per patch
+    shares: np.ndarray  # (C, P) change of each parameter per wave of focus
+
+
+def draw_changes(simulation: Simulation, count: int, rng: np.random.Generator) -> FocusChanges:
+    """Changes of focus in half of the patches, if the simulation has any."""
     shares = np.ones((count, len(simulation.model.label_names)), np.float32)
+    if not simulation.focus_change_waves:
+        return FocusChanges(np.zeros(0, np.int64), np.zeros((0, 2)), shares[:0])
+    chosen = np.flatnonzero(rng.random(count) < 0.5)
+    steepness = rng.uniform(0, simulation.focus_change_waves, count)[chosen]
+    angle = rng.uniform(0, 2 * math.pi, count)[chosen]
     shares[:, 1:] = rng.uniform(-1, 1, shares[:, 1:].shape)
-    return [
-        (index, tuple(changes[index]), torch.from_numpy(shares[index]))
-        for index in np.flatnonzero(sloped).tolist()
-    ]
+    slopes = steepness[:, None] * np.stack([np.sin(angle), np.cos(angle)], 1)
+    return FocusChanges(chosen, slopes, shares[chosen])
 
 
-def _blur_sloped(
+def blur_patches(
     simulation: Simulation,
-    crop: torch.Tensor,
-    label: torch.Tensor,
-    microscope: Microscope,
-    slope: tuple[float, float],
-    shares: torch.Tensor,
-) -> torch.Tensor:
-    """Blur of a crop (S, S) whose PSF changes linearly; its middle has `label` (P,)."""
-    steps = (torch.arange(len(crop)) - (len(crop) - 1) / 2) / simulation.patch_size
-    offsets = slope[0] * steps[:, None] + slope[1] * steps  # waves of focus, (S, S)
-    reach = LEVELS_REACH * math.hypot(*slope)
-    levels = torch.linspace(-reach, reach, LEVELS)
-    labels = label + levels[:, None] * shares
-    psfs, _ = synthesize_with_loss(simulation.model, labels, microscope, simulation.psf_size)
-    return blur_varying(crop, psfs, interpolation_weights(offsets, levels))
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    microscopes: Microscopes,
+    changes: FocusChanges,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PSFs (N, K, K) of labels (N, P), and blurred patches (N, H, W).
 
-
-def from_config(config: Mapping[str, Any]) -> Simulation:
-    """Simulation of a data set, rebuilt from its config.json."""
-    ranges = config["optics_ranges"]
-    return Simulation(
-        model=model_from_config(config["psf_model"]),
-        microscope=Microscope(**config["microscope"]),
-        optics_ranges=OpticsRanges(**{k: tuple(v) for k, v in ranges.items()}) if ranges else None,
-        patch_size=config["patch_size"],
-        psf_size=config["psf_size"],
-        blank_fraction=config["blank_fraction"],
-        patches_per_crop=config["patches_per_crop"],
-        # older data sets lack these keys: their focus is constant and within the range
-        focus_change_waves=config.get("focus_change_waves", 0.0),
-        beyond_fraction=config.get("beyond_fraction", 0.0),
+    Patch i shows crop i % C of `pixels` (C, S, S). The PSFs are those in the middle of the patches.
+    """
+    device, count = pixels.device, len(labels)
+    psfs, _ = synthesize_with_loss(
+        simulation.model, labels.to(device), microscopes, simulation.psf_size
     )
-
-
-def draw_microscopes(
-    simulation: Simulation, count: int, rng: np.random.Generator
-) -> Microscope | list[Microscope]:
-    """Optics of `count` patches: a single microscope, or a random one per patch."""
-    ranges = simulation.optics_ranges
-    if ranges is None:
-        return simulation.microscope
-    na_share = rng.random(count)
-    wavelength = rng.uniform(*ranges.wavelength_um, count)
-    share = rng.uniform(*ranges.nyquist_share, count)
-    index = rng.uniform(*ranges.refractive_index, count)
-    highest = np.minimum(ranges.na[1], MAX_NA_PER_INDEX * index)
-    na = ranges.na[0] + (highest - ranges.na[0]) * na_share
-    pixel = share * wavelength / (4 * na)
-    return simulated_microscopes(np.stack([na, wavelength, pixel, index], 1).tolist())
-
-
-def steepest_optics(simulation: Simulation) -> Microscope:
-    """Optics with the widest PSFs of this simulation: steepest rays and finest pixels."""
-    ranges = simulation.optics_ranges
-    if ranges is None:
-        return simulation.microscope
-    index, wavelength = ranges.refractive_index[0], ranges.wavelength_um[0]
-    na = min(ranges.na[1], MAX_NA_PER_INDEX * index)
-    pixel = ranges.nyquist_share[0] * wavelength / (4 * na)
-    return Microscope(na, wavelength, pixel, index)
-
-
-def lost_energy(simulation: Simulation) -> float:
-    """Largest share of energy that a PSF of this simulation has outside its support."""
-    labels = extreme_labels(simulation.model)
-    optics = steepest_optics(simulation)
-    _, lost = synthesize_with_loss(simulation.model, labels, optics, simulation.psf_size)
-    return float(lost.max())
-
-
-def check_energy(simulation: Simulation) -> float:
-    """Largest share of energy outside the support, for a simulation whose PSFs fit into it.
-
-    Raises
-    ------
-    InputError
-        If it is above 1 %: a PSF that is cut off does not match its label.
-    """
-    worst = lost_energy(simulation)
-    if worst > ENERGY_TOLERANCE:
-        raise InputError(
-            f"the widest PSF of {simulation.model.name} {dict(simulation.model.ranges)} loses "
-            f"{worst:.1%} of its energy outside {simulation.psf_size} px (limit 1 %); give a "
-            "larger --psf-size, larger patches or a smaller range."
+    if not len(changes.patches):
+        return psfs, blur_valid(pixels, psfs).clamp_(min=0)  # rounding of the FFT reaches -1e-7
+    blurred = pixels.new_empty(count, simulation.patch_size, simulation.patch_size)
+    even = np.setdiff1d(np.arange(count), changes.patches)
+    index = torch.from_numpy(even).to(device)
+    blurred[index] = blur_valid(pixels[index % len(pixels)], psfs[index])
+    phases = 2 * math.pi * REACH * np.hypot(*changes.slopes.T)
+    nodes = MORE_NODES + np.ceil(phases).astype(int)
+    for node_count in np.unique(nodes):
+        part = np.flatnonzero(nodes == node_count)
+        index = torch.from_numpy(changes.patches[part]).to(device)
+        some = FocusChanges(changes.patches[part], changes.slopes[part], changes.shares[part])
+        blurred[index] = blur_changing(
+            simulation, pixels[index % len(pixels)], labels, microscopes, some, node_count
         )
-    return worst
+    return psfs, blurred.clamp_(min=0)
 
 
-def fit_support(simulation: Simulation) -> Simulation:
-    """Simulation with the smallest support that keeps 99 % of the energy of every PSF.
+def blur_changing(
+    simulation: Simulation,
+    crops: torch.Tensor,
+    labels: torch.Tensor,
+    microscopes: Microscopes,
+    changes: FocusChanges,
+    nodes: int,
+) -> torch.Tensor:
+    """Blur of crops (C, S, S) by PSFs that change linearly, from `nodes` PSFs each.
 
-    The support is at most the patch size; `check_energy` refuses it if that is too small. A small
-    support needs small crops, so generation is faster and smaller source images can be used.
+    `labels` (N, P) are those of all patches, in their middle.
     """
-    largest = simulation.patch_size - 1 + simulation.patch_size % 2  # odd: centred on a pixel
-    for size in (*range(SUPPORT_STEP - 1, largest, SUPPORT_STEP), largest):
-        fitted = replace(simulation, psf_size=size)
-        if lost_energy(fitted) <= ENERGY_TOLERANCE:
-            break
-    return fitted
-
-
-def optics_limits(simulation: Simulation) -> dict[str, Any]:
-    """Ranges of the optics of the patches by name; predictions are checked against them."""
-    microscope, ranges = simulation.microscope, simulation.optics_ranges
-    if ranges is None:
-        limits = {n: [v, v] for n, v in zip(OPTICS_NAMES, astuple(microscope), strict=True)}
-        cutoff = [microscope.cutoff_cycles_per_pixel] * 2
-    else:
-        limits = {n: list(getattr(ranges, n)) for n in OPTICS_NAMES if n != "pixel_size_um"}
-        limits["pixel_size_um"] = [
-            ranges.nyquist_share[0] * ranges.wavelength_um[0] / (4 * ranges.na[1]),
-            ranges.nyquist_share[1] * ranges.wavelength_um[1] / (4 * ranges.na[0]),
-        ]
-        cutoff = [share / 2 for share in ranges.nyquist_share]
-    return {**limits, "cutoff_cycles_per_pixel": cutoff}
+    device, numbers = crops.device, changes.patches
+    reach = REACH * np.hypot(*changes.slopes.T)  # (C,) waves
+    offsets = reach[:, None] * chebyshev_nodes(nodes)  # (C, nodes)
+    steps = torch.from_numpy(np.float32(offsets[..., None] * changes.shares[:, None]))
+    along = (labels[torch.from_numpy(numbers)][:, None] + steps).flatten(0, 1)
+    if not isinstance(microscopes, Microscope):
+        microscopes = [microscopes[number] for number in numbers for _ in range(nodes)]
+    psfs, _ = synthesize_with_loss(
+        simulation.model, along.to(device), microscopes, simulation.psf_size
+    )
+    size = simulation.crop_size
+    axis = (torch.arange(size, device=device) - (size - 1) / 2) / simulation.patch_size
+    slopes = torch.from_numpy(np.float32(changes.slopes / reach[:, None])).to(device)
+    places = slopes[:, :1, None] * axis[:, None] + slopes[:, 1:, None] * axis
+    return blur_along(crops, psfs.unflatten(0, (-1, nodes)), places.clamp_(-1, 1))

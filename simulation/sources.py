@@ -4,6 +4,7 @@ A `Source` only says where an image comes from. Its pixels are loaded when a cro
 stay in a cache of limited size, so a folder of any size needs a limited amount of memory.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +30,9 @@ SPLITS = ("train", "validation", "test")  # the order is part of the seed of eve
 PROCEDURAL_SPLIT = (0.7, 0.1, 0.2)
 FILE_SPLIT = (0.7, 0.15, 0.15)
 MAX_UNREADABLE_SHARE = 0.2  # of a folder's files; with more the folder or a codec is at fault
-# 11 kinds x 32 images of 1 MiB fit into the cache together with all built-in images.
-PROCEDURAL_COUNT_PER_KIND = 32
+PROCEDURAL_COUNT_PER_KIND = 32  # of a stored training set; fresh patches add new ones
 
-_CACHE_LIMIT_BYTES = 512 * 2**20  # of each process that simulates
+_CACHE_LIMIT_BYTES = 128 * 2**20  # of each process that simulates
 _cache: OrderedDict[tuple["Source", int], np.ndarray] = OrderedDict()
 
 
@@ -47,6 +47,7 @@ class Source:
     kind: Literal["builtin", "procedural", "file"]
     pages: tuple[int, ...] = (0,)  # usable pages of a multi-page TIFF; otherwise only 0
     path: str = ""  # file
+    shapes: tuple[tuple[int, int], ...] = ()  # file: height and width of each usable page, px
     object_kind: str = ""  # procedural: a key of OBJECTS
     seed: int = 0  # procedural
     index: int = 0  # procedural: running number within its kind
@@ -135,15 +136,16 @@ def folder_sources(folder: str | Path, min_side: int) -> tuple[list[Source], lis
     for path in tqdm(files, desc="checking images", leave=False):
         name = path.relative_to(folder).as_posix()
         try:
-            pages, flaws = _usable_pages(path, name, min_side)
+            shapes, flaws = _usable_pages(path, name, min_side)
         except DECODE_ERRORS as error:
             unreadable.append(name)
             skipped.append(f"{name}: cannot be decoded ({error})")
             continue
-        too_small += not pages and all(why.startswith("too small") for why in flaws.values())
+        too_small += not shapes and all(why.startswith("too small") for why in flaws.values())
         skipped += [f"{page}: {why}" for page, why in flaws.items()]
-        if pages:
-            sources.append(Source(name, "file", pages, path=str(path.resolve())))
+        if shapes:
+            pages, sizes = tuple(shapes), tuple(shapes.values())
+            sources.append(Source(name, "file", pages, str(path.resolve()), sizes))
     images = f"{len(files)} images in {folder}"
     if too_small == len(files):
         raise InputError(
@@ -163,12 +165,15 @@ def folder_sources(folder: str | Path, min_side: int) -> tuple[list[Source], lis
     return sources, skipped
 
 
-def _usable_pages(path: Path, name: str, min_side: int) -> tuple[tuple[int, ...], dict[str, str]]:
-    """Usable pages of a file, and the flaw of each other page by name (`stack.tif page 1`)."""
-    flaws = [_flaw(plane, min_side) for plane in decode_planes(path)]
-    names = [f"{name} page {page}" if len(flaws) > 1 else name for page in range(len(flaws))]
-    usable = tuple(page for page, flaw in enumerate(flaws) if flaw is None)
-    return usable, {n: flaw for n, flaw in zip(names, flaws, strict=True) if flaw is not None}
+def _usable_pages(
+    path: Path, name: str, min_side: int
+) -> tuple[dict[int, tuple[int, int]], dict[str, str]]:
+    """Shapes of the usable pages of a file, and the flaws of the others (`stack.tif page 1`)."""
+    planes = [(plane.shape, _flaw(plane, min_side)) for plane in decode_planes(path)]
+    names = [f"{name} page {page}" if len(planes) > 1 else name for page in range(len(planes))]
+    usable = {page: shape for page, (shape, flaw) in enumerate(planes) if flaw is None}
+    flaws = zip(names, (flaw for _, flaw in planes), strict=True)
+    return usable, {n: flaw for n, flaw in flaws if flaw is not None}
 
 
 def load_sources(images: str, min_side: int, seed: int) -> tuple[list[Source], list[str]]:
@@ -252,6 +257,34 @@ def read_plane(source: Source, page: int = 0) -> np.ndarray:
     while len(_cache) > 1 and sum(kept.nbytes for kept in _cache.values()) > _CACHE_LIMIT_BYTES:
         _cache.popitem(last=False)
     return plane
+
+
+def plane_shape(source: Source, page: int = 0) -> tuple[int, int]:
+    """Height and width of one plane, px."""
+    if source.shapes:
+        return source.shapes[source.pages.index(page)]
+    return (source.size, source.size) if source.size else read_plane(source, page).shape
+
+
+def source_hash(source: Source) -> str:
+    """SHA-256 of an image file, or of the pixels of a built-in image; "" for a procedural one.
+
+    Raises
+    ------
+    InputError
+        If the file is gone.
+    """
+    if source.kind == "procedural":
+        return ""
+    if source.kind == "builtin":
+        return hashlib.sha256(read_plane(source).tobytes()).hexdigest()
+    try:
+        with open(source.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{source.path} can no longer be read ({error.strerror}). Put the image back."
+        ) from error
 
 
 def _load_plane(source: Source, page: int) -> np.ndarray:

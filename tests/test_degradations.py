@@ -18,7 +18,7 @@ from models.degradations import (
     recorded_levels,
 )
 from psf import Microscope, psf_model
-from simulation.patches import from_config
+from simulation.settings import from_config
 
 BY_NAME = {degradation.name: degradation for degradation in DEGRADATIONS}
 FLAT = torch.full((40, 64, 64), 7.0)  # 163,840 pixels: standard errors of 0.35 % of a variance

@@ -30,7 +30,7 @@ from models.checkpoint import load_estimator
 from models.data import CONDITIONS, PatchSet
 from models.depth import DepthCalibration
 from psf import InputError, Microscope
-from simulation.patches import check_energy
+from simulation.settings import check_energy
 from simulation.shards import read_column, shard_path
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from PIL import Image
 from models.data import Batch
 from models.degradations import turned_levels
 from psf import InputError, Microscope, psf_model
-from simulation.patches import OpticsRanges, Simulation
+from simulation.settings import OpticsRanges, Simulation
 from simulation.sources import Source
 
 ROUND = Simulation(psf_model("gaussian1d", {"fwhm": (0.0, 8.0)}), Microscope(), None, 64, 33, 0.0)
