@@ -1,7 +1,9 @@
 """Train a network on simulated patches: data/NAME -> runs/NAME/.
 
-    python train.py --data data/zernike1d --out runs/zernike1d --max-minutes 4
+    python train.py --data data/zernike1d --out runs/zernike1d --fresh --max-minutes 60
 
+With --fresh every patch is simulated for its step and seen once; --data then gives the settings
+and the validation patches. Without --fresh the training patches stored in --data are used.
 Writes model.safetensors (the weights with the lowest validation loss), config.json with the error
 bars measured on the validation split, README.md (model card), metrics.csv and curves.png.
 The same command continues a run that was stopped. With --epochs it ends with the weights of a run
@@ -10,11 +12,14 @@ Several GPUs: torchrun --nproc-per-node 2 train.py ...
 """
 
 import platform
-from contextlib import nullcontext
+import sys
+import time
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -25,8 +30,10 @@ from common.output import hold_folder
 from common.pictures import draw_curves
 from models import error_bars
 from models.checkpoint import load_estimator, save_checkpoint
+from models.data import CONDITIONS
 from models.processes import process_device, start_processes
-from models.trainer import Progress, Settings, Trainer, load_state, save_state
+from models.run_state import load_state, save_state
+from models.trainer import Progress, Settings, Trainer
 from psf.errors import InputError
 
 
@@ -42,6 +49,7 @@ class Config(Settings):
 
 # Settings that must be above 0 if they are given, and settings that must not be below 0.
 POSITIVE = ("max_minutes", "epochs", "batch_size", "learning_rate", "threads", "validation_patches")
+POSITIVE += ("epoch_patches",)
 NOT_NEGATIVE = ("seed", "value_weight")
 
 
@@ -49,12 +57,14 @@ def describe(config: Config, data: dict[str, Any]) -> dict[str, Any]:
     """Content of run_config.json; a resumed run must have the same."""
     fixed = ("max_minutes", "epochs", "batch_size", "learning_rate", "weight_decay", "seed")
     fixed += ("value_weight", "validation_patches")
+    if config.fresh:
+        fixed += ("epoch_patches",)
     made = config.data / "run.json"
     return {
         "data_command": read_json(made, "training set")["command"] if made.exists() else "",
         "architecture": config.model,
         "exposure": asdict(config.exposure),
-        "settings": {name: getattr(config, name) for name in fixed},
+        "settings": {"fresh": config.fresh} | {name: getattr(config, name) for name in fixed},
         "start_from": str(config.start_from or ""),
         "data": data,
     }
@@ -74,8 +84,9 @@ def checkpoint_config(
         "validation": scores,
         "run": run_record(
             minutes=progress.seconds / 60,
-            epochs=progress.patches_seen / trainer.train_set.count,
+            epochs=progress.patches_seen / trainer.feed.epoch_patches,
             patches_seen=progress.patches_seen,
+            fresh=trainer.config.fresh,
             processor=processor_name(trainer.device),
             processes=trainer.world,
             bf16=trainer.bf16,
@@ -104,9 +115,14 @@ def cpu_name() -> str:
 def record_epoch(
     trainer: Trainer, description: dict[str, Any], train_loss: float, writer: Any
 ) -> None:
-    """Validate, save the weights if they are the best, and write metrics, curves and state."""
+    """Validate, save the weights if they are the best, and write metrics, curves and state.
+
+    All processes validate; the first one writes.
+    """
     progress, out = trainer.progress, trainer.config.out
     loss, scores = trainer.validate()
+    if trainer.rank > 0:
+        return
     row = {"epoch": progress.epoch, "minutes": progress.seconds / 60}
     row |= {"patches_seen": progress.patches_seen, "train_loss": train_loss}
     row |= {"validation_loss": loss}
@@ -123,14 +139,41 @@ def record_epoch(
     if writer is not None:
         for name, value in row.items():
             writer.add_scalar(name, value, progress.step)
+        writer.flush()
+
+
+def epoch_line(progress: Progress, seconds_left: float) -> str:
+    """What the last epoch reached, as a line for the terminal."""
+    last, before = progress.rows[-1], [{}, *progress.rows][-2]
+    patches = last["patches_seen"] - before.get("patches_seen", 0)
+    minutes = last["minutes"] - before.get("minutes", 0.0)
+    scores = []
+    for condition in CONDITIONS:
+        found = [value for name, value in last.items() if name.endswith(f"_{condition.name}")]
+        if found and not condition.bits:
+            scores.append(f"{condition.name} {np.mean(found):.3f}")
+    best = " (best)" if last["validation_loss"] == progress.best else ""
+    return (
+        f"epoch {last['epoch']}: R² {', '.join(scores)}; loss {last['train_loss']:.3f}, "
+        f"validation {last['validation_loss']:.4f}{best}; {patches / max(minutes, 1e-9) / 60:.0f} "
+        f"patches/s, {duration(seconds_left)} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time as hours and minutes, or as seconds below two minutes."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
 
 
 def add_error_bars(trainer: Trainer) -> None:
-    """Measure the error bars of the saved weights, and add them to config.json."""
+    """Measure the error bars of the saved weights in all processes, and add them to config.json."""
     best = load_estimator(trainer.config.out, trainer.device)
     trainer.network.load_state_dict(best.network.state_dict())
     found = error_bars.to_config(trainer.measure_error_bars())
-    save_checkpoint(trainer.config.out, trainer.network, {**best.config, "calibration": found})
+    if trainer.rank == 0:
+        save_checkpoint(trainer.config.out, trainer.network, {**best.config, "calibration": found})
 
 
 def open_writer(config: Config) -> Any:
@@ -141,14 +184,15 @@ def open_writer(config: Config) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError(
-            "--tensorboard needs a package that is missing: pip install tensorboard."
+            "--tensorboard needs a package that is missing: "
+            "pip install -r requirements-tensorboard.txt."
         ) from error
     return SummaryWriter(str(config.out / "tensorboard"))
 
 
 def prepare(config: Config, trainer: Trainer) -> dict[str, Any]:
     """Description of the run; claims the output folder, or loads the run that is in it."""
-    description = describe(config, trainer.train_set.config)
+    description = describe(config, trainer.data_config)
     state = config.out / "state.safetensors"
     if trainer.rank == 0:
         if (config.out / "run.json").exists() and not config.resume:
@@ -159,7 +203,8 @@ def prepare(config: Config, trainer: Trainer) -> dict[str, Any]:
     if state.exists():
         facts = load_state(state, trainer.network, trainer.optimizer)
         trainer.progress = Progress(**facts)
-        print(f"resumed after epoch {trainer.progress.epoch}")
+        if trainer.rank == 0:
+            print(f"resumed after epoch {trainer.progress.epoch}")
     return description
 
 
@@ -190,30 +235,17 @@ def check_settings(config: Config) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it cannot be negative.")
 
 
-def run_epoch(trainer: Trainer) -> float:
-    """Mean loss of one epoch, shown by a progress bar."""
-    config, world = trainer.config, trainer.world
-    with tqdm(
-        total=trainer.steps_per_epoch * config.batch_size * world,
-        unit="patch",
-        desc=f"epoch {trainer.progress.epoch + 1}",
-        disable=trainer.rank > 0,
-        mininterval=1,
-    ) as bar:
-        loss = trainer.train_epoch(bar)
-    trainer.progress.epoch += 1
-    return loss
-
-
 def finish(trainer: Trainer) -> None:
     """Add the error bars to the checkpoint, and print where the results are."""
     config, progress = trainer.config, trainer.progress
     add_error_bars(trainer)
+    if trainer.rank > 0:
+        return
     rate = progress.patches_seen / max(progress.seconds, 1e-9)
     share = progress.data_seconds / max(progress.seconds, 1e-9)
     print(
         f"{progress.patches_seen:,} patches in {progress.seconds / 60:.1f} minutes: "
-        f"{rate:.0f} per second, {share:.1%} of the time reading data"
+        f"{rate:.0f} per second, {share:.1%} of the time waiting for patches"
     )
     write_json(config.out / "run.json", run_record(minutes=progress.seconds / 60))
     print(f"wrote {config.out} (look at {config.out / 'curves.png'})")
@@ -228,31 +260,49 @@ def main(config: Config) -> None:
     keep_freed_memory()
     rank, world = start_processes(process_device(config.device))
     with hold_folder(config.out) if rank == 0 else nullcontext():
-        train(config, rank, world)
+        with closing(Trainer(config, rank, world)) as trainer:
+            train(trainer)
     if world > 1:
         torch.distributed.destroy_process_group()
 
 
-def train(config: Config, rank: int, world: int) -> None:
-    """Train in one of `world` processes; the first one writes."""
-    trainer = Trainer(config, rank, world)
+def introduction(trainer: Trainer) -> str:
+    """Network, processor and training patches, as a line for the terminal."""
+    weights = sum(p.numel() for p in trainer.network.parameters())
+    count, kind = trainer.feed.epoch_patches, "fresh" if trainer.config.fresh else "stored"
+    return (
+        f"{trainer.config.model}, {weights:,} weights, on {processor_name(trainer.device)}"
+        f"{', bf16' if trainer.bf16 else ''}; {count:,} {kind} patches per epoch"
+    )
+
+
+def train(trainer: Trainer) -> None:
+    """Train in one of several processes; the first one writes."""
+    config, is_first = trainer.config, trainer.rank == 0
     description = prepare(config, trainer)
-    writer = open_writer(config) if rank == 0 else None
-    if rank == 0:
-        weights = sum(p.numel() for p in trainer.network.parameters())
-        print(
-            f"{config.model}, {weights:,} weights, on {processor_name(trainer.device)}"
-            f"{', bf16' if trainer.bf16 else ''}; {trainer.train_set.count:,} patches"
-        )
-    while trainer.done() < 1:
-        train_loss = run_epoch(trainer)
-        if rank == 0:
+    progress = trainer.progress
+    writer = open_writer(config) if is_first else None
+    if is_first:
+        print(introduction(trainer))
+    started, done = time.perf_counter(), trainer.done()
+    before = done
+    # The bar counts the whole run. Where nobody watches, a line a minute is enough.
+    interval = 1 if sys.stderr.isatty() else 60
+    with tqdm(
+        initial=progress.patches_seen, unit="patch", disable=not is_first, mininterval=interval
+    ) as bar:
+        while done < 1:
+            bar.set_description(f"epoch {progress.epoch + 1}", refresh=False)
+            train_loss = trainer.train_epoch(bar)
+            progress.epoch += 1
+            done = trainer.done()
             record_epoch(trainer, description, train_loss, writer)
-            print("  ".join(f"{k} {v:.4g}" for k, v in trainer.progress.rows[-1].items()))
-        if world > 1:
-            torch.distributed.barrier()
-    if rank == 0:
-        finish(trainer)
+            if is_first:
+                share = (1 - min(done, 1)) / max(done - before, 1e-9)
+                bar.write(epoch_line(progress, share * (time.perf_counter() - started)))
+            if trainer.world > 1:
+                torch.distributed.barrier()
+    finish(trainer)
 
 
 if __name__ == "__main__":

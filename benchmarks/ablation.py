@@ -83,7 +83,7 @@ def train_variant(config: Config, variant: Variant) -> Trainer:
         trainer.network = trainer.parallel = network.to(memory_format=torch.channels_last)
         rate, decay = trainer.config.learning_rate, trainer.config.weight_decay
         trainer.optimizer = build_optimizer(network, rate, decay)
-    with tqdm(total=trainer.train_set.count * config.epochs, unit="patch", mininterval=1) as bar:
+    with tqdm(total=trainer.feed.epoch_patches * config.epochs, unit="patch", mininterval=1) as bar:
         while trainer.done() < 1:
             trainer.train_epoch(bar)
             trainer.progress.epoch += 1

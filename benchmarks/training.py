@@ -62,7 +62,7 @@ def training_rate(config: Config, network: str) -> dict[str, float]:
 
 def map_seconds(trainer: Trainer) -> float:
     """Seconds for a map of a 1024 x 1024 image at stride 32."""
-    estimator = Estimator(trainer.network.eval(), trainer.train_set.config, trainer.device)
+    estimator = Estimator(trainer.network.eval(), trainer.data_config, trainer.device)
     image = torch.from_numpy(np.random.default_rng(0).random((1024, 1024), np.float32))
     started = time.perf_counter()
     predict_map(estimator, image, Microscope(), 32)

@@ -7,7 +7,8 @@ not depend on the batch size.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from common.files import naming_damage, read_json
+from models.ahead import made_ahead
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES, cutoff_cycles_per_pixel
 from psf.model import PsfModel, from_config, turn_labels
@@ -27,6 +29,8 @@ from psf.noise import (
     to_photons,
 )
 from simulation.shards import StoredPatches, read_column, shard_path
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,17 @@ class Batch:
         """Cut-off frequencies (N,), cycles per px."""
         na, wavelength_um, pixel_size_um, _ = self.optics.unbind(1)
         return cutoff_cycles_per_pixel(na, wavelength_um, pixel_size_um)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; from pinned memory, the copy to a GPU runs in the background."""
+        background = device.type == "cuda"
+        columns = (self.patches, self.labels, self.has_content, self.optics)
+        return Batch(*(c.to(device, non_blocking=background) for c in columns))
+
+    def pinned(self) -> "Batch":
+        """The batch in pinned memory, from which a GPU copies without the processor."""
+        columns = (self.patches, self.labels, self.has_content, self.optics)
+        return Batch(*(c.pin_memory() for c in columns))
 
 
 @dataclass(frozen=True)
@@ -73,20 +88,28 @@ CONDITIONS = (
 )
 
 
+# What to do about a data folder without patches of a split.
+MAKE_THEM = "make them with generate_training_set.py --{}-patches 2000 and another --out"
+REMEDIES = {split: MAKE_THEM.format(split) for split in ("validation", "test")}
+REMEDIES["train"] = "give --fresh to simulate them during the training"
+
+
 class PatchSet:
     """One split of a data folder, or its first `limit` patches; pixels are read on request.
 
     Raises
     ------
     InputError
-        If the folder is no data set, or shards are missing.
+        If the folder is no data set, has no patches of the split, or shards are missing.
     """
 
     def __init__(self, folder: Path, split: str, limit: int | None = None) -> None:
         self.config = read_data_config(folder)
         with naming_damage(folder / "config.json", "configuration of a training set"):
             self.model: PsfModel = from_config(self.config["psf_model"])
-            self.count: int = int(self.config["patches"][split])
+            self.count: int = int(self.config["patches"].get(split, 0))
+        if self.count < 1:
+            raise InputError(f"{folder} has no {split} patches; {REMEDIES[split]}.")
         self._shards = _stored_patches(folder, split, self.count)
         self._first = np.cumsum([0] + [shard.shape[0] for shard in self._shards])
         self.count = min(self.count, limit or self.count)
@@ -110,24 +133,39 @@ class PatchSet:
             out[rows] = self._shards[i].read(indices[rows] - self._first[i])
         return torch.from_numpy(out)
 
-    def batch(self, indices: np.ndarray, device: torch.device) -> Batch:
+    def batch(self, indices: np.ndarray, device: torch.device = CPU) -> Batch:
         """Noise-free batch on the device, patches as float32."""
         # converted here, because MPS has no uint16 before torch 2.9
-        patches = self.read(indices).float().to(device)
+        patches = self.read(indices).float()
         columns = (self.labels[indices], self.has_content[indices], self.optics[indices])
-        return Batch(patches, *(c.to(device) for c in columns))
+        return Batch(patches, *columns).to(device)
 
     def recorded(
-        self, condition: Condition, batch_size: int, device: torch.device
+        self,
+        condition: Condition,
+        batch_size: int,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
     ) -> Iterator[Batch]:
-        """Batches of all patches, in order, recorded under a condition."""
-        for start in range(0, self.count, batch_size):
-            indices = np.arange(start, min(start + batch_size, self.count))
-            batch = self.batch(indices, torch.device("cpu"))
-            seeds = self.noise_seeds[indices].tolist()
-            noisy = [condition.record(p, s) for p, s in zip(batch.patches, seeds, strict=True)]
-            columns = (batch.labels, batch.has_content, batch.optics)
-            yield Batch(torch.stack(noisy).to(device), *(c.to(device) for c in columns))
+        """Batches of all patches, in order, recorded under a condition.
+
+        Process `rank` of `world` gets every world-th batch.
+        """
+        starts = range(rank * batch_size, self.count, world * batch_size)
+
+        def record(index: int) -> Batch:
+            stop = min(starts[index] + batch_size, self.count)
+            return self._record(condition, np.arange(starts[index], stop))
+
+        with closing(made_ahead(record, len(starts))) as batches:
+            yield from (batch.to(device) for batch in batches)
+
+    def _record(self, condition: Condition, indices: np.ndarray) -> Batch:
+        """Batch on the CPU, recorded under a condition."""
+        batch, seeds = self.batch(indices), self.noise_seeds[indices].tolist()
+        noisy = [condition.record(p, s) for p, s in zip(batch.patches, seeds, strict=True)]
+        return replace(batch, patches=torch.stack(noisy))
 
 
 def read_data_config(folder: Path) -> dict[str, Any]:
@@ -181,22 +219,45 @@ def normalise(patches: torch.Tensor) -> torch.Tensor:
 
 
 def turn(batch: Batch, model: PsfModel, generator: torch.Generator) -> Batch:
-    """Batch with each patch rotated and mirrored at random, and its label with it."""
+    """Batch with each patch rotated and mirrored at random, and its label with it.
+
+    Every patch is computed in the same way, so that a GPU need not report what was drawn.
+    """
     count, device = len(batch.labels), batch.patches.device
     turns = torch.randint(4, (count,), generator=generator, device=device)
     if not model.allows_quarter_turns:
         turns = turns // 2 * 2
     mirrored = torch.randint(2, (count,), generator=generator, device=device).bool()
-    patches, labels = torch.empty_like(batch.patches), torch.empty_like(batch.labels)
-    for quarter_turns in range(4):
-        for mirror in (False, True):
-            rows = torch.nonzero((turns == quarter_turns) & (mirrored == mirror))[:, 0]
-            if not len(rows):
-                continue  # `turn_labels` refuses quarter turns for some models
-            chosen = torch.rot90(batch.patches[rows], quarter_turns, (1, 2))
-            patches[rows] = chosen.flip(2) if mirror else chosen
-            labels[rows] = turn_labels(model, batch.labels[rows], quarter_turns, mirror)
+    # rot90 by 1 is a transposition, then a flip of the rows; by 3, then one of the columns
+    flip_rows = (turns == 1) | (turns == 2)
+    flip_columns = (turns >= 2) ^ mirrored
+    patches = batch.patches
+    for chosen, changed in (
+        (turns % 2 == 1, lambda p: p.transpose(1, 2)),
+        (flip_rows, lambda p: p.flip(1)),
+        (flip_columns, lambda p: p.flip(2)),
+    ):
+        patches = torch.where(chosen[:, None, None], changed(patches), patches)
+    matrices = label_turns(model).to(device, non_blocking=True)[2 * turns + mirrored]
+    labels = (batch.labels[:, :, None] * matrices).sum(1)
     return Batch(patches, labels, batch.has_content, batch.optics)
+
+
+def label_turns(model: PsfModel) -> torch.Tensor:
+    """Matrices (8, P, P) that labels (N, P) are multiplied with; see `turn_labels`.
+
+    Matrix 2 k + m belongs to k quarter turns, then a mirror if m is 1. It is 0 if the model does
+    not allow k quarter turns.
+    """
+    unit = torch.eye(len(model.label_names))
+    allowed = range(0, 4, 1 if model.allows_quarter_turns else 2)
+    return torch.stack(
+        [
+            turn_labels(model, unit, k, mirror) if k in allowed else torch.zeros_like(unit)
+            for k in range(4)
+            for mirror in (False, True)
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -227,6 +288,6 @@ def expose(patches: torch.Tensor, exposure: Exposure, generator: torch.Generator
     kind = draw(0, 1)
     rounded = kind < exposure.eight_bit
     clean = (kind >= exposure.eight_bit) & (kind < exposure.eight_bit + exposure.noise_free)
-    noisy[rounded] = quantise(patches[rounded], 8)
-    noisy[clean] = patches[clean]
-    return noisy
+    # chosen by `where`: an index by a mask makes a GPU report how many patches it selects
+    noisy = torch.where(rounded[:, None, None], quantise(patches, 8), noisy)
+    return torch.where(clean[:, None, None], patches, noisy)

@@ -35,6 +35,10 @@ class Scaler:
         low, high = torch.tensor(ranges, dtype=torch.float32).T
         return Scaler((low + high) / 2, (high - low) / 2)
 
+    def to(self, device: torch.device) -> "Scaler":
+        """The scaler with its numbers on a device."""
+        return Scaler(self.middle.to(device), self.half_range.to(device))
+
     def scale(self, labels: torch.Tensor) -> torch.Tensor:
         """Labels (N, P) in standard units."""
         return (labels - self.middle.to(labels)) / self.half_range.to(labels)

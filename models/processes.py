@@ -4,8 +4,10 @@ torchrun starts one process per GPU and numbers those of one machine by LOCAL_RA
 """
 
 import os
+from typing import Any
 
 import torch
+from torch import nn
 
 from common.command import pick_device
 from psf.errors import InputError
@@ -64,3 +66,60 @@ def share_from_first(value: float, world: int, device: torch.device) -> float:
     shared = torch.tensor([value], dtype=torch.float64, device=device)
     torch.distributed.broadcast(shared, 0)
     return float(shared)
+
+
+class SharedClock:
+    """Share of a training that is over by the clock of the first process, the same in all.
+
+    All processes call `share` equally often. Each call but a few continues the last two values of
+    the first process, because a broadcast at every step would make the processes wait.
+    """
+
+    MOST_CALLS = 25  # between two broadcasts; the first ones come after 1, 2, 4 ... calls
+
+    def __init__(self, world: int, device: torch.device) -> None:
+        self.world, self.device = world, device
+        self.calls, self.next_after = 0, 0  # since the last broadcast
+        self.value, self.per_call = 0.0, 0.0
+
+    def share(self, own: float) -> float:
+        """Share of the training that is over; `own` is that by the clock of this process."""
+        if self.world == 1:
+            return own
+        if self.calls == self.next_after and self.value < 1:
+            shared = share_from_first(own, self.world, self.device)
+            self.per_call = max(0.0, (shared - self.value) / max(self.calls, 1))
+            self.per_call = self.per_call if self.next_after else 0.0  # a resumed run begins late
+            self.value, self.calls = shared, 0
+            self.next_after = min(max(1, 2 * self.next_after), self.MOST_CALLS)
+        found = self.value + self.per_call * self.calls
+        self.calls += 1
+        if found >= 1:  # the end is final, or the processes would go on after it
+            self.value, self.per_call = found, 0.0
+        return found
+
+
+def mean_over_processes(value: float, world: int, device: torch.device) -> float:
+    """Mean of a number over all processes, the same in each of them."""
+    if world == 1:
+        return value
+    summed = torch.tensor([value], dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(summed)
+    return float(summed) / world
+
+
+def share_buffers(network: nn.Module, world: int) -> None:
+    """Copy running means and variances of the first process to all; they differ after a step."""
+    if world > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def gather_in_turn(parts: list[Any], world: int) -> list[Any]:
+    """Parts of all processes, in which process r has parts r, r + world, r + 2 world, ..."""
+    if world == 1:
+        return parts
+    gathered: list[list[Any]] = [[] for _ in range(world)]
+    torch.distributed.all_gather_object(gathered, parts)
+    total = sum(len(one) for one in gathered)
+    return [gathered[i % world][i // world] for i in range(total)]

@@ -1,24 +1,22 @@
 """Training of a network: settings, progress that can be resumed, and the loop over one epoch."""
 
-import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.files import whole_file
 from models.data import CONDITIONS, Batch, Condition, Exposure, PatchSet, expose, normalise, turn
 from models.error_bars import FactorsByNoise, measure_factors_by_noise, noise_share
+from models.feeding import Feed, FreshFeed, StoredFeed
 from models.loss import (
     VALUE_WEIGHT,
     Scaler,
@@ -28,11 +26,25 @@ from models.loss import (
     value_loss,
 )
 from models.networks import build
-from models.processes import process_device, share_from_first
+from models.processes import (
+    SharedClock,
+    gather_in_turn,
+    mean_over_processes,
+    process_device,
+    share_buffers,
+)
 from models.scoring import SCORES
+from models.step_errors import check_finite, fitting_size, is_compile_error, is_out_of_memory
 from psf.errors import InputError
 
 DEFAULT_EPOCHS = 12  # 240,000 patches seen with the default training set; not tuned
+# Patches of an epoch with --fresh, as many as the default training set holds. The weights are
+# scored and saved after each.
+FRESH_EPOCH = 20_480
+# Steps between two looks at the losses. A look waits for the GPU; 25 steps are a few seconds at
+# most, and a training that diverged is stopped after them.
+LOSS_EVERY = 25
+VALIDATION_BATCH = 64  # patches; more are no faster on a CPU
 # More photon levels than the benchmark has, so that the intervals hold between them too.
 ERROR_BAR_CONDITIONS = (
     *CONDITIONS,
@@ -46,12 +58,15 @@ class Settings:
     """All that decides the weights of a trained network."""
 
     data: Path  # training set, a folder of generate_training_set.py
+    # simulate new patches for every step, like those in --data, of which only validation is read
+    fresh: bool = False
+    epoch_patches: int = FRESH_EPOCH  # patches of an epoch with --fresh, rounded to whole steps
     # architecture of the network
     model: Literal["spectral_resnet", "resnet18", "resnet34", "resnet50", "resnext50"] = (
         "spectral_resnet"
     )
     max_minutes: float | None = None  # length of the training; or give --epochs
-    epochs: int | None = None  # passes over the training patches (default 12)
+    epochs: int | None = None  # epochs: of --epoch-patches, or of all in --data (default 12)
     batch_size: int = 64  # patches per step and process; batches of 32 scored alike
     learning_rate: float = 2e-3  # highest, after the warm-up; twice this rate scored lower
     weight_decay: float = 0.02  # of weight matrices, as in AdamW; not tuned
@@ -62,6 +77,7 @@ class Settings:
     device: str = "auto"  # auto, cpu, cuda or mps
     threads: int | None = None  # CPU threads of this process (default: all)
     bf16: bool | None = None  # mixed precision (default where the processor supports bfloat16)
+    compile: bool = False  # compile the network with torch.compile; the first steps take minutes
 
 
 @dataclass
@@ -71,7 +87,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0  # spent in training steps
-    data_seconds: float = 0.0  # of these, spent reading patches
+    data_seconds: float = 0.0  # of these, spent waiting for patches
     patches_seen: int = 0
     best: float = math.inf  # validation loss of the saved weights
     rows: list[dict[str, float]] = field(default_factory=list)  # rows of metrics.csv
@@ -86,22 +102,33 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.device = process_device(config.device)
         self.bf16 = prefers_bf16(self.device) if config.bf16 is None else config.bf16
-        self.train_set = PatchSet(config.data, "train")
         self.validation_set = PatchSet(config.data, "validation", config.validation_patches)
-        self.model = self.train_set.model
-        self.scaler = Scaler.from_ranges(self.train_set.config["label_ranges"])
+        self.data_config, self.model = self.validation_set.config, self.validation_set.model
+        self.scaler = Scaler.from_ranges(self.data_config["label_ranges"]).to(self.device)
         torch.manual_seed(config.seed)
         outputs = output_count(len(self.model.label_names))
         self.network = build(config.model, outputs).to(self.device)
         self.parallel = in_parallel(self.network, self.device) if world > 1 else self.network
+        if config.compile:
+            # self.network stays as it is, so that the weights are saved with their own names
+            self.parallel = torch.compile(self.parallel)
         self.optimizer = build_optimizer(self.network, config.learning_rate, config.weight_decay)
         self.progress = Progress()
-        self.steps_per_epoch = self.train_set.count // (config.batch_size * world)
-        if not self.steps_per_epoch:
-            raise InputError(
-                f"{self.train_set.count} training patches are fewer than a batch of "
-                f"{config.batch_size} for each of {world} processes; give a smaller --batch-size."
-            )
+        self.clock = SharedClock(world, self.device)
+        self.feed = self._open_feed()
+        self.steps_per_epoch = self.feed.steps
+
+    def _open_feed(self) -> Feed:
+        """Source of the training batches."""
+        config = self.config
+        common = (config.batch_size, self.device, config.seed, self.rank, self.world)
+        if config.fresh:
+            return FreshFeed(config.data, self.data_config, config.epoch_patches, *common)
+        return StoredFeed(PatchSet(config.data, "train"), *common)
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        self.feed.close()
 
     def autocast(self) -> torch.autocast:
         """Context of the forward pass: bfloat16 if it is switched on."""
@@ -112,57 +139,102 @@ class Trainer:
         if self.config.max_minutes is None:
             epochs = self.config.epochs or DEFAULT_EPOCHS
             return self.progress.step / (self.steps_per_epoch * epochs)
-        done = self.progress.seconds / (60 * self.config.max_minutes)
-        return share_from_first(done, self.world, self.device)
+        return self.clock.share(self.progress.seconds / (60 * self.config.max_minutes))
 
     def train_epoch(self, bar: tqdm) -> float:
-        """Mean loss of one pass over the training patches, or of a part when the time is up."""
+        """Mean loss of one epoch, or of a part of it when the time is up."""
         config, progress = self.config, self.progress
         self.parallel.train()
-        order = epoch_order(
-            self.train_set.count, config.seed, progress.epoch, self.rank, self.world
-        )
-        losses = []
-        for start in range(0, self.steps_per_epoch * config.batch_size, config.batch_size):
-            done = self.done()
-            if done >= 1:
-                break
+        losses, found = [], []  # numbers, and results of steps that still lie on the device
+        with closing(
+            self.feed.batches(progress.epoch, progress.step, self.steps_per_epoch)
+        ) as batches:
             started = time.perf_counter()
-            batch = self.train_set.batch(order[start : start + config.batch_size], self.device)
-            progress.data_seconds += time.perf_counter() - started
-            losses.append(self.train_step(batch, learning_rate(done, config.learning_rate)))
-            progress.seconds += time.perf_counter() - started
-            progress.step += 1
-            progress.patches_seen += len(batch.labels) * self.world
-            bar.update(len(batch.labels) * self.world)
-        return float(np.mean(losses)) if losses else math.nan
+            for _ in range(self.steps_per_epoch):
+                done = self.done()
+                if done >= 1:
+                    break
+                found.append(self._next_step(batches, learning_rate(done, config.learning_rate)))
+                progress.step += 1
+                progress.patches_seen += config.batch_size * self.world
+                if len(found) == LOSS_EVERY:
+                    losses += check_finite(found, progress.step)
+                    found = []
+                    show_progress(bar, done, progress.patches_seen, losses[-1])
+                bar.update(config.batch_size * self.world)
+                now = time.perf_counter()
+                progress.seconds, started = progress.seconds + now - started, now
+        losses += check_finite(found, progress.step)
+        progress.seconds += time.perf_counter() - started
+        mean = float(np.mean(losses)) if losses else math.nan
+        return mean_over_processes(mean, self.world, self.device)
 
-    def train_step(self, batch: Batch, rate: float) -> float:
-        """Loss of one step, with illumination and noise drawn for it."""
+    def _next_step(self, batches: Iterator[Batch], rate: float) -> torch.Tensor:
+        """Result of `train_step` on the next batch.
+
+        Raises
+        ------
+        InputError
+            If the device runs out of memory, or cannot compile the network.
+        """
+        started = time.perf_counter()
+        try:
+            batch = next(batches)
+            self.progress.data_seconds += time.perf_counter() - started
+            return self.train_step(batch, rate)
+        except RuntimeError as error:
+            if self.config.compile and is_compile_error(error):
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(
+                    f"torch.compile failed ({reason}); leave out --compile."
+                ) from error
+            if not is_out_of_memory(error):
+                raise
+        # Only here is the memory of the step free: the error above kept it.
+        size = self.config.batch_size
+        fits = fitting_size(size, None if self.world > 1 else self._try_step)
+        raise InputError(
+            f"{self.device} has too little memory for a --batch-size of {size}; "
+            + (f"give --batch-size {fits}." if fits else "give another --device.")
+        )
+
+    def train_step(self, batch: Batch, rate: float) -> torch.Tensor:
+        """Loss and length of the gradient of one step, (2,) on the device.
+
+        Illumination and noise are drawn for it. Nothing here waits for the device.
+        """
         generator = step_generator(self.device, self.config.seed, self.progress.step, self.rank)
-        batch = turn(batch, self.model, generator)
-        patches = normalise(expose(batch.patches, self.config.exposure, generator))
-        with self.autocast():
-            outputs = self.parallel(patches, batch.cutoff)
-        targets = self.scaler.scale(batch.labels)
-        weight = self.config.value_weight
-        loss = estimation_loss(outputs.float(), targets, batch.has_content, weight)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise InputError(
-                f"the loss became {value} at step {self.progress.step}; the best weights so far "
-                "are kept. Give a smaller --learning-rate."
-            )
+        loss = self._loss(self.parallel, batch, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        length = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        return value
+        return torch.stack([loss.detach(), length])
+
+    def _loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Loss of a network on a batch, which is turned and exposed at random."""
+        batch = turn(batch, self.model, generator)
+        patches = normalise(expose(batch.patches, self.config.exposure, generator))
+        with self.autocast():
+            outputs = network(patches, batch.cutoff)
+        targets = self.scaler.scale(batch.labels)
+        weight = self.config.value_weight
+        return estimation_loss(outputs.float(), targets, batch.has_content, weight)
+
+    def _try_step(self, size: int) -> None:
+        """Compute the gradient for a batch of `size` arbitrary patches, and drop it."""
+        edge = self.data_config["patch_size"]
+        patches = torch.rand(size, edge, edge, device=self.device)
+        labels = torch.zeros(size, len(self.model.label_names), device=self.device)
+        optics = self.validation_set.optics[:1].expand(size, -1)
+        batch = Batch(patches, labels, torch.ones(size, dtype=torch.bool), optics).to(self.device)
+        self._loss(self.network, batch, step_generator(self.device, 0, 0)).backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def validate(self) -> tuple[float, dict[str, list[float]]]:
-        """Validation loss, and R^2 of each parameter by condition.
+        """Validation loss, and R^2 of each parameter by condition; the same in all processes.
 
         The loss is the mean Huber loss of the values over the conditions. It selects the weights.
         """
@@ -190,17 +262,31 @@ class Trainer:
         """Targets, values and standard deviations (N, P), and noise shares (N,).
 
         They are in standard units, of the validation patches with content, and computed in float32
-        as `Estimator.predict` does.
+        as `Estimator.predict` does. The processes share the patches, and each gets all results.
         """
         self.network.eval()
+        share_buffers(self.network, self.world)
         parts = []
-        for batch in self.validation_set.recorded(condition, 64, self.device):
+        for batch in self.validation_set.recorded(
+            condition, VALIDATION_BATCH, self.device, self.rank, self.world
+        ):
             patches = normalise(batch.patches)
             values, log_variances, _ = split_outputs(self.network(patches, batch.cutoff).float())
             columns = (self.scaler.scale(batch.labels), values, (log_variances / 2).exp())
-            columns += (noise_share(patches),)
-            parts.append([c[batch.has_content].cpu() for c in columns])
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+            parts.append((*columns, noise_share(patches), batch.has_content))
+        # copied together at the end: a copy waits for the device
+        parts = [tuple(column.cpu() for column in part) for part in parts]
+        *columns, has_content = (
+            torch.cat(c) for c in zip(*gather_in_turn(parts, self.world), strict=True)
+        )
+        return tuple(column[has_content] for column in columns)
+
+
+def show_progress(bar: tqdm, done: float, patches_seen: int, loss: float) -> None:
+    """Let the bar of a training show the loss, and know how many patches are to come."""
+    if done > 0:
+        bar.total = round(patches_seen / done)
+    bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
 
 
 def in_parallel(network: nn.Module, device: torch.device) -> DistributedDataParallel:
@@ -228,54 +314,10 @@ def build_optimizer(network: nn.Module, peak: float, weight_decay: float) -> tor
     return torch.optim.AdamW(groups, lr=peak)
 
 
-def epoch_order(count: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> np.ndarray:
-    """Shuffled patch indices of one epoch; process `rank` of `world` takes every world-th."""
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    return order[: count // world * world][rank::world]
-
-
 def step_generator(device: torch.device, seed: int, step: int, rank: int = 0) -> torch.Generator:
     """Generator of one step's noise; a resumed run draws the noise it would have drawn anyway."""
     mixed = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(mixed) % 2**63)
-
-
-def save_state(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]
-) -> None:
-    """Write all that a resumed run needs to one safetensors file; `facts` must suit JSON."""
-    tensors = {f"network/{k}": v.contiguous() for k, v in network.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            tensors[f"optimizer/{index}/{key}"] = value.contiguous()
-    with whole_file(path) as partial:
-        partial.write_bytes(save(tensors, {"facts": json.dumps(facts)}))
-
-
-def load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Facts that `save_state` wrote; network and optimiser get back their saved state.
-
-    Raises
-    ------
-    InputError
-        If the file is truncated.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}); train again with another --out.") from error
-    network.load_state_dict(
-        {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
-    )
-    state = optimizer.state_dict()
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            state["state"].setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict(state)
-    return facts
 
 
 def prefers_bf16(device: torch.device) -> bool:

@@ -19,9 +19,10 @@ from skimage import data as skimage_data
 from torch.overrides import TorchFunctionMode
 
 from models.checkpoint import load_estimator
-from models.data import Batch, Exposure, expose, normalise, turn
+from models.data import Batch, Exposure, PatchSet, expose, normalise, turn
 from models.mapping import PsfMap, predict_map
-from models.trainer import Settings, Trainer, load_state, save_state
+from models.run_state import load_state, save_state
+from models.trainer import Settings, Trainer
 from psf import Microscope, psf_model
 from psf.blur import (
     blur_by_column,
@@ -360,10 +361,11 @@ def trained(data, device):
     settings = Settings(data=data, batch_size=40, device=str(device), bf16=False)
     trainer = Trainer(settings, 0, 1)
     batches = (np.arange(40), np.arange(40, 80))
-    return trainer, [
-        trainer.train_step(trainer.train_set.batch(indices, trainer.device), 1e-3)
-        for indices in batches
+    patch_set = PatchSet(data, "train")
+    steps = [
+        trainer.train_step(patch_set.batch(indices, trainer.device), 1e-3) for indices in batches
     ]
+    return trainer, [step[0].item() for step in steps]
 
 
 def weights(trainer):

@@ -16,6 +16,7 @@ import train
 from models import build
 from models.checkpoint import load_estimator
 from models.data import PatchSet, normalise
+from models.feeding import epoch_order
 from models.loss import (
     BINS,
     SMALLEST_VARIANCE,
@@ -27,13 +28,11 @@ from models.loss import (
     target_histograms,
     value_loss,
 )
+from models.run_state import load_state, save_state
 from models.trainer import (
     WARM_UP,
     build_optimizer,
-    epoch_order,
     learning_rate,
-    load_state,
-    save_state,
     step_generator,
 )
 from psf import InputError
