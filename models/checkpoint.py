@@ -24,6 +24,7 @@ from common.files import naming_damage, read_json, whole_file, write_json
 from models import error_bars
 from models.data import normalise
 from models.loss import Scaler, output_count, split_outputs
+from models.model_card import interval_text, model_card
 from models.networks import build, for_inference
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES, Microscope, Microscopes, cutoffs
@@ -203,7 +204,7 @@ def outside_limits(microscope: Microscope, limits: Mapping[str, Any]) -> list[st
     numbers = dict(zip(OPTICS_NAMES, astuple(microscope), strict=True))
     numbers["cutoff_cycles_per_pixel"] = microscope.cutoff_cycles_per_pixel
     outside = {
-        name: f"{name} {numbers[name]:.4g}, trained on {_interval(low, high, '')}"
+        name: f"{name} {numbers[name]:.4g}, trained on {interval_text(low, high, '')}"
         for name, (low, high) in limits.items()
         if not low * (1 - OPTICS_TOLERANCE) <= numbers[name] <= high * (1 + OPTICS_TOLERANCE)
     }
@@ -296,54 +297,3 @@ def _check_config(config: Mapping[str, Any]) -> None:
 def shipped_names() -> tuple[str, ...]:
     """Names of the checkpoints that come with the project."""
     return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/model.safetensors")))
-
-
-def model_card(config: Mapping[str, Any]) -> str:
-    """Text of a checkpoint's README.md."""
-    data, run = config["data"], config["run"]
-    ranges = zip(config["label_names"], config["label_ranges"], strict=True)
-    unit = config["label_unit"]
-    optics = [f"| {k} | {_interval(*v, '')} |" for k, v in config["optics_limits"].items()]
-    scores = config["validation"]
-    lines = [
-        f"# {config['psf_model']['name']}: {config['architecture']}",
-        "",
-        f"Reads the PSF parameters of a {config['patch_size']} x {config['patch_size']} px patch: "
-        + ", ".join(f"{name} ({_interval(*limits, unit)})" for name, limits in ranges)
-        + ". Load it with `models.load_estimator(FOLDER)`.",
-        "",
-        "## Holds for",
-        "",
-        "| optics | trained on |",
-        "|---|---|",
-        *optics,
-        "",
-        "Outside these limits `predict` warns. The network is trained on widefield images of thin "
-        f"objects with {config['exposure']['photons'][0]:g} or more photons per pixel. Without a "
-        "known astigmatism, one image gives the magnitude of the defocus but not its sign. Thick "
-        "objects, light from other planes, and compressed or sharpened images were not in the "
-        "training.",
-        "",
-        "## Trained with",
-        "",
-        f"- images: {data['images']}; {data['patches']['train']:,} patches of "
-        f"{len(data['source_images']['train'])} source images",
-        f"- {run['epochs']:.1f} epochs, {run['patches_seen']:,} patches seen, "
-        f"{run['minutes']:.1f} minutes on {run['processor']}",
-        f"- commands: `{config.get('data_command', '')}`, `{run['command']}`",
-        *([f"- starting from {config['start_from']}"] if config.get("start_from") else []),
-        f"- commit {run['commit']}",
-        "",
-        "## Validation (source images never trained on)",
-        "",
-        "| condition | " + " | ".join(f"R² {name}" for name in config["label_names"]) + " |",
-        "|---" * (1 + len(config["label_names"])) + "|",
-        *(f"| {c} | " + " | ".join(f"{v:.3f}" for v in row) + " |" for c, row in scores.items()),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _interval(low: float, high: float, unit: str) -> str:
-    text = f"{low:.4g}" if math.isclose(low, high) else f"{low:.4g} to {high:.4g}"
-    return f"{text} {unit}".strip()
