@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from psf.pupil import Pupil, is_variable, node_count
+from psf.pupil import Pupil, is_variable, node_count, tables_on
 
 TAPS = 10  # grid steps on either side from which the field of varied optics is interpolated
 WINDOW_BETA = 13.0  # of the window of that kernel: error 1e-6 at the field's two-fold oversampling
@@ -59,14 +59,14 @@ def _intensity(
 
     The matrices `lines` interpolate the field to other cut-offs.
     """
-    nodes = node_count(pupil, math.pi * float(cutoff.detach()) * grid / 2)
-    rho, theta, area = (torch.from_numpy(a).to(pupil.cutoff) for a in _disc_nodes(nodes)[:3])
+    nodes = node_count(pupil, math.pi * pupil.highest_cutoff * grid / 2)
+    device = pupil.cutoff.device
+    rho, theta, area = tables_on(_disc_nodes, nodes, device, pupil.cutoff.dtype)[:3]
     field = pupil.field(rho, theta)
-    place = pupil.cutoff.device, pupil.dtype
     if is_variable(cutoff):
         bases = _bases(nodes, grid, cutoff, pupil.dtype)
     else:
-        bases = _cached_bases(nodes, grid, float(cutoff), *place)
+        bases = _cached_bases(nodes, grid, pupil.highest_cutoff, device, pupil.dtype)
     total, energy = 0.0, 0.0
     for part in pupil.components(rho, theta):
         weighted = field * (part.amplitude * area).to(pupil.dtype)
@@ -166,7 +166,8 @@ def _interpolation(
     The kernel is a sinc times the window exp(beta (sqrt(1 - x^2) - 1)) (A. Barnett, J. Magland &
     L. af Klinteberg, SIAM J. Sci. Comput. 41, C479 (2019)). Both grids have the same middle.
     """
-    line = torch.arange((grid + 1) // 2 + TAPS).to(stretch) + (grid + 1) % 2 / 2
+    line = torch.arange((grid + 1) // 2 + TAPS, device=stretch.device).to(stretch)
+    line = line + (grid + 1) % 2 / 2
     near = stretch[:, None] * line[: len(line) - TAPS]  # (N, H)
 
     def kernel(distance: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy.special import j0, j1, jv
 
-from psf.pupil import Pupil, is_variable, node_count
+from psf.pupil import Pupil, is_variable, node_count, tables_on
 
 V_STEP = 0.125  # optical units between columns of the Bessel table that varied optics share
 BESSEL = {0: j0, 1: j1, 2: partial(jv, 2)}  # by order; j0 and j1 are faster than jv
@@ -20,11 +20,10 @@ def hankel_profiles(pupil: Pupil, grid: int) -> torch.Tensor:
     h(r) = |int_0^1 A exp(2 pi i W) J0(v rho) 2 rho d rho|^2 with v = pi cutoff r. The components
     of vectorial light have J1 and J2 in place of J0. The PSF sums to 1 on an infinite grid.
     """
-    radii = _unique_radii(grid)[0]
-    v_max = math.pi * float(pupil.cutoff.detach().max()) * float(radii[-1])
+    v_max = math.pi * pupil.highest_cutoff * float(_unique_radii(grid)[0][-1])
     nodes = node_count(pupil, v_max / 2)
     device, dtype = pupil.cutoff.device, pupil.cutoff.dtype
-    rho, weights = (torch.from_numpy(a).to(device, dtype) for a in _gauss_legendre(nodes))
+    rho, weights = tables_on(_gauss_legendre, nodes, device, dtype)
     field, area = pupil.field(rho, torch.zeros_like(rho)), 2 * rho * weights
     parts = pupil.components(rho, torch.zeros_like(rho))
     energy = sum(part.weight * (part.amplitude.square() * area).sum(1) for part in parts)
@@ -33,21 +32,21 @@ def hankel_profiles(pupil: Pupil, grid: int) -> torch.Tensor:
     for part in parts:
         factor = math.sqrt(part.weight) * scale[:, None] * part.amplitude * area
         weighted = torch.view_as_real(field * factor.to(pupil.dtype)).transpose(1, 2)
-        amplitudes.append(_transform(weighted, pupil.cutoff, part.order, grid, v_max))
+        amplitudes.append(_transform(weighted, pupil, part.order, grid, v_max))
     return sum(amplitude.square().sum(1) for amplitude in amplitudes)
 
 
 def quadrants(profiles: torch.Tensor, grid: int) -> torch.Tensor:
     """One quadrant (N, H, H), H = ceil(G / 2), of the grid; it starts in the middle."""
     # index_select with 32-bit indices is ten times as fast as profiles[:, place]
-    place = torch.from_numpy(_unique_radii(grid)[1]).to(profiles.device, torch.int32)
+    place = tables_on(_unique_radii, grid, profiles.device, torch.int32)[1]
     half = (grid + 1) // 2
     return profiles.index_select(1, place).reshape(-1, half, half)
 
 
 def sum_on_grid(profiles: torch.Tensor, grid: int) -> torch.Tensor:
     """Sum (N,) over all points of the grid."""
-    return profiles @ torch.from_numpy(_unique_radii(grid)[2]).to(profiles)
+    return profiles @ tables_on(_unique_radii, grid, profiles.device, profiles.dtype)[2]
 
 
 def unfold(quadrant: torch.Tensor, grid: int) -> torch.Tensor:
@@ -59,18 +58,18 @@ def unfold(quadrant: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def _transform(
-    pupil: torch.Tensor, cutoff: torch.Tensor, order: int, grid: int, v_max: float
+    field: torch.Tensor, pupil: Pupil, order: int, grid: int, v_max: float
 ) -> torch.Tensor:
-    """Hankel transform of (N, 2, Q) at the unique radii of the grid, (N, 2, R)."""
-    nodes, place = pupil.shape[-1], (pupil.device, pupil.dtype)
+    """Hankel transform of a field (N, 2, Q) at the unique radii of the grid, (N, 2, R)."""
+    cutoff, nodes, place = pupil.cutoff, field.shape[-1], (field.device, field.dtype)
     if len(cutoff) == 1 and not is_variable(cutoff):
-        table = _bessel_on_grid(order, grid, float(cutoff), nodes, *place)  # (Q, R)
-        return (pupil.flatten(0, 1) @ table).view(len(pupil), 2, -1)
-    taps = TAPS[pupil.dtype]
+        table = _bessel_on_grid(order, grid, pupil.highest_cutoff, nodes, *place)  # (Q, R)
+        return (field.flatten(0, 1) @ table).view(len(field), 2, -1)
+    taps = TAPS[field.dtype]
     columns = 16 * math.ceil((v_max / V_STEP + taps + 1) / 16)
-    samples = pupil @ _bessel_on_line(order, columns, taps, nodes, *place)  # (N, 2, V)
-    radii = torch.from_numpy(_unique_radii(grid)[0]).to(cutoff)
-    v = (math.pi * cutoff[:, None] * radii).expand(len(pupil), -1)  # (N, R)
+    samples = field @ _bessel_on_line(order, columns, taps, nodes, *place)  # (N, 2, V)
+    radii = tables_on(_unique_radii, grid, cutoff.device, cutoff.dtype)[0]
+    v = (math.pi * cutoff[:, None] * radii).expand(len(field), -1)  # (N, R)
     return _interpolate(samples, v / V_STEP, taps)
 
 

@@ -138,6 +138,12 @@ class Optics:
     def __len__(self) -> int:
         return len(self.na)
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Optics":
+        """The same numbers on a device; all of them are copied at once."""
+        numbers = torch.stack([getattr(self, field.name) for field in fields(self)])
+        # CUDA goes on with its work while such a copy is made
+        return Optics(*numbers.to(device, dtype, non_blocking=device.type == "cuda"))
+
     def part(self, samples: slice) -> "Optics":
         """Optics of some of N samples; a single microscope serves every sample."""
         if len(self) == 1:

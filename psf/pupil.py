@@ -36,6 +36,17 @@ class Pupil:
     components: Callable[[torch.Tensor, torch.Tensor], list[Component]]
     only: Callable[[int], "Pupil"]  # the pupil of one PSF
     max_degree: int = MAX_DEGREE
+    twin: "Pupil | None" = None  # the same pupil on the CPU, if this one is on a GPU
+
+    @property
+    def readable(self) -> "Pupil":
+        """The pupil whose numbers Python can read without waiting for a GPU, if there is one."""
+        return self.twin or self
+
+    @property
+    def highest_cutoff(self) -> float:
+        """Highest of the cut-offs, cycles per step of the grid."""
+        return float(self.readable.cutoff.detach().max())
 
     def field(self, rho: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         """exp(2 pi i W), complex (N, *S).
@@ -89,15 +100,28 @@ class Pupil:
         return np.abs(coefficients).max(0) / points
 
 
-def pupil_of(model: PsfModel, labels: torch.Tensor, optics: Optics, dtype: torch.dtype) -> Pupil:
+def pupil_of(
+    model: PsfModel,
+    labels: torch.Tensor,
+    optics: Optics,
+    dtype: torch.dtype,
+    twin: Pupil | None = None,
+) -> Pupil:
     """Pupils of labels (N, P). Labels and optics have the precision of the phases."""
+
+    def only(i: int) -> Pupil:
+        part = slice(i, i + 1)
+        one_twin = None if twin is None else twin.only(i)
+        return pupil_of(model, labels[part], optics.part(part), dtype, one_twin)
+
     return Pupil(
         cutoff=optics.cutoff_cycles_per_pixel,
         dtype=dtype,
         axisymmetric=model.is_axisymmetric,
         wavefront=lambda rho, theta: wavefront(model, labels, rho, theta, optics),
         components=lambda rho, theta: components(model.light, optics, model.layers, rho),
-        only=lambda i: pupil_of(model, labels[i : i + 1], optics.part(slice(i, i + 1)), dtype),
+        only=only,
+        twin=twin,
     )
 
 
@@ -168,6 +192,18 @@ def is_variable(tensor: torch.Tensor) -> bool:
 
 
 @lru_cache(maxsize=64)
+def tables_on(
+    tables: Callable[[int], tuple[np.ndarray, ...]],
+    size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """The arrays tables(size) as tensors, which are copied to each device only once."""
+    with torch.inference_mode(False):  # derivatives may need them later
+        return tuple(torch.from_numpy(array).to(device, dtype) for array in tables(size))
+
+
+@lru_cache(maxsize=64)
 def _chebyshev_points(
     points: int, axisymmetric: bool, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +235,7 @@ def node_count(pupil: Pupil, steepest_phase: float) -> int:
     """
     tolerance = TOLERANCE[pupil.dtype]
     wave = _wave_spectrum(8 * math.ceil(steepest_phase / 8), tolerance)
-    product = np.convolve(pupil.spectrum(), wave)
+    product = np.convolve(pupil.readable.spectrum(), wave)
     above = product[::-1].cumsum()[::-1] / 2  # part of degree D and higher
     degree = int(np.flatnonzero(above > tolerance).max(initial=0))
     return 4 * math.ceil((degree + 2) / 8)  # even, and a multiple of 4, so that tables are reused

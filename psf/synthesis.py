@@ -86,18 +86,29 @@ def synthesize_with_loss(
     microscope: Microscopes,
     size: int,
     pixel_integration: bool = True,
+    device: torch.device | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """PSFs as from `synthesize` and, instead of a warning, the share of energy outside (N,)."""
+    """PSFs as from `synthesize` and, instead of a warning, the share of energy outside (N,).
+
+    They are computed on `device`, by default that of the labels. Labels on the CPU keep a GPU busy:
+    reading them from the GPU would wait for all work that it has been given.
+    """
     model = psf_model(model) if isinstance(model, str) else model
-    _check_labels(model, labels, size)
+    readable = labels.detach().cpu()
+    _check_labels(model, readable, size)
+    device = labels.device if device is None else torch.device(device)
+    labels = labels.to(device, non_blocking=device.type == "cuda")
     if model.is_gaussian:
         raw = _gaussians(model, labels, size)
         inside = raw.sum((1, 2))
         return raw / inside[:, None, None], 1 - inside
-    exact = labels.to(precise(labels.device))
+    exact, readable = labels.to(precise(device)), readable.double()
 
-    def pupils(part: slice, optics: Optics) -> Pupil:
-        return pupil_of(model, exact[part], optics, labels.dtype)
+    def pupils(part: slice, optics: Optics, readable_optics: Optics) -> Pupil:
+        twin = None
+        if device.type != "cpu":
+            twin = pupil_of(model, readable[part], readable_optics, labels.dtype)
+        return pupil_of(model, exact[part], optics, labels.dtype, twin)
 
     return _in_chunks(pupils, len(labels), microscope, labels, size, pixel_integration)
 
@@ -145,7 +156,7 @@ def synthesize_pupil(
     exact = waves.to(precise(waves.device))
     factors = amplitude.to(exact).expand_as(exact)
 
-    def pupils(part: slice, optics: Optics) -> Pupil:
+    def pupils(part: slice, optics: Optics, _: Optics) -> Pupil:
         return sampled_pupil(exact[part], factors[part], optics, light, waves.dtype)
 
     psfs, lost = _in_chunks(pupils, len(waves), microscope, waves, size, pixel_integration)
@@ -155,7 +166,7 @@ def synthesize_pupil(
 
 
 def _in_chunks(
-    pupils: Callable[[slice, Optics], Pupil],
+    pupils: Callable[[slice, Optics, Optics], Pupil],
     count: int,
     microscope: Microscopes,
     like: torch.Tensor,
@@ -163,18 +174,19 @@ def _in_chunks(
     pixel_integration: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """PSFs (N, K, K) and the energy (N,) outside, CHUNK pupils at a time."""
-    optics = Optics.of(microscope, like.device, precise(like.device))
-    if len(optics) not in (1, count):
-        raise InputError(f"{len(optics)} microscopes for {count} labels; give one, or one each.")
+    readable = Optics.of(microscope)
+    if len(readable) not in (1, count):
+        raise InputError(f"{len(readable)} microscopes for {count} labels; give one, or one each.")
     points_per_px = 1.0
     if pixel_integration and count:
-        cutoff = float(optics.cutoff_cycles_per_pixel.detach().max())
+        cutoff = float(readable.cutoff_cycles_per_pixel.detach().max())
         points_per_px = _points_per_px(cutoff, like.dtype)
-    optics = replace(optics, pixel_size_um=optics.pixel_size_um / points_per_px)
+    readable = replace(readable, pixel_size_um=readable.pixel_size_um / points_per_px)
+    optics = readable.to(like.device, precise(like.device))
     parts = []
     for start in range(0, count, CHUNK):
         part = slice(start, start + CHUNK)
-        pupil = pupils(part, optics.part(part))
+        pupil = pupils(part, optics.part(part), readable.part(part))
         parts.append(_normalised(pupil, size, points_per_px if pixel_integration else None))
     if not parts:
         return like.new_zeros(0, size, size), like.new_zeros(0)
