@@ -7,6 +7,7 @@ callers that multiply spectra themselves; the image is periodic there.
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -94,10 +95,7 @@ def blur_along(images: torch.Tensor, psfs: torch.Tensor, places: torch.Tensor) -
     height, width = images.shape[1:]
     shape = fft_length(height), fft_length(width)
     valid = slice(size - 1, height), slice(size - 1, width)
-    orders = np.arange(count)[:, None]
-    matrix = 2 / count * np.cos(orders * np.arccos(chebyshev_nodes(count)))
-    matrix[0] /= 2
-    terms = torch.from_numpy(matrix).to(psfs.device, psfs.dtype)
+    terms = _chebyshev_terms(count, psfs.device, psfs.dtype)
     out = images.new_empty(len(images), height - size + 1, width - size + 1)
     step = 1 if images.device.type == "cpu" else max(1, GPU_GROUP // count)
     for some in (slice(start, start + step) for start in range(0, len(images), step)):
@@ -112,6 +110,15 @@ def blur_along(images: torch.Tensor, psfs: torch.Tensor, places: torch.Tensor) -
         spectra.mul_(torch.fft.rfft2(coefficients, s=shape))
         out[some] = torch.fft.irfft2(spectra.sum(1), s=shape)[:, *valid]
     return out
+
+
+@lru_cache(maxsize=64)
+def _chebyshev_terms(count: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Matrix (count, count) from values at the nodes to coefficients of T_0, T_1, ..."""
+    orders = np.arange(count)[:, None]
+    matrix = 2 / count * np.cos(orders * np.arccos(chebyshev_nodes(count)))
+    matrix[0] /= 2
+    return torch.from_numpy(matrix).to(device, dtype)
 
 
 def transfer_functions(

@@ -147,14 +147,22 @@ def _change_slope(pixels: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     return (mean + scale * changed).clamp_(0, 1)
 
 
+def on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Numbers that were drawn on the CPU, on a device; float64 becomes float32."""
+    if values.dtype == np.float64:
+        values = values.astype(np.float32)
+    # CUDA goes on with its work while such a copy is made; MPS may read the numbers too late
+    return torch.from_numpy(values).to(device, non_blocking=device.type == "cuda")
+
+
 def _column(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     """One value per crop on the device of `like`, (N,) -> (N, 1, 1)."""
-    return torch.from_numpy(values.astype(np.float32)).to(like.device)[:, None, None]
+    return on_device(values.astype(np.float32), like.device)[:, None, None]
 
 
 def _index(rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     """Row numbers (N,) on the device of `like`."""
-    return torch.from_numpy(rows).to(like.device)
+    return on_device(rows, like.device)
 
 
 def deviation(pixels: torch.Tensor) -> torch.Tensor:

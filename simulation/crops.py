@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from simulation.augmentation import add_grain, draw_changes, mix, stretch, vary_intensity
+from simulation.augmentation import (
+    add_grain,
+    draw_changes,
+    mix,
+    on_device,
+    stretch,
+    vary_intensity,
+)
 from simulation.bank import WHITE, Bank
 from simulation.content import PLACES_STEP, is_sharp_and_rich
 
@@ -164,7 +171,7 @@ def sample_windows(bank: Bank, windows: Windows) -> torch.Tensor:
         pixels = [bank.pixels[r, None, top:end, left:stop] for r, (top, left), (end, stop) in boxes]
         grids = grid.split(1)
     else:
-        pixels, grids = [bank.pixels[torch.from_numpy(windows.rows).to(device)]], [grid]
+        pixels, grids = [bank.pixels[on_device(windows.rows, device)]], [grid]
     # The grid lies inside the tile; the padding only absorbs rounding.
     sampled = [
         functional.grid_sample(
@@ -200,7 +207,7 @@ def _sampling_grid(
     cosine, sine = windows.steps * np.cos(windows.tilts), windows.steps * np.sin(windows.tilts)
     numbers = [windows.mirrors * cosine * to_x, windows.mirrors * sine * to_y]
     numbers += [sine * to_x, cosine * to_y, x * to_x - 1, y * to_y - 1]
-    columns = torch.from_numpy(np.stack(numbers).astype(np.float32)).to(device)[..., None]
+    columns = on_device(np.stack(numbers), device)[..., None]
     x_along, y_along, x_down, y_down, x, y = columns  # each (N, 1)
     along = torch.arange(crop_size, device=device) - (crop_size - 1) / 2
     grid = torch.empty(len(windows.rows), crop_size, crop_size, 2, device=device)
@@ -224,8 +231,7 @@ def blank_crops(
     weights[:, 2:] *= kind == 2  # only the third kind, with curved light, has the later terms
     depth = rng.uniform(0, MAX_BLANK_CONTRAST, (count, 1)) * (kind > 0)
     level = rng.uniform(0.05, 0.9, (count, 1))
-    columns = (weights, depth, level)
-    weights, depth, level = (torch.from_numpy(np.float32(c)).to(device) for c in columns)
+    weights, depth, level = (on_device(c, fields.device) for c in (weights, depth, level))
     shape = weights @ fields
     shape = shape - shape.mean(1, keepdim=True)
     shape = shape / shape.std(1, keepdim=True)
@@ -239,7 +245,7 @@ def _smooth_fields(crop_size: int, device: torch.device) -> torch.Tensor:
     x, y = np.broadcast_arrays(axis[None, :], axis[:, None])
     terms = [x, y, x * y, x**2, y**2, np.cos(np.pi * (x + y))]
     fields = np.stack(terms).reshape(len(terms), -1).astype(np.float32)
-    return torch.from_numpy(fields).to(device)
+    return on_device(fields, device)
 
 
 def _centre(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from psf.blur import blur_along, blur_valid, chebyshev_nodes
 from psf.microscope import Microscope, Microscopes
 from psf.model import draw_labels
 from psf.synthesis import synthesize_with_loss
+from simulation.augmentation import on_device
 from simulation.bank import Bank
 from simulation.crops import blank_crops, draw_crops
 from simulation.settings import Simulation, draw_microscopes
@@ -58,7 +59,7 @@ def simulate(
     pixels, origins = crops.pixels, crops.origins
     blank = np.flatnonzero(rng.random(crop_count) < simulation.blank_fraction)
     if len(blank):
-        where = torch.from_numpy(blank).to(device)
+        where = on_device(blank, device)
         pixels[where] = blank_crops(len(blank), simulation.crop_size, rng, device)
         origins[where] = crop_count  # the last name
     microscopes = draw_microscopes(simulation, count, rng)
@@ -74,9 +75,9 @@ def simulate(
         sharp=pixels[:, middle, middle].repeat(uses, 1, 1)[:count],
         psfs=psfs,
         blurred=blurred,
-        labels=labels.to(device),
-        has_content=torch.from_numpy(has_content).to(device),
-        optics=torch.tensor([astuple(microscope) for microscope in each]).to(device),
+        labels=on_device(labels.numpy(), device),
+        has_content=on_device(has_content, device),
+        optics=on_device(np.array([astuple(microscope) for microscope in each]), device),
         origins=origins.repeat(uses)[:count],
         drawn=(*crops.names, ""),
     )
@@ -150,19 +151,19 @@ def blur_patches(
     """
     device, count = pixels.device, len(labels)
     psfs, _ = synthesize_with_loss(
-        simulation.model, labels.to(device), microscopes, simulation.psf_size
+        simulation.model, labels, microscopes, simulation.psf_size, device=device
     )
     if not len(changes.patches):
         return psfs, blur_valid(pixels, psfs).clamp_(min=0)  # rounding of the FFT reaches -1e-7
     blurred = pixels.new_empty(count, simulation.patch_size, simulation.patch_size)
     even = np.setdiff1d(np.arange(count), changes.patches)
-    index = torch.from_numpy(even).to(device)
+    index = on_device(even, device)
     blurred[index] = blur_valid(pixels[index % len(pixels)], psfs[index])
     phases = 2 * math.pi * REACH * np.hypot(*changes.slopes.T)
     nodes = MORE_NODES + np.ceil(phases).astype(int)
     for node_count in np.unique(nodes):
         part = np.flatnonzero(nodes == node_count)
-        index = torch.from_numpy(changes.patches[part]).to(device)
+        index = on_device(changes.patches[part], device)
         some = FocusChanges(changes.patches[part], changes.slopes[part], changes.shares[part])
         blurred[index] = blur_changing(
             simulation, pixels[index % len(pixels)], labels, microscopes, some, node_count
@@ -190,10 +191,10 @@ def blur_changing(
     if not isinstance(microscopes, Microscope):
         microscopes = [microscopes[number] for number in numbers for _ in range(nodes)]
     psfs, _ = synthesize_with_loss(
-        simulation.model, along.to(device), microscopes, simulation.psf_size
+        simulation.model, along, microscopes, simulation.psf_size, device=device
     )
     size = simulation.crop_size
     axis = (torch.arange(size, device=device) - (size - 1) / 2) / simulation.patch_size
-    slopes = torch.from_numpy(np.float32(changes.slopes / reach[:, None])).to(device)
+    slopes = on_device(changes.slopes / reach[:, None], device)
     places = slopes[:, :1, None] * axis[:, None] + slopes[:, 1:, None] * axis
     return blur_along(crops, psfs.unflatten(0, (-1, nodes)), places.clamp_(-1, 1))
