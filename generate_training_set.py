@@ -325,7 +325,7 @@ def main(config: Config) -> None:
         write_json(config.out / "run.json", run_record(skipped_images=skipped))
     print(f"wrote {config.out} (look at {config.out / 'preview.png'})")
     run_folder = Path("runs") / config.out.name
-    fresh = () if config.train_patches else ("--fresh",)
+    fresh = None if config.train_patches else "--fresh"
     print(next_command("train.py", ("--data", config.out), ("--out", run_folder), fresh))
 
 

@@ -4,11 +4,13 @@
 
 Writes results/benchmark_generation.csv and prints it. The rows are the simple loop (one PSF by FFT
 of the pupil and one fftconvolve per patch), fftconvolve alone with given PSFs, our synthesis and
-blur of the same crops and labels, and generate_training_set.py (crops, augmentation, PSFs, blur,
-files). The script is timed with the start of its processes and, from the difference of a long and
-a short run, without it. All patches have 128 px and all PSFs 127 px.
+blur of the same crops and labels, generate_training_set.py (crops, augmentation, PSFs, blur,
+files), and the fresh patches of train.py, with constant focus and with focus that changes across
+half of the patches. The script is timed with the start of its processes and, from the difference
+of a long and a short run, without it. All patches have 128 px and the given PSFs 127 px.
 """
 
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -24,10 +26,11 @@ from scipy.signal import fftconvolve
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.command import keep_freed_memory, run
-from common.files import write_csv
+from common.command import keep_freed_memory, pick_device, run
+from common.files import read_json, write_csv
 from psf import Microscope, draw_labels, psf_model, synthesize
 from psf.blur import blur_valid
+from simulation.stream import PatchStream
 
 PATCH, SUPPORT, BATCH = 128, 127, 64  # px, px, patches
 
@@ -40,6 +43,8 @@ class Config:
     seconds: float = 5.0  # shortest time of a measurement
     patches: int = 24576  # training patches of generate_training_set.py
     workers: int = 2  # its processes
+    batch: int = 64  # fresh patches that are simulated together
+    device: str = "auto"  # of the fresh patches: auto, cpu, cuda or mps
 
 
 def plain_psf(focus_waves: float, microscope: Microscope) -> np.ndarray:
@@ -63,16 +68,38 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     return done / elapsed
 
 
+def generate(folder: str, *options: str) -> None:
+    """Run generate_training_set.py with photographs and procedural images."""
+    command = [sys.executable, "generate_training_set.py", "--out", f"{folder}/data"]
+    command += ["--images", "mixed", "--validation-patches", "64", "--test-patches", "64", *options]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
+
+
 def generation_seconds(patches: int, workers: int) -> float:
     """Run time of generate_training_set.py, seconds."""
-    root = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "generate_training_set.py", "--out", f"{folder}/data"]
-        command += ["--train-patches", str(patches), "--workers", str(workers)]
-        command += ["--validation-patches", "64", "--test-patches", "64"]
         started = time.perf_counter()
-        subprocess.run(command, check=True, cwd=root, capture_output=True)
+        generate(folder, "--train-patches", str(patches), "--workers", str(workers))
         return time.perf_counter() - started
+
+
+def stream_rate(config: Config, *options: str) -> float:
+    """Fresh training patches per second on the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        generate(folder, "--train-patches", "0", *options)
+        data = Path(folder) / "data"
+        device = pick_device(config.device)
+        stream = PatchStream(data, read_json(data / "config.json", "training set"), device, seed=0)
+    steps = itertools.count()
+
+    def draw() -> int:
+        drawn = stream.draw(next(steps), config.batch)
+        return int(drawn.has_content.cpu().numel())  # waits for the device
+
+    try:
+        return rate(draw, config.seconds)
+    finally:
+        stream.close()
 
 
 def main(config: Config) -> None:
@@ -108,6 +135,9 @@ def main(config: Config) -> None:
         "ours: synthesis and blur": rate(ours, config.seconds),
         "ours: generate_training_set.py, from start to end": config.patches / whole,
         "ours: the same without the start": (config.patches - few) / (whole - start),
+        "ours: fresh patches": stream_rate(config),
+        "ours: fresh patches, one per crop": stream_rate(config, "--patches-per-crop", "1"),
+        "ours: fresh patches, focus changes": stream_rate(config, "--focus-change-waves", "1.2"),
     }
     base = rates["plain loop: PSF by FFT, fftconvolve"]
     table = pd.DataFrame(

@@ -140,16 +140,16 @@ def test_changed_and_missing_images_are_named(folder_of_images, config):
     assert [source.name for source in found] == names
     path = folder_of_images / names[0]
     tifffile.imwrite(path, 255 - tifffile.imread(path))
-    with pytest.raises(InputError, match=f"1 source images .* were changed .*{names[0]}"):
+    with pytest.raises(InputError, match=rf"1 source images .* were changed .*{names[0]}"):
         training_sources(folder_of_images, made, simulation.crop_size)
     path.unlink()
-    with pytest.raises(InputError, match=f"1 source images .* are gone .*{names[0]}"):
+    with pytest.raises(InputError, match=rf"1 source images .* are gone .*{names[0]}"):
         training_sources(folder_of_images, made, simulation.crop_size)
 
 
 def test_a_folder_of_an_older_version_is_refused(gaussian_data, config):
     old = {key: value for key, value in config.items() if key != "source_hashes"}
-    with pytest.raises(InputError, match="was made before .*without --fresh"):
+    with pytest.raises(InputError, match=r"was made before .*without --fresh"):
         PatchStream(gaussian_data, old, CPU, seed=0)
 
 
