@@ -296,6 +296,7 @@ def train(trainer: Trainer) -> None:
             train_loss = trainer.train_epoch(bar)
             progress.epoch += 1
             done = trainer.done()
+            bar.total = round(progress.patches_seen / done)
             record_epoch(trainer, description, train_loss, writer)
             if is_first:
                 share = (1 - min(done, 1)) / max(done - before, 1e-9)

@@ -1,10 +1,13 @@
 """Several processes: each takes its own GPU, the backend fits the device, the weights agree."""
 
+import copy
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +15,7 @@ from safetensors.torch import load_file
 
 from models import trainer
 from models.checkpoint import load_estimator
+from models.data import CONDITIONS, PatchSet
 from models.processes import process_device, share_from_first, start_processes
 from psf import InputError
 
@@ -122,44 +126,130 @@ def test_emulated_bfloat16_is_not_used(monkeypatch):
     assert not trainer.prefers_bf16(torch.device("mps"))
 
 
-KEEP_WEIGHTS = """
-import os, sys
+# Trains with two processes. Then, with the first weights again: one step on patches that a single
+# process may see in one batch, and a validation with batches of 7.
+TWO_PROCESSES = """
+import copy, json, sys
+from dataclasses import replace
 from pathlib import Path
 from safetensors.torch import save_file
 import train
+from models import trainer
+from tests.test_processes import one_step
+
+data, folder = map(Path, sys.argv[1:])
+trainer.VALIDATION_BATCH = 7
 
 class Keeping(train.Trainer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.first = copy.deepcopy(self.network.state_dict())
+        self.losses = []
+
     def train_epoch(self, bar):
-        loss = super().train_epoch(bar)
+        self.losses.append(super().train_epoch(bar))
         weights = {name: p.detach().contiguous() for name, p in self.network.named_parameters()}
-        save_file(weights, Path(sys.argv[2]) / f"{os.environ['RANK']}_{self.progress.epoch}")
-        return loss
+        save_file(weights, folder / f"{self.rank}_{self.progress.epoch}")
+        return self.losses[-1]
+
+    def close(self):
+        loss, gradients = one_step(self, self.first)
+        save_file(gradients, folder / f"{self.rank}_gradients")
+        for buffer in self.network.buffers():
+            buffer += self.rank  # those of the first process count
+        facts = {"loss": loss, "epochs": self.losses, "validation": self.validate()}
+        (folder / f"{self.rank}.json").write_text(json.dumps(facts))
 
 train.Trainer = Keeping
-data, folder = map(Path, sys.argv[1:])
 train.main(
     train.Config(data=data, out=folder / "run", epochs=2, batch_size=25, device="cpu")
 )
 """
 
 
-def test_two_processes_train_one_network(focus_data, tmp_path):
-    """DistributedDataParallel over gloo; each process sees half of every epoch."""
-    script = tmp_path / "keep.py"
-    script.write_text(KEEP_WEIGHTS)
+def one_step(trainer_, first):
+    """Loss and gradients of one step with weights `first`; processes share its 40 patches.
+
+    Patches are neither turned nor exposed, since each process draws that by itself. All have
+    content, since each process takes the mean over its patches with content. Normalisations use
+    their running means, since each process has those of its own batch.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "turn", lambda batch, *_: batch)
+        patch.setattr(trainer, "expose", lambda patches, *_: patches)
+        patch.setattr(trainer_, "bf16", False)
+        trainer_.network.load_state_dict(first)
+        trainer_.network.eval()
+        patch_set = PatchSet(trainer_.config.data, "train")
+        chosen = np.flatnonzero(patch_set.has_content.numpy())[:40]
+        found = trainer_.train_step(patch_set.batch(chosen[trainer_.rank :: trainer_.world]), 1e-3)
+    gradients = {name: p.grad.contiguous() for name, p in trainer_.network.named_parameters()}
+    trainer_.network.load_state_dict(first)
+    return float(found[0]), gradients
+
+
+@pytest.fixture(scope="module")
+def two_processes(focus_data, tmp_path_factory):
+    """Folder of what two processes wrote, and what they printed."""
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "two.py"
+    script.write_text(TWO_PROCESSES)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc-per-node", "2", str(script), str(focus_data), str(tmp_path)]
+    command = [*launcher, "--nproc-per-node", "2", str(script), str(focus_data), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    first, second = (
-        [load_file(tmp_path / f"{rank}_{epoch}") for epoch in (0, 1)] for rank in (0, 1)
-    )
+    return folder, done.stdout
+
+
+def test_two_processes_train_one_network(two_processes):
+    """DistributedDataParallel over gloo; each process sees half of every epoch."""
+    folder, printed = two_processes
+    first, second = ([load_file(folder / f"{rank}_{epoch}") for epoch in (0, 1)] for rank in (0, 1))
     for one, other in zip(first, second, strict=True):
         for name in one:
             assert torch.equal(one[name], other[name]), name
     assert not any(torch.equal(first[0][name], first[1][name]) for name in first[0])
-    table = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    table = pd.read_csv(folder / "run" / "metrics.csv")
     assert table["patches_seen"].tolist() == [200, 400]
-    assert load_estimator(tmp_path / "run").config["run"]["processes"] == 2
-    assert done.stdout.count("wrote ") == 1  # only the first process prints
+    assert load_estimator(folder / "run").config["run"]["processes"] == 2
+    assert printed.count("wrote ") == 1  # only the first process prints
+
+
+def test_two_processes_are_one_with_the_double_batch(two_processes, focus_data):
+    folder, _ = two_processes
+    facts = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    # weights of the same seed, as they were at the beginning
+    alone = trainer.Trainer(trainer.Settings(data=focus_data, batch_size=50, device="cpu"), 0, 1)
+    first = copy.deepcopy(alone.network.state_dict())
+    loss, gradients = one_step(alone, first)
+    assert facts[0]["loss"] != pytest.approx(facts[1]["loss"], rel=1e-3)
+    assert np.mean([each["loss"] for each in facts]) == pytest.approx(loss, rel=1e-5)
+    for rank in (0, 1):
+        for name, found in load_file(folder / f"{rank}_gradients").items():
+            assert torch.allclose(found, gradients[name], rtol=1e-3, atol=1e-6), name
+    assert max(float(g.abs().max()) for g in gradients.values()) > 1e-2
+
+    # the validation too, although each process predicts every other batch of it
+    expected_loss, expected = alone.validate()
+    for each in facts:
+        assert each["validation"][0] == pytest.approx(expected_loss, rel=1e-5)
+        for condition, scores in expected.items():
+            assert each["validation"][1][condition] == pytest.approx(scores, abs=1e-5)
+    # the loss of an epoch is that of both
+    assert facts[0]["epochs"] == facts[1]["epochs"]
+    table = pd.read_csv(folder / "run" / "metrics.csv")
+    assert table["train_loss"].tolist() == pytest.approx(facts[0]["epochs"], rel=1e-4)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_the_batches_of_a_recording(focus_data, world):
+    patch_set = PatchSet(focus_data, "test", 32)
+    whole = torch.cat([b.patches for b in patch_set.recorded(CONDITIONS[3], 5, CPU)])
+    shared = [
+        [b.patches for b in patch_set.recorded(CONDITIONS[3], 5, CPU, rank, world)]
+        for rank in range(world)
+    ]
+    assert {len(parts) for parts in shared} <= {7 // world, 7 // world + 1}
+    in_turn = [shared[i % world][i // world] for i in range(7)]
+    assert torch.equal(torch.cat(in_turn), whole)
