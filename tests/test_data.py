@@ -224,6 +224,24 @@ def test_all_turns_that_a_model_allows_occur_alike_often(name, ways):
     assert np.abs(counts - 800 / ways).max() < SIGMAS * math.sqrt(800 / ways)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_turned_patches_are_those_of_rot90_and_flip(name):
+    model = MODELS[name]
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randn(64, len(model.label_names), generator=generator)
+    batch = plain_batch(torch.rand(64, 7, 7, generator=generator), labels)
+    found = turn(batch, model, torch.Generator().manual_seed(4))
+    generator.manual_seed(4)
+    turns = torch.randint(4, (64,), generator=generator).tolist()
+    mirrored = torch.randint(2, (64,), generator=generator).bool().tolist()
+    for i, (k, mirror) in enumerate(zip(turns, mirrored, strict=True)):
+        quarters = k if model.allows_quarter_turns else k // 2 * 2
+        patch = torch.rot90(batch.patches[i], quarters)
+        assert torch.equal(found.patches[i], patch.flip(1) if mirror else patch)
+        label = turn_labels(model, labels[i : i + 1], quarters, mirror)
+        assert torch.equal(found.labels[i : i + 1], label)
+
+
 def test_turn_leaves_content_and_optics_and_follows_its_generator():
     model = MODELS["zernike2d"]
     patches, labels = torch.rand(16, 8, 8), torch.rand(16, 3)

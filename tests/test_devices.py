@@ -390,6 +390,42 @@ def test_training_validation_and_state(posing, focus_data, tmp_path):
     assert {one["exp_avg"].device for one in state.values()} == {posing}
 
 
+READS = ("item", "tolist", "nonzero", "cpu", "numpy", "__bool__", "__float__", "__int__")
+
+
+class Waiting(TorchFunctionMode):
+    """Notes every call that makes the processor wait for values on the posing device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if args and isinstance(args[0], Posing):
+            masks = [
+                one
+                for one in flat(args[1:] if name in ("__getitem__", "__setitem__") else ())
+                if isinstance(one, Posing) and one.dtype == torch.bool
+            ]
+            if name in READS or masks:
+                self.calls.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_training_step_does_not_wait_for_the_device(posing, focus_data):
+    """Reading one value makes a GPU idle until the processor has sent the next step."""
+    settings = Settings(data=focus_data, batch_size=40, device=str(posing), bf16=False)
+    trainer = Trainer(settings, 0, 1)
+    batch = PatchSet(focus_data, "train").batch(np.arange(40), posing)
+    with Waiting() as waiting:
+        found = trainer.train_step(batch, 1e-3)
+        assert waiting.calls == []
+        assert float(batch.patches[batch.has_content].amax()) > 0
+    assert waiting.calls == ["__getitem__", "__float__"]
+    assert device_of(found) == posing
+
+
 def test_prediction_and_map(posing, picture):
     image = torch.from_numpy(skimage_data.camera()[:160, :192].astype(np.float32))
     here, there = load_estimator("zernike1d"), load_estimator("zernike1d", posing)
