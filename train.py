@@ -138,8 +138,17 @@ def record_epoch(
     save_state(out / "state.safetensors", trainer.network, trainer.optimizer, asdict(progress))
     if writer is not None:
         for name, value in row.items():
-            writer.add_scalar(name, value, progress.step)
+            writer.add_scalar(tensorboard_tag(name), value, progress.step)
         writer.flush()
+
+
+def tensorboard_tag(column: str) -> str:
+    """Name in TensorBoard of a column of metrics.csv; what stands before the slash is a group."""
+    if column.startswith("r2_"):
+        parameter, _, condition = column.rpartition("_")
+        return f"{parameter}/{condition}".replace(" ", "_")
+    losses = {"train_loss": "loss/training", "validation_loss": "loss/validation"}
+    return losses.get(column, f"run/{column}")
 
 
 def epoch_line(progress: Progress, seconds_left: float) -> str:

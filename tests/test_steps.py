@@ -5,7 +5,6 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -266,35 +265,3 @@ def test_the_end_of_the_time_is_final(monkeypatch):
 def test_a_process_alone_follows_its_own_clock():
     clock = SharedClock(1, torch.device("cpu"))
     assert [clock.share(v) for v in (0.1, 0.9, 0.3)] == [0.1, 0.9, 0.3]
-
-
-# --- what the terminal says
-
-
-def test_the_line_of_an_epoch():
-    rows = [
-        {"epoch": 1, "minutes": 1.0, "patches_seen": 6000, "validation_loss": 0.5},
-        {"epoch": 2, "minutes": 1.5, "patches_seen": 12000, "train_loss": 2.5}
-        | {"validation_loss": 0.25, "r2_a_noise-free": 0.9, "r2_b_noise-free": 0.7}
-        | {"r2_a_8-bit": 0.1, "r2_b_8-bit": 0.1, "r2_a_10 photons": 0.2, "r2_b_10 photons": 0.4},
-    ]
-    progress = train.Progress(rows=rows, best=0.25)
-    assert train.epoch_line(progress, 3900) == (
-        "epoch 2: R² noise-free 0.800, 10 photons 0.300; loss 2.500, validation 0.2500 (best); "
-        "200 patches/s, 1 h 05 min left"
-    )
-    later = train.epoch_line(replace(progress, best=0.2), 90)
-    assert "(best)" not in later
-    assert later.endswith("90 s left")
-
-
-def test_the_bar_counts_the_whole_run(focus_data, tmp_path, capfd):
-    config = train.Config(
-        data=focus_data, out=tmp_path / "run", epochs=2, batch_size=50, device="cpu"
-    )
-    train.main(replace(config, validation_patches=12))
-    captured = capfd.readouterr()
-    assert "epoch 2: " in captured.err
-    assert "400/400" in captured.err
-    assert captured.out.count(" left\n") == 2
-    assert Path(config.out / "curves.png").exists()
