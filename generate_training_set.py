@@ -8,9 +8,8 @@ Train, validation and test patches come from different source images. After an i
 same command continues. The files have the same bytes for any number of workers.
 """
 
-import multiprocessing
 import os
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,8 +20,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from common.cluster import Cluster, check_cluster
 from common.command import keep_freed_memory, next_command, run
 from common.files import check_free_space, claim_folder, run_record, write_json
+from common.jobs import run_jobs
 from common.output import holds_out_folder
 from common.pictures import add_scale_bar, new_figure, save_figure, show_image
 from psf.errors import InputError
@@ -97,6 +98,7 @@ class Config:
     light: Literal["scalar", "aplanatic", "vectorial"] = "scalar"  # vectorial for NA / n > 0.38
     seed: int = 0  # of all random numbers
     workers: int = os.cpu_count() or 1  # processes; the files do not depend on their number
+    dask: str | None = None  # Dask cluster that simulates instead, e.g. tcp://HOST:8786
 
 
 def build_model(config: Config) -> PsfModel:
@@ -235,16 +237,12 @@ def missing_shards(folder: Path, description: dict[str, Any]) -> list[tuple[str,
     return [job for job in jobs if not shard_path(folder, job[0], job[1]).exists()]
 
 
-def run_jobs(work: partial, jobs: list[tuple[str, int, int]], workers: int) -> Iterator[int]:
-    """Results of `work` for every job, from this process or from a pool of new ones."""
-    if workers == 1 or len(jobs) < 2:
-        threads = torch.get_num_threads()
-        yield from map(work, jobs)
-        torch.set_num_threads(threads)
-        return
-    # spawn is safe with PyTorch's threads and works on every system
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
-        yield from pool.imap_unordered(work, jobs)
+def cluster_of(config: Config) -> Cluster | None:
+    """The Dask cluster of --dask, whose workers must also see a folder of images."""
+    if config.dask is None:
+        return None
+    is_folder = config.images not in ("builtin", "procedural", "mixed")
+    return Cluster(config.dask, config.out, (Path(config.images).resolve(),) if is_folder else ())
 
 
 def draw_preview(path: Path, patches: Patches, simulation: Simulation) -> None:
@@ -288,6 +286,8 @@ def label_text(simulation: Simulation, patches: Patches, row: int) -> str:
 def main(config: Config) -> None:
     """Write the shards that are missing, config.json, run.json and preview.png."""
     simulation = build_simulation(config)
+    if config.dask is not None:
+        check_cluster(config.dask)
     if not simulation.model.is_gaussian:
         warn_if_scalar_is_off(simulation.model.light, Optics.of(steepest_optics(simulation)))
     lost = check_energy(simulation)
@@ -311,11 +311,18 @@ def main(config: Config) -> None:
         f"{simulation.psf_size} px, at most {lost:.2%} of the energy outside"
     )
     work = partial(
-        make_shard, simulation=simulation, splits=splits, description=description, folder=config.out
+        make_shard,
+        simulation=simulation,
+        splits=splits,
+        description=description,
+        folder=config.out.absolute(),  # the workers of a cluster start elsewhere
     )
-    with tqdm(total=total, unit="patch", desc="simulate", mininterval=1) as progress:
+    with (
+        closing(run_jobs(work, jobs, config.workers, cluster_of(config))) as counts,
+        tqdm(total=total, unit="patch", desc="simulate", mininterval=1) as progress,
+    ):
         progress.update(total - sum(job[2] for job in jobs))
-        for count in run_jobs(work, jobs, config.workers):
+        for count in counts:
             progress.update(count)
     if jobs or not (config.out / "preview.png").exists():
         rng = chunk_rng(config.seed, "train", 0)

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -45,7 +46,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     InputError
         If the disk is full or the place cannot be written.
     """
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f"{path.stem}.{process_number()}.partial{path.suffix}")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # e.g. a read-only disk, on which there is no such file
             partial.unlink(missing_ok=True)
+
+
+def process_number() -> int:
+    """Number of this process, different from those on other computers that share the disk."""
+    return os.getpid() * 2**32 + zlib.crc32(platform.node().encode())
 
 
 @contextlib.contextmanager

@@ -36,8 +36,9 @@ PARTIAL = re.compile(r".+\.\d+\.partial(\.[^.]+)?")
 def hold_folder(folder: Path) -> Iterator[None]:
     """Keep an output folder for this run until the end of the block.
 
-    The folder is made, and files that killed runs left half-written are deleted. The end of a
-    failed run deletes the folder if the run made it and it is empty.
+    The folder is made, and files that killed runs or processes left half-written are deleted, at
+    the start and at the end. The end of a failed run deletes the folder if the run made it and it
+    is empty.
 
     Raises
     ------
@@ -51,10 +52,10 @@ def hold_folder(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             stack.callback(_remove_empty, made)
             stack.enter_context(_locked(folder))
-            for path in folder.iterdir():
-                if PARTIAL.fullmatch(path.name) and path.is_file():
-                    path.unlink()
+            _remove_partial(folder)
         yield
+        with _told(folder):
+            _remove_partial(folder)
 
 
 def holds_out_folder(main: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -181,6 +182,12 @@ def _told(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"--out {folder} cannot be written: {reason}.") from error
+
+
+def _remove_partial(folder: Path) -> None:
+    for path in folder.iterdir():
+        if PARTIAL.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
