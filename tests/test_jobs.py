@@ -244,8 +244,8 @@ def test_jobs_of_a_killed_worker_are_done_by_the_other_one(two_workers, tmp_path
             os.kill(killed, signal.SIGKILL)
     assert sorted(results) == list(range(8))
     done_by = [path.read_text().split() for path in tmp_path.glob("*.txt")]
-    assert sum(len(pids) == 2 and pids[0] == str(killed) for pids in done_by) == 1
     assert len(done_by) == 8
+    assert any(pids[0] == str(killed) and len(pids) == 2 for pids in done_by)
     assert not list(tmp_path.glob("*.zip"))
 
 
@@ -289,6 +289,7 @@ def test_mistakes_and_deaths_of_the_work_are_one_line(two_workers, tmp_path):
 
 
 @needs_dask
+@pytest.mark.slow
 def test_shards_have_the_same_bytes_after_a_killed_worker(two_workers, tmp_path, gaussian_config):
     import distributed
 
