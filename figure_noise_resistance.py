@@ -8,14 +8,13 @@ Writes figure_noise_resistance.png and .pdf; computes nothing.
 """
 
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from common.command import run
-from common.pictures import COLOURS, new_figure, plain_text, save_figure
+from common.pictures import network_colours, new_figure, plain_text, save_figure
 from psf.errors import InputError
 
 LOWEST_R2 = -0.05  # lower end of the axis: always answering the mean label scores 0
@@ -46,9 +45,9 @@ def read_table(path: Path, maker: str) -> pd.DataFrame:
 
 def draw_panel(axes: Axes, table: pd.DataFrame, reference: pd.DataFrame | None) -> None:
     """Draw one degradation: a line and its 95 % interval per network, the reference dashed."""
-    for colour, (network, rows) in zip(
-        cycle(COLOURS), table.groupby("network", sort=False), strict=False
-    ):
+    colours = network_colours(table["network"])
+    for network, rows in table.groupby("network", sort=False):
+        colour = colours[network]
         axes.fill_between(rows["level"], rows["r2_low"], rows["r2_high"], color=colour, alpha=0.12)
         axes.plot(rows["level"], rows["r2"], color=colour, lw=1.5, label=plain_text(network))
     if reference is not None and len(reference):

@@ -4,8 +4,9 @@ Nothing needs a display.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,19 @@ from common.files import whole_file
 WARNING_COLOUR = "#c00000"  # of titles that say what is wrong with a result
 # Colour-blind-safe colours for lines, of Okabe and Ito (jfly.uni-koeln.de/color)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+# Networks have the same colour in every figure.
+NETWORK_COLOURS = dict(
+    zip(("spectral_resnet", "resnet18", "resnet34", "resnet50", "resnext50"), COLOURS, strict=False)
+)
+
+
+def network_colours(networks: Iterable[str]) -> dict[str, str]:
+    """Colour of each network by its name; names that are no architecture get the other colours."""
+    names = list(dict.fromkeys(networks))
+    used = {NETWORK_COLOURS.get(name) for name in names}
+    others = cycle([colour for colour in COLOURS if colour not in used] or COLOURS)
+    return {name: NETWORK_COLOURS.get(name) or next(others) for name in names}
 
 
 def save_figure(path: Path, figure: Figure) -> None:
