@@ -45,9 +45,9 @@ class Config:
 
     data: Path  # folder of generate_training_set.py with validation and test patches
     networks: tuple[str, ...] = NETWORKS  # networks to train, as --model of train.py
-    patches: int = 300_000  # training patches of each network, rounded up to whole epochs
+    patches: int = 300_000  # training patches of each network, rounded up to whole steps
     patches_of: dict[str, int] = field(default_factory=dict)  # other numbers: resnet50 100000
-    epoch_patches: int = 20_480  # training patches between two validations
+    epoch_patches: int = 20_480  # at most so many training patches between two validations
     collect_only: tuple[Path, ...] = ()  # folders of train.py to read instead of training
     runs: Path = Path("runs/architectures")  # folder of the new runs, one folder per network
     test_patches: int | None = None  # score only the first of them (default: all)
@@ -77,9 +77,10 @@ def train(config: Config, network: str) -> None:
         print(f"{network}: already trained ({folder})")
         return
     patches = config.patches_of.get(network, config.patches)
-    epoch = min(patches, config.epoch_patches)
+    epochs = -(-patches // config.epoch_patches)
+    epoch = -(-patches // epochs)
     options = {"data": config.data, "out": folder, "model": network, "epoch-patches": epoch}
-    options |= {"epochs": -(-patches // epoch), "seed": config.seed, "device": config.device}
+    options |= {"epochs": epochs, "seed": config.seed, "device": config.device}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(ROOT / "train.py"), "--fresh", *words]
     print(f"{network}: {patches:,} patches", flush=True)
@@ -264,14 +265,14 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join([*lines, "", f"Trained on {processors}."]) + "\n"
 
 
-def write_tables(config: Config, folders: list[Path]) -> None:
-    """Collect the runs in these folders; write and print the tables."""
+def write_tables(config: Config, folders: list[Path]) -> str:
+    """Collect the runs in these folders and write the tables; the text of architectures.md."""
     table = collect(config, folders)
     write_csv(config.out / TABLE, table, "%.8g")
     text = markdown(table)
     with whole_file(config.out / TEXT) as partial:
         partial.write_text(text, encoding="utf-8")
-    print(text)
+    return text
 
 
 def main(config: Config) -> None:
@@ -282,16 +283,19 @@ def main(config: Config) -> None:
     for number in (config.patches, config.epoch_patches, *config.patches_of.values()):
         if number < 1:
             raise InputError(f"{number} patches cannot train a network; give 1 or more.")
+    if not config.networks:
+        raise InputError(f"--networks is empty; give some of {', '.join(NETWORKS)}.")
     if config.test_patches is not None and config.test_patches < 2:
         raise InputError(f"--test-patches is {config.test_patches}; give 2 or more.")
     keep_freed_memory()
     if config.collect_only:
-        write_tables(config, list(config.collect_only))
+        text = write_tables(config, list(config.collect_only))
     else:
         for network in config.networks:
             train(config, network)
             folders = [config.runs / name for name in config.networks]
-            write_tables(config, [one for one in folders if (one / "run.json").exists()])
+            text = write_tables(config, [one for one in folders if (one / "run.json").exists()])
+    print(text)
     print(f"wrote {config.out / TABLE} and {TEXT}")
     print(next_command("figure_architectures.py", ("--results", config.out)))
 

@@ -98,6 +98,21 @@ def test_runs_that_cannot_be_compared_are_refused(config, focus_run, tmp_path):
         architectures.main(replace(config, collect_only=(tmp_path / "empty",)))
 
 
+def test_an_unfinished_run_counts_as_far_as_it_is(config, focus_run, tmp_path):
+    folder = copied_run(focus_run, tmp_path / "stopped")
+    (folder / "run.json").unlink()
+    checkpoint = json.loads((folder / "config.json").read_text())
+    del checkpoint["calibration"]  # train.py adds it at the end
+    (folder / "config.json").write_text(json.dumps(checkpoint))
+    architectures.main(config)
+    finished = pd.read_csv(config.out / "architectures.csv")
+    architectures.main(replace(config, collect_only=(folder,), out=tmp_path / "out"))
+    stopped = pd.read_csv(tmp_path / "out" / "architectures.csv")
+    assert not stopped["finished"].any()
+    columns = finished.columns.drop("finished")
+    pd.testing.assert_frame_equal(stopped[columns], finished[columns])
+
+
 def test_folders_without_training_patches_are_the_same_stream(config, focus_run, tmp_path):
     data = json.loads((focus_run / "run_config.json").read_text())["data"]
     patches = {**data["patches"], "train": 0}
@@ -132,16 +147,8 @@ def test_each_network_is_trained_on_its_number_of_patches(monkeypatch, tmp_path)
         architectures.train(config, network)
     first, second = (dict(zip(c[1::2], c[2::2], strict=True)) for c in commands)
     assert [c[0] for c in commands] == ["--fresh", "--fresh"]  # the second one was finished
-    assert (first["--model"], first["--epoch-patches"], first["--epochs"]) == (
-        "resnet18",
-        "20480",
-        "3",
-    )
-    assert (second["--model"], second["--epoch-patches"], second["--epochs"]) == (
-        "resnet50",
-        "9000",
-        "1",
-    )
+    asked = [[c[f"--{k}"] for k in ("model", "epochs", "epoch-patches")] for c in (first, second)]
+    assert asked == [["resnet18", "3", "16667"], ["resnet50", "1", "9000"]]
     assert first["--seed"] == second["--seed"] == "4"
     assert first["--out"] == str(tmp_path / "resnet18")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=2))
