@@ -293,7 +293,9 @@ def train(trainer: Trainer) -> None:
     writer = open_writer(config) if is_first else None
     if is_first:
         print(introduction(trainer))
-    started, done = time.perf_counter(), trainer.done()
+    if (done := trainer.done()) < 1:
+        trainer.feed.begin(progress.step)
+    started = time.perf_counter()
     before = done
     # The bar counts the whole run. Where nobody watches, a line a minute is enough.
     interval = 1 if sys.stderr.isatty() else 60

@@ -103,32 +103,39 @@ def add_scale_bar(axes: Axes, pixel_size_um: float, width_px: int) -> None:
 
 
 def draw_curves(path: Path, metrics: Any) -> None:
-    """Draw training curves: losses, and R^2 per parameter and condition, against patches seen.
+    """Draw training curves: losses, and R^2 by condition, against patches seen.
 
-    `metrics` is the data frame of metrics.csv.
+    `metrics` is the data frame of metrics.csv. R^2 of several parameters are thin lines, and their
+    mean is a thick one.
     """
-    scores = [c for c in metrics.columns if c.startswith("r2_")]
-    figure, axes = new_figure(1, 2, 4.5, 3.2)
+    figure, axes = new_figure(1, 2, 4.8, 3.2)
     seen = metrics["patches_seen"] / 1000
     # The training loss has the entropy of the histograms too, so the two losses share no axis.
     axes[0, 0].plot(seen, metrics["train_loss"], "o-", ms=3, color=COLOURS[0])
-    axes[0, 0].set(xlabel="thousand patches seen")
     axes[0, 0].set_ylabel("training loss", color=COLOURS[0])
     other = axes[0, 0].twinx()
     other.plot(seen, metrics["validation_loss"], "s--", ms=3, color=COLOURS[1])
     other.set_ylabel("validation loss (values alone)", color=COLOURS[1])
-    colours = colour_map("viridis")(np.linspace(0, 0.9, len(scores)))
-    for column, colour in zip(scores, colours, strict=True):
-        label = column.removeprefix("r2_").replace("_", " ")
-        axes[0, 1].plot(seen, metrics[column], "o-", ms=3, color=colour, label=label)
-    # Below -1 a score says no more than that the network has learned nothing.
-    lowest = max(-1.0, min(0.0, float(metrics[scores].min().min())))
-    limits = (lowest, 1.02)
-    axes[0, 1].set(xlabel="thousand patches seen", ylabel="validation R²", ylim=limits)
+    _draw_scores(axes[0, 1], seen, metrics[[c for c in metrics.columns if c.startswith("r2_")]])
     for each in axes[0]:
+        each.set(xlabel="thousand patches seen")
         each.grid(alpha=0.3)
-    axes[0, 1].legend(fontsize=7)
     save_figure(path, figure)
+
+
+def _draw_scores(axes: Axes, seen: Any, scores: Any) -> None:
+    """Draw columns `r2_PARAMETER_CONDITION`, one colour per condition."""
+    conditions = list(dict.fromkeys(column.rpartition("_")[2] for column in scores))
+    colours = colour_map("viridis")(np.linspace(0, 0.9, len(conditions)))
+    for condition, colour in zip(conditions, colours, strict=True):
+        chosen = scores[[c for c in scores if c.endswith(f"_{condition}")]]
+        axes.plot(seen, chosen.mean(axis=1), "o-", ms=3, color=colour, label=condition)
+        if chosen.shape[1] > 1:
+            axes.plot(seen, chosen, "-", lw=0.6, alpha=0.6, color=colour)
+    # Below -1 a score says no more than that the network has learned nothing.
+    lowest = max(-1.0, min(0.0, float(scores.min().min())))
+    axes.set(ylabel="validation R²", ylim=(lowest, 1.02))
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 @dataclass(frozen=True)

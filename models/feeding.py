@@ -12,6 +12,7 @@ from models.ahead import made_ahead
 from models.data import Batch, PatchSet
 from psf.errors import InputError
 from psf.noise import quantise
+from simulation.stream import PatchStream
 
 STORED_BITS = 16  # of the pixels of a data set; the spectra show the rounding to so many levels
 
@@ -21,6 +22,9 @@ class Feed(Protocol):
 
     epoch_patches: int  # patches of an epoch, of all processes together
     steps: int  # of an epoch
+
+    def begin(self, step: int) -> None:
+        """Do what takes long before the first batch, that of a step of the training."""
 
     def batches(self, epoch: int, step: int, count: int) -> Iterator[Batch]:
         """The `count` first batches of an epoch, whose first step of the training is `step`."""
@@ -57,6 +61,9 @@ class StoredFeed:
                 f"each of {world} processes; give a smaller --batch-size."
             )
 
+    def begin(self, step: int) -> None:
+        """Do nothing: the shards are open."""
+
     def batches(self, epoch: int, step: int, count: int) -> Iterator[Batch]:
         """The `count` first batches of an epoch; a thread reads them ahead."""
         order = epoch_order(self.epoch_patches, self.seed, epoch, self.rank, self.world)
@@ -90,7 +97,11 @@ class FreshFeed:
         self.batch_size = batch_size
         self.steps = max(1, round(epoch_patches / (batch_size * world)))
         self.epoch_patches = self.steps * batch_size * world
-        self.stream = open_stream(folder, config, device, seed, rank, world)
+        self.stream = PatchStream(folder, config, device, seed, rank, world)
+
+    def begin(self, step: int) -> None:
+        """Load the source images, which takes up to a minute."""
+        self._draw(step)
 
     def batches(self, epoch: int, step: int, count: int) -> Iterator[Batch]:
         """The `count` batches from a step of the training on."""
@@ -106,15 +117,6 @@ class FreshFeed:
     def close(self) -> None:
         """End the process that renders new images."""
         self.stream.close()
-
-
-def open_stream(
-    folder: Path, config: Mapping[str, Any], device: torch.device, seed: int, rank: int, world: int
-) -> Any:
-    """The simulator of fresh patches on a device."""
-    from simulation.stream import PatchStream
-
-    return PatchStream(folder, config, device, seed, rank, world)
 
 
 def epoch_order(count: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> np.ndarray:

@@ -38,7 +38,8 @@ class StandIn:
         batch = self.patch_set.batch(rng.integers(0, self.patch_set.count, count), self.device)
         patches = batch.patches / 65535  # the brightest pixel of a patch at 1
         columns = (batch.labels, batch.has_content, batch.optics)
-        return Patches(patches, patches, patches, *columns, ("image",) * count)
+        origins = torch.zeros(count, dtype=torch.int64)
+        return Patches(patches, patches, patches, *columns, origins, ("image", ""))
 
     def close(self) -> None:
         type(self).drawn.append("closed")
@@ -47,7 +48,7 @@ class StandIn:
 @pytest.fixture
 def simulator(monkeypatch):
     """The stand-in; its list of calls."""
-    monkeypatch.setattr(feeding, "open_stream", StandIn)
+    monkeypatch.setattr(feeding, "PatchStream", StandIn)
     StandIn.drawn = []
     return StandIn.drawn
 
@@ -73,7 +74,7 @@ def uninterrupted(two_epochs, tmp_path_factory):
     """Folder of a run, and the calls of the simulator."""
     out = tmp_path_factory.mktemp("fresh") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeding, "open_stream", StandIn)
+        patch.setattr(feeding, "PatchStream", StandIn)
         StandIn.drawn = []
         train.main(replace(two_epochs, out=out))
     return out, StandIn.drawn
@@ -81,7 +82,8 @@ def uninterrupted(two_epochs, tmp_path_factory):
 
 def test_a_run_draws_every_step_once_and_tells_so(uninterrupted):
     out, drawn = uninterrupted
-    assert drawn == [(0, step, 16) for step in range(4)] + ["closed"]
+    # the first call before the clock starts loads the images
+    assert drawn == [(0, step, 16) for step in (0, 0, 1, 2, 3)] + ["closed"]
     table = pd.read_csv(out / "metrics.csv")
     assert table["patches_seen"].tolist() == [32, 64]
     config = load_estimator(out).config
@@ -125,7 +127,7 @@ def test_killed_run_resumes_onto_the_same_weights(
         train.main(replace(config, fresh=False))
     del simulator[:]
     train.main(config)
-    assert simulator == [(0, 2, 16), (0, 3, 16), "closed"]
+    assert simulator == [(0, step, 16) for step in (2, 2, 3)] + ["closed"]
     for name in ("model.safetensors", "state.safetensors"):
         found, expected = load_file(config.out / name), load_file(uninterrupted[0] / name)
         assert found.keys() == expected.keys()
