@@ -140,6 +140,13 @@ def test_half_written_files_of_killed_runs_go(tmp_path):
 # --- two runs, full disks, read-only folders
 
 
+def test_half_written_files_of_a_killed_worker_go_at_the_end(tmp_path):
+    with hold_folder(tmp_path):
+        (tmp_path / "train_00000.123.partial.h5").touch()
+        (tmp_path / "train_00000.h5").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["train_00000.h5"]
+
+
 def test_two_runs_cannot_write_one_folder(tmp_path):
     out = tmp_path / "out"
     with hold_folder(out):
