@@ -71,7 +71,8 @@ def cluster_results(
         If there is no cluster (see `check_cluster`), its workers cannot run the work, it is lost
         on the way, or several workers died of the same job.
     """
-    bundle = cluster.folder.absolute() / f"jobs.{process_number()}.partial.zip"
+    name = f"jobs-{uuid.uuid4().hex}"  # workers remember the bundle by its name
+    bundle = cluster.folder.absolute() / f"{name}.{process_number()}.partial.zip"
     seen = [str(path.absolute()) for path in cluster.inputs]
     versions = {name: version(name) for name in PACKAGES}
     arguments = (str(bundle), seen, versions)
@@ -79,7 +80,6 @@ def cluster_results(
         scope = _scope("find_problem", *arguments)
         for found in client.run(eval, CALL, scope, on_error="return").values():
             _refuse(cluster, found)
-        name = uuid.uuid4().hex
         pending = [
             client.submit(eval, CALL, _scope("run_job", *arguments, index), key=f"{name}-{index}")
             for index in range(len(jobs))

@@ -4,11 +4,9 @@ Workers need no copy of the project: `common.cluster` sends them the text of thi
 not import anything of the project.
 """
 
-import contextlib
-import importlib
+import io
 import pickle
 import platform
-import shutil
 import sys
 import tempfile
 import threading
@@ -70,7 +68,7 @@ def find_problem(bundle: str, seen: Sequence[str], versions: dict[str, str]) -> 
 
 
 def forget(bundle: str) -> None:
-    """Release the memory and the files of a bundle."""
+    """Release the memory of a bundle, and the names of its modules."""
     with _state().lock:
         if _state().bundle == bundle:
             _unload()
@@ -87,7 +85,7 @@ def _state() -> ModuleType:
     """What is loaded in this process; tasks run copies of this file with globals of their own."""
     fresh = ModuleType("_loaded_bundle")
     fresh.lock, fresh.running = threading.Lock(), threading.Lock()
-    fresh.bundle, fresh.content, fresh.folder = "", None, ""
+    fresh.bundle, fresh.content, fresh.path, fresh.names = "", None, "", frozenset()
     return sys.modules.setdefault(fresh.__name__, fresh)
 
 
@@ -97,32 +95,29 @@ def _loaded(bundle: str) -> tuple[Any, Sequence[Any]]:
     with state.lock:
         if state.bundle != bundle:
             _unload()
-            state.folder = tempfile.mkdtemp(prefix="jobs_")
             with ZipFile(bundle) as file:
-                file.extractall(state.folder)
-            _remove_modules(state.folder)
-            sys.path.insert(0, state.folder)
-            importlib.invalidate_caches()
-            with (Path(state.folder) / WORK).open("rb") as file:
-                script = pickle.load(file)
-                state.content = _Unpickler(file, script).load()
+                sources = [name for name in file.namelist() if name.endswith(".py")]
+                content = io.BytesIO(file.read(WORK))
+            state.names = frozenset(n.partition("/")[0].removesuffix(".py") for n in sources)
+            _remove_modules(state.names)
+            state.path = bundle
+            sys.path.insert(0, bundle)  # Python imports from ZIP files
+            script = pickle.load(content)
+            state.content = _Unpickler(content, script).load()
             state.bundle = bundle
         return state.content
 
 
 def _unload() -> None:
     state = _state()
-    if state.folder:
-        _remove_modules(state.folder)
-        with contextlib.suppress(ValueError):
-            sys.path.remove(state.folder)
-        shutil.rmtree(state.folder, ignore_errors=True)
-    state.bundle, state.content, state.folder = "", None, ""
+    if state.path:
+        sys.path.remove(state.path)
+        _remove_modules(state.names)
+    state.bundle, state.content, state.path = "", None, ""
 
 
-def _remove_modules(folder: str) -> None:
-    """Remove the modules that the code in a folder replaces, so that the next import finds it."""
-    names = {path.stem for path in Path(folder).iterdir() if path.is_dir() or path.suffix == ".py"}
+def _remove_modules(names: frozenset[str]) -> None:
+    """Remove the modules that the bundle replaces, so that the next import finds those in it."""
     for name in [name for name in sys.modules if name.partition(".")[0] in names]:
         del sys.modules[name]
 
