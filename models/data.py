@@ -109,7 +109,8 @@ class PatchSet:
             self.model: PsfModel = from_config(self.config["psf_model"])
             self.count: int = int(self.config["patches"].get(split, 0))
         if self.count < 1:
-            raise InputError(f"{folder} has no {split} patches; {REMEDIES[split]}.")
+            name = "training" if split == "train" else split
+            raise InputError(f"{folder} has no {name} patches; {REMEDIES[split]}.")
         self._shards = _stored_patches(folder, split, self.count)
         self._first = np.cumsum([0] + [shard.shape[0] for shard in self._shards])
         self.count = min(self.count, limit or self.count)

@@ -12,6 +12,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     unit = config["label_unit"]
     optics = [f"| {k} | {interval_text(*v, '')} |" for k, v in config["optics_limits"].items()]
     scores = config["validation"]
+    fresh = " of fresh patches" if run.get("fresh") else ""
     lines = [
         f"# {config['psf_model']['name']}: {config['architecture']}",
         "",
@@ -35,7 +36,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         "",
         f"- images: {data['images']}; {training_patches(config)} of "
         f"{len(data['source_images']['train'])} source images",
-        f"- {run['epochs']:.1f} epochs, {run['patches_seen']:,} patches seen, "
+        f"- {run['epochs']:.1f} epochs{fresh}, {run['patches_seen']:,} patches seen, "
         f"{run['minutes']:.1f} minutes on {run['processor']}",
         f"- commands: `{config.get('data_command', '')}`, `{run['command']}`",
         *([f"- starting from {config['start_from']}"] if config.get("start_from") else []),

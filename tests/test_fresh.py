@@ -95,6 +95,7 @@ def test_a_run_draws_every_step_once_and_tells_so(uninterrupted):
     assert config["settings"]["epoch_patches"] == 40
     card = (out / "README.md").read_text()
     assert "patches simulated during the training, each seen once" in card
+    assert f"{config['run']['epochs']:.1f} epochs of fresh patches" in card
     assert "200 patches" not in card
 
 
@@ -178,7 +179,7 @@ def without(folder: Path, split: str, tmp_path: Path) -> Path:
 
 def test_a_folder_without_training_patches_needs_fresh(two_epochs, tmp_path):
     data = without(two_epochs.data, "train", tmp_path)
-    with pytest.raises(InputError, match="data has no train patches; give --fresh"):
+    with pytest.raises(InputError, match="data has no training patches; give --fresh"):
         train.main(replace(two_epochs, out=tmp_path / "run", data=data, fresh=False))
     assert not (tmp_path / "run").exists()
 
