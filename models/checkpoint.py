@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -25,7 +24,7 @@ from models import error_bars
 from models.data import normalise
 from models.loss import Scaler, output_count, split_outputs
 from models.model_card import interval_text, model_card
-from models.networks import build, for_inference
+from models.networks import batch_for, build, exact_float32, for_inference
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES, Microscope, Microscopes, cutoffs
 from psf.model import PsfModel, from_config, um_per_label
@@ -93,7 +92,7 @@ class Estimator:
 
     @torch.inference_mode()
     def predict(
-        self, patches: torch.Tensor, microscope: Microscopes, batch_size: int = 64
+        self, patches: torch.Tensor, microscope: Microscopes, batch_size: int | None = None
     ) -> Prediction:
         """PSF parameters of patches, with error bars.
 
@@ -103,7 +102,7 @@ class Estimator:
             H and W are `patch_size`. Any unit that is linear in intensity; they are normalised
             here.
         microscope : one Microscope, or a sequence of N
-        batch_size : patches that are on the device at once
+        batch_size : patches that the network sees at once; by default `batch_for` the device
 
         Raises
         ------
@@ -118,11 +117,12 @@ class Estimator:
         patches = torch.as_tensor(patches)
         self._check_patches(patches)
         self._check_optics(microscope)
-        outputs, noise = self._outputs(patches, self._cutoffs(microscope), batch_size)
+        batch = batch_size or batch_for(self.device)
+        outputs, noise = self._outputs(patches, self._cutoffs(microscope), batch)
         values, log_variances, logits = split_outputs(outputs)
         scaler = Scaler.from_ranges(self.config["label_ranges"])
         deviations = (log_variances / 2).exp()
-        factors = interval_factors(self.config, deviations, noise)  # (2, N, P)
+        factors = error_bars.interval_factors(self.config, deviations, noise)  # (2, N, P)
         return Prediction(
             names=tuple(self.config["label_names"]),
             unit=self.config["label_unit"],
@@ -145,17 +145,20 @@ class Estimator:
         self, patches: torch.Tensor, cutoff: torch.Tensor, batch_size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs of the network (N, outputs) and noise shares (N,), on the CPU."""
-        outputs = [torch.zeros(0, output_count(len(self.psf_model.label_names)))]
-        noise = [torch.zeros(0)]
+        width = output_count(len(self.psf_model.label_names))
+        outputs = [torch.zeros(0, width, device=self.device)]
+        noise = [torch.zeros(0, device=self.device)]
         cutoff = cutoff.expand(len(patches))
-        for part, part_cutoff in zip(
-            patches.split(batch_size), cutoff.split(batch_size), strict=True
-        ):
-            # converted first, because MPS has no float64, and no uint16 before torch 2.9
-            batch = normalise(part.float().to(self.device))
-            noise.append(error_bars.noise_share(batch).cpu())
-            outputs.append(self._fast_network(batch, part_cutoff).float().cpu())
-        return torch.cat(outputs), torch.cat(noise)
+        with exact_float32(self.device):
+            for part, its_cutoff in zip(
+                *(x.split(batch_size) for x in (patches, cutoff)), strict=True
+            ):
+                # converted first, because MPS has no float64, and no uint16 before torch 2.9
+                batch = normalise(part.float().to(self.device))
+                noise.append(error_bars.noise_share(batch))
+                outputs.append(self._fast_network(batch, its_cutoff).float())
+        # moved at the end, so that a GPU works on while the next batch is prepared
+        return torch.cat(outputs).cpu(), torch.cat(noise).cpu()
 
     def _cutoffs(self, microscope: Microscopes) -> torch.Tensor:
         """Cut-off frequencies (N,) or (1,), cycles per px.
@@ -181,22 +184,6 @@ class Estimator:
                     stacklevel=3,
                 )
                 return
-
-
-def interval_factors(
-    config: Mapping[str, Any], deviations: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
-    """Factors (2, N, P) from raw standard deviations (N, P) to half widths of 68 % and 95 %.
-
-    `noise` (N,) is the `noise_share` of the patches.
-    """
-    columns = [
-        np.stack(one.factors(column.double().numpy(), noise.double().numpy()))
-        for one, column in zip(
-            error_bars.from_config(config, deviations.shape[1]), deviations.T, strict=True
-        )
-    ]
-    return torch.from_numpy(np.stack(columns, -1)).to(deviations)
 
 
 def outside_limits(microscope: Microscope, limits: Mapping[str, Any]) -> list[str]:
@@ -290,7 +277,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
         if not 0 < low <= high < math.inf:
             raise ValueError(f"optics_limits of {name} are {low}, {high}")
     ones = torch.ones(1, len(names))
-    if not torch.isfinite(interval_factors(config, ones, torch.ones(1))).all():
+    if not torch.isfinite(error_bars.interval_factors(config, ones, torch.ones(1))).all():
         raise ValueError("the calibration of the error bars holds no finite numbers")
 
 

@@ -148,6 +148,20 @@ def from_config(config: Mapping, parameters: int) -> list[FactorsByNoise]:
     ]
 
 
+def interval_factors(
+    config: Mapping, deviations: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Factors (2, N, P) from raw standard deviations (N, P) to half widths of 68 % and 95 %.
+
+    `noise` (N,) is the `noise_share` of the patches.
+    """
+    columns = [
+        np.stack(one.factors(column.double().numpy(), noise.double().numpy()))
+        for one, column in zip(from_config(config, deviations.shape[1]), deviations.T, strict=True)
+    ]
+    return torch.from_numpy(np.stack(columns, -1)).to(deviations)
+
+
 def coverage(errors: np.ndarray, half_widths: np.ndarray) -> float:
     """Share of errors (N,) within their intervals of half width (N,)."""
     return float(np.mean(np.abs(errors) <= half_widths))

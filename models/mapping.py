@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from common.files import write_json, writing
 from models.checkpoint import Estimator
+from models.networks import batch_for
 from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import PsfModel
 
 CONTENT = -2  # the column of a band that holds the probability of content
-BATCH = 64  # patches that the network sees together
 BAND = 1024  # patches, at least, whose rows are read together
 # Share of outliers in a patch, e.g. by a black border, from which it counts as without content. On
 # patches of gravel at 1.5 waves the rms error is 0.04 waves for shares up to 0.2, and 0.17 at 0.3.
@@ -192,14 +192,17 @@ def predict_band(
     estimator: Estimator, pixels: torch.Tensor, microscope: Microscope, stride: int
 ) -> torch.Tensor:
     """Columns (3 P + 2, R, C) of the patches of some rows of an image; see `as_map`."""
-    size = estimator.patch_size
+    size, batch_size = estimator.patch_size, batch_for(estimator.device)
+    if estimator.device.type != "cpu":
+        # once for all patches, which overlap; converted first, because MPS has no float64
+        pixels = pixels.float().to(estimator.device)
     # (R, C, size, size): a view, so that memory holds one batch of patches at a time
     patches = pixels.unfold(0, size, stride).unfold(1, size, stride)
     grid = patches.shape[:2]
     parts = []
-    for chunk in torch.arange(grid.numel()).split(BATCH):
+    for chunk in torch.arange(grid.numel(), device=pixels.device).split(batch_size):
         batch = patches[chunk // grid[1], chunk % grid[1]]
-        found = estimator.predict(batch, microscope, BATCH)
+        found = estimator.predict(batch, microscope, batch_size)
         wide = (found.values, found.standard_deviations, found.half_widths_95)
         narrow = (found.content_probability, batch.mean((1, 2)).cpu())
         parts.append(torch.cat([*wide, torch.stack(narrow, 1)], 1))

@@ -2,7 +2,8 @@
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torchvision
@@ -19,6 +20,8 @@ RIVALS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": torchvision.models.resnet50,
     "resnext50": torchvision.models.resnext50_32x4d,
 }
+CPU_BATCH = 64  # patches that a CPU predicts together
+GPU_BATCH = 1024  # on a GPU, which needs much work in each step; not measured
 MODEL_NAMES = ("spectral_resnet", *RIVALS)
 
 
@@ -56,6 +59,28 @@ def for_inference(network: nn.Module) -> nn.Module:
                 setattr(owner, key, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, next_name, nn.Identity())
     return folded.to(memory_format=torch.channels_last)
+
+
+def batch_for(device: torch.device) -> int:
+    """Number of patches that a network should see at once on a device."""
+    return CPU_BATCH if device.type == "cpu" else GPU_BATCH
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Context in which CUDA computes convolutions in float32, as a CPU does.
+
+    By default it rounds their inputs to the 10 bits of TF32.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class PixelResNet(nn.Module):

@@ -60,6 +60,9 @@ class Layers:
     def of(self, optics: Optics) -> dict[str, torch.Tensor]:
         """Every number by name, of shape (1,) or (N,), with the value that each None stands for.
 
+        Numbers on a GPU are not checked, since reading them would wait for it. `psf.synthesis`
+        checks its copy on the CPU.
+
         Raises
         ------
         InputError
@@ -67,15 +70,21 @@ class Layers:
             which).
         """
         index = optics.refractive_index
+        names = (*LAYER_INDICES, "immersion_um_design", "coverslip_um")
+        filled = {name: _or(getattr(self, name), index) for name in names}
+        for name in ("n_immersion", "n_coverslip", "coverslip_um"):
+            filled[f"{name}_design"] = _or(getattr(self, f"{name}_design"), index, filled[name])
+        if index.device.type == "cpu":
+            self._check_indices(optics, filled)
+        return filled
+
+    def _check_indices(self, optics: Optics, filled: dict[str, torch.Tensor]) -> None:
+        index = optics.refractive_index
         if self.n_sample is not None and bool((index - plain(self.n_sample)).abs().max() > 1e-9):
             raise InputError(
                 f"n_sample {plain(self.n_sample):g} is not the microscope's refractive index "
                 f"{plain(index[0]):g}. Both are the medium around the object; give one value."
             )
-        names = (*LAYER_INDICES, "immersion_um_design", "coverslip_um")
-        filled = {name: _or(getattr(self, name), index) for name in names}
-        for name in ("n_immersion", "n_coverslip", "coverslip_um"):
-            filled[f"{name}_design"] = _or(getattr(self, f"{name}_design"), index, filled[name])
         named = ("n_coverslip_design", "n_immersion_design", *LAYER_INDICES[::-1])
         for index, name in {filled[name]: name for name in named}.items():  # each tensor once
             if bool((optics.na >= index).any()):
@@ -84,7 +93,6 @@ class Layers:
                     "light of that angle does not pass the layer. Give a smaller effective NA or "
                     "correct the index."
                 )
-        return filled
 
 
 def _or(
@@ -95,7 +103,7 @@ def _or(
         return like if default is None else default
     if isinstance(value, torch.Tensor):
         return value.to(like).reshape(1)
-    return like.new_tensor([value])
+    return torch.full_like(like[:1], value)
 
 
 def immersion_change_um(layers: dict[str, torch.Tensor], depth_um: torch.Tensor) -> torch.Tensor:
@@ -134,7 +142,8 @@ def layered_wavefront(
     """
     filled = layers.of(optics)
     change_um = immersion_change_um(filled, depth_um) + z_um
-    _check_working_distance(filled, filled["immersion_um_design"] + change_um, depth_um)
+    if depth_um.device.type == "cpu":  # see `Layers.of`
+        _check_working_distance(filled, filled["immersion_um_design"] + change_um, depth_um)
 
     def column(values: torch.Tensor) -> torch.Tensor:
         return values.reshape(-1, *[1] * rho.ndim)

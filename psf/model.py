@@ -304,7 +304,8 @@ def turn_labels(
     if model.name == "zernike2d":
         sign_cos = -1 if quarter_turns % 2 else 1
         sign_sin = -sign_cos if mirror else sign_cos
-        return labels * labels.new_tensor([1, sign_cos, sign_sin])
+        focus, ast_cos2, ast_sin2 = labels.unbind(1)
+        return torch.stack([focus, sign_cos * ast_cos2, sign_sin * ast_sin2], 1)
     if model.modes:
         first = labels.shape[1] - len(model.modes)
         turned = _turn_modes(model.modes, labels[:, first:], quarter_turns, mirror)

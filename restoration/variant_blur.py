@@ -238,18 +238,30 @@ def _singular_vectors(
     """
     count = max(FIRST_VECTORS, 2 * fewest)
     while 2 * count < min(rows.shape):
-        # svd_lowrank draws from the global generators, whose states are kept
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if rows.is_cuda else ()):
-            torch.default_generator.manual_seed(0)
-            if rows.is_cuda:
-                torch.cuda.manual_seed_all(0)
-            left, strength, right = torch.svd_lowrank(rows, count)
+        left, strength, right = _leading_vectors(rows, count)
         missed = (1 - (left * strength).square().sum(1)).clamp(min=0).sqrt().max()
         # half of the bound: scaling to sum 1 comes later and adds an error of its own
         if fewest or float(missed) <= bound / 2:
             return left, strength, right.T
         count *= 2
     return torch.linalg.svd(rows, full_matrices=False)
+
+
+def _leading_vectors(
+    rows: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Leading singular vectors of rows (M, D), the same in each call.
+
+    torch.svd_lowrank draws from the generator of the device, whose state is kept. Only the GPU of
+    the rows is asked for it: each other one would reserve memory for this process.
+    """
+    gpus = [rows.device] if rows.is_cuda and torch.cuda.is_available() else []
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(0)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(0)
+        return torch.svd_lowrank(rows, count)
 
 
 def psf_grid_from_map(

@@ -16,13 +16,12 @@ from models.checkpoint import (
     OPTICS_TOLERANCE,
     Estimator,
     OpticsWarning,
-    interval_factors,
     load_estimator,
     outside_limits,
     save_checkpoint,
 )
 from models.data import PatchSet
-from models.error_bars import noise_share
+from models.error_bars import interval_factors, noise_share
 from models.loss import Scaler, split_outputs
 from psf import InputError, Microscope, psf_model
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models import error_bars
-from models.checkpoint import interval_factors, load_estimator
+from models.checkpoint import load_estimator
 from models.data import PatchSet
 from models.error_bars import (
     BINS,
@@ -21,6 +21,7 @@ from models.error_bars import (
     FactorsByNoise,
     IntervalFactors,
     coverage,
+    interval_factors,
     measure_factors,
     measure_factors_by_noise,
     noise_share,

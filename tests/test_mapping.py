@@ -16,6 +16,7 @@ class PlaceReader:
     """Stands in for an estimator: reads the place of a patch off an image of coordinates."""
 
     patch_size = 16
+    device = torch.device("cpu")
     fingerprint = "place reader"
     psf_model = PsfModel("gaussian2d", {"row": (0.0, 90.0), "column": (0.0, 230.0)}, "px")
 
