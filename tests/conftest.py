@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import generate_training_set
 import train
@@ -22,6 +23,16 @@ GAUSSIAN = generate_training_set.Config(
     workers=1,
 )
 FOCUS = replace(GAUSSIAN, psf_model="zernike1d", fwhm_px=None, focus_waves=(0.0, 1.0), psf_size=79)
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the tests marked `gpu` where there is none, and say so under `pytest -rs`."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA GPU: torch.cuda.is_available() is False here")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -3,55 +3,38 @@
 Tensors on the CPU pose as tensors on a GPU: they report the device `cuda:7` or `mps:7`, and refuse
 what such a tensor refuses, which is tensors and generators of the CPU, NumPy, and on MPS double
 precision. Each test makes the same call on the CPU and on the posing device, and compares values.
-
-Training sets are simulated on the CPU: their random draws are NumPy's. So the tests cover PSFs,
-blur and noise by themselves, then preparing a batch, training, prediction, maps and restoration.
+`device_cases` lists the calls, which `test_gpu.py` makes on a real GPU.
 """
 
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from skimage import data as skimage_data
+from device_cases import CASES, CPU, LABELS, OPTICS, SIZE, patches, restored_with_map
 from torch.overrides import TorchFunctionMode
 
 from models.checkpoint import load_estimator
-from models.data import Batch, Exposure, PatchSet, expose, normalise, turn
-from models.mapping import PsfMap, predict_map
+from models.data import PatchSet
 from models.run_state import load_state, save_state
 from models.trainer import Settings, Trainer
-from psf import Microscope, psf_model
-from psf.blur import (
-    blur_by_column,
-    blur_valid,
-    blur_varying,
-    interpolation_weights,
-    transfer_functions,
-)
-from psf.noise import (
-    axial_illumination,
-    camera_counts,
-    fast_poisson_noise,
-    global_illumination,
-    quantise,
-    rotate,
-    to_photons,
-)
-from psf.synthesis import synthesize, synthesize_pupil
+from psf.blur import blur_valid, blur_varying
+from psf.synthesis import synthesize_with_loss
 from restoration import with_map
-from restoration.blur_map import blur_of_map, continue_to_borders
-from restoration.richardson_lucy import richardson_lucy
 
-CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 # The index keeps cached tables of these tests apart from those of a real GPU.
 DEVICES = [torch.device("cuda", 7), torch.device("mps", 7)]
 NOT_ON_MPS = (torch.float64, torch.complex128, torch.uint16)  # the last with torch before 2.9
-# On MPS, PSFs and their compression are computed in single precision, which the restoration
-# amplifies. Elsewhere the same numbers come from the same operations.
-MPS_TOLERANCE = 1e-4  # of the largest value
+# Largest differences, as shares of the largest value. The operations are the same, but sums depend
+# on the place of numbers in memory. On MPS, PSFs and their compression are computed in single
+# precision, which the restoration amplifies.
+TOLERANCE = {"cuda": 1e-6, "mps": 1e-4}
 # The name of the device is all that autocast looks at; mixed precision stays off in any case.
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available. *Disabling")
 
@@ -194,6 +177,72 @@ def posing(monkeypatch, request):
         yield request.param
 
 
+class Waits(TorchFunctionMode):
+    """Counts calls that make the CPU wait for the posing GPU, by name.
+
+    They read numbers of the GPU, select by a mask, whose result has an unknown size, or copy
+    between the devices. A copy to CUDA with non_blocking=True does not wait.
+    """
+
+    READ = ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "cpu")
+    SIZE = ("nonzero", "argwhere", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        name = getattr(func, "__name__", repr(func))
+        if self._waits(name, found, args, kwargs):
+            self.count[f"{name} in {calling_line()}"] += 1
+        return found
+
+    def _waits(self, name: str, found: Any, args: tuple, kwargs: dict) -> bool:
+        first = args[0] if args else None
+        if name in ("tensor", "as_tensor", "new_tensor"):
+            return isinstance(found, Posing) and not isinstance(args[-1], Posing)
+        if name in ("to", "copy_", "cuda"):
+            source = args[1] if name == "copy_" else first
+            crosses = isinstance(found, Posing) != isinstance(source, Posing)
+            free = kwargs.get("non_blocking") and isinstance(found, Posing)
+            return crosses and not (free and Posing.where.type == "cuda")
+        if not isinstance(first, Posing):
+            return False
+        if name in ("__getitem__", "__setitem__"):
+            one_number = name == "__setitem__" and not isinstance(args[2], torch.Tensor)
+            return any(selects(index, one_number) for index in flat(args[1]))
+        return name in (*self.READ, *self.SIZE)
+
+
+def selects(index: Any, one_number: bool) -> bool:
+    """Whether an index is a mask, which has to be counted, or lies on the CPU."""
+    if isinstance(index, np.ndarray):
+        return True
+    if not isinstance(index, torch.Tensor):
+        return False
+    is_mask = index.dtype == torch.bool and not one_number
+    return is_mask or (index.ndim > 0 and not isinstance(index, Posing))
+
+
+def calling_line() -> str:
+    """File and line of the project that made a call of PyTorch."""
+    places = traceback.extract_stack()
+    project = [line for line in places if Path(line.filename).is_relative_to(ROOT)]
+    outside = [line for line in project if Path(line.filename).parent.name != "tests"]
+    line = (outside or project)[-1]
+    return f"{Path(line.filename).relative_to(ROOT)}:{line.lineno}"
+
+
+def waits_of(call: Callable[[], Any]) -> dict[str, int]:
+    """Waits of a call, after one that has filled the caches."""
+    call()
+    with Waits() as waits:
+        call()
+    return dict(waits.count)
+
+
 # --- the mechanism itself
 
 
@@ -258,102 +307,97 @@ def test_gradients_pose(posing):
     assert (x.grad.device, x.grad.tolist()) == (posing, [2, 4])
 
 
-# --- light: PSFs, blur, noise
+@pytest.mark.parametrize(
+    ("call", "waits"),
+    [
+        (lambda x: float(x.sum()), 1),
+        (lambda x: bool((x > 0).all()), 1),
+        (lambda x: x[x > 1], 1),
+        (lambda x: x.nonzero(), 1),
+        (lambda x: x[torch.tensor([1, 0])], 1),
+        (lambda x: x.cpu(), 1),
+        (lambda x: torch.ones(2).to(x.device), 1),
+        (lambda x: x.new_tensor([1.0]), 1),
+        (lambda x: torch.tensor([1.0], device=x.device), 1),
+        (lambda x: torch.where(x > 1, x, 0.0).sum(), 0),
+        (lambda x: x[x.long() - 1], 0),
+        (lambda x: x.clone().masked_fill_(x > 1, 0.0), 0),
+        (lambda x: x.new_zeros(3), 0),
+        (lambda x: x.to(torch.float16), 0),
+    ],
+)
+def test_waits_are_counted(posing, call, waits):
+    x = on_gpu([1.0, 2.0])
+    assert sum(waits_of(lambda: call(x)).values()) == waits
 
-LABELS = {
-    "gaussian1d": [[2.0], [3.5]],
-    "gaussian2d": [[2.0, 4.0], [3.0, 1.0]],
-    "zernike1d": [[0.0], [1.0]],
-    "zernike2d": [[1.0, 0.3, -0.2], [0.5, 0.0, 0.1]],
-    "astigmatic": [[-1.0], [0.7]],
-    "gibson_lanni": [[0.5], [-1.0]],
-}
-OPTICS = Microscope()
-SIZE = 95  # px, holds 99 % of the light of all of them
+
+def test_a_copy_in_the_background_is_no_wait_on_cuda(posing):
+    found = waits_of(lambda: torch.ones(2).to(posing, non_blocking=True))
+    assert sum(found.values()) == (posing.type == "mps")
 
 
-def same_on_both(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-    """What a function returns on the CPU, asserting that the posing device gives the same there."""
-    expected = function(*tensors)
-    found = function(*(tensor.to(Posing.where) for tensor in tensors))
-    assert found.device == Posing.where
+# --- the cases that a real GPU computes too
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(posing, name):
+    case = CASES[name]
+    expected, found = case.compute(CPU), case.compute(posing)
+    assert found.device == (posing if case.stays else CPU)
     assert_same(found, expected)
-    return expected
 
 
 def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert torch.isfinite(expected).all()
     difference = (found.cpu() - expected).abs().max()
-    allowed = MPS_TOLERANCE if Posing.where.type == "mps" else 0.0
-    assert difference <= allowed * expected.abs().max()
+    assert difference <= TOLERANCE[Posing.where.type] * expected.abs().max()
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_restoration_in_tiles(posing, monkeypatch, refined):
+    monkeypatch.setattr(with_map, "WHOLE_PX", 0)
+    monkeypatch.setattr(with_map, "TILE", 48)
+    found, expected = (restored_with_map(device, refined) for device in (posing, CPU))
+    assert found.device == posing
+    assert_same(found, expected)
+
+
+# --- work that must keep a GPU busy
 
 
 @pytest.fixture
-def picture():
-    """Photons (96, 96) of a photograph."""
-    return torch.from_numpy(skimage_data.camera()[100:196, 200:296].astype(np.float32))
+def cuda(monkeypatch):
+    """The posing CUDA device; MPS has no copies in the background."""
+    monkeypatch.setattr(torch, "Generator", Generator)
+    monkeypatch.setattr(Posing, "where", DEVICES[0], raising=False)
+    with PosingMode():
+        yield DEVICES[0]
 
 
+@pytest.mark.parametrize("optics", [OPTICS, [OPTICS, replace(OPTICS, na=0.4)]], ids=["one", "two"])
 @pytest.mark.parametrize("name", LABELS)
-def test_psfs(posing, name):
+def test_psfs_of_labels_on_the_cpu_do_not_wait(cuda, name, optics):
     labels = torch.tensor(LABELS[name])
-    psfs = same_on_both(lambda x: synthesize(name, x, OPTICS, SIZE), labels)
-    assert psfs.sum((1, 2)) == pytest.approx([1, 1])
+    found = waits_of(lambda: synthesize_with_loss(name, labels, optics, SIZE, device=cuda))
+    assert not found
 
 
-def test_psfs_of_several_microscopes_and_of_sampled_pupils(posing):
-    optics = [OPTICS, replace(OPTICS, na=0.4)]
-    labels = torch.tensor(LABELS["zernike1d"])
-    same_on_both(lambda x: synthesize("zernike1d", x, optics, SIZE), labels)
-    waves = torch.linspace(0, 1, 32).expand(1, 32, 32)
-    same_on_both(lambda x: synthesize_pupil(x, OPTICS, SIZE), waves)
+def test_blur_does_not_wait(cuda):
+    images, psfs = torch.rand(9, 64, 64).to(cuda), torch.rand(9, 15, 15).to(cuda)
+    assert not waits_of(lambda: blur_valid(images, psfs))
+    weights = torch.rand(9, 64, 64).to(cuda)
+    assert not waits_of(lambda: blur_varying(images[0], psfs, weights))
 
 
-@pytest.mark.parametrize("light", ["scalar", "aplanatic", "vectorial"])
-def test_psfs_of_every_kind_of_light(posing, light):
-    model = psf_model("zernike2d", light=light)
-    labels = torch.tensor(LABELS["zernike2d"])
-    same_on_both(lambda x: synthesize(model, x, OPTICS, SIZE), labels)
+def test_batches_of_a_prediction_do_not_wait_for_each_other(cuda):
+    estimator, given = load_estimator("zernike1d", cuda), patches().to(cuda)
+    one = waits_of(lambda: estimator.predict(given, OPTICS, batch_size=6))
+    # they are: finite patches, the cut-off on its way there, outputs and noise on their way back
+    assert sum(one.values()) <= 4
+    assert waits_of(lambda: estimator.predict(given, OPTICS, batch_size=2)) == one
 
 
-def test_transfer_functions(posing):
-    labels = torch.tensor(LABELS["zernike1d"])
-    same_on_both(lambda x: transfer_functions("zernike1d", x, OPTICS, (64, 72)), labels)
-
-
-def test_blur(posing, picture):
-    psfs = synthesize("gaussian1d", torch.tensor(LABELS["gaussian1d"]), OPTICS, 15)
-    same_on_both(blur_valid, picture.expand(2, -1, -1), psfs)
-    levels, values = torch.tensor([0.0, 95.0]), torch.arange(96.0).expand(96, 96)
-    weights = same_on_both(interpolation_weights, values, levels)
-    same_on_both(blur_varying, picture, psfs, weights)
-    same_on_both(lambda x, h: blur_by_column(x, lambda at: h[at % 2]), picture, psfs)
-
-
-def test_noise_and_illumination(posing, picture):
-    def recorded(images: torch.Tensor) -> torch.Tensor:
-        rng = torch.Generator(images.device).manual_seed(4)
-        photons = to_photons(images, 50.0)
-        counts = torch.cat([camera_counts(photons, rng), fast_poisson_noise(photons, rng)])
-        counts = global_illumination(axial_illumination(counts, 0.3), 2.0)
-        return rotate(quantise(counts), 30.0, 60)
-
-    same_on_both(recorded, picture[None])
-
-
-# --- networks: training, prediction, map
-
-
-def test_preparing_a_batch(posing, picture):
-    def prepared(patches: torch.Tensor) -> torch.Tensor:
-        device = patches.device
-        rng = torch.Generator(device).manual_seed(5)
-        content, optics = torch.ones(6, device=device) > 0, torch.ones(6, 4, device=device)
-        labels = torch.tensor(LABELS["zernike2d"], device=device).repeat(3, 1)
-        batch = turn(Batch(patches, labels, content, optics), psf_model("zernike2d"), rng)
-        exposed = normalise(expose(batch.patches, Exposure(), rng))
-        return torch.cat([exposed.flatten(1), batch.labels, batch.cutoff[:, None]], 1)
-
-    same_on_both(prepared, picture.expand(6, -1, -1).clone())
+# --- training
 
 
 def trained(data, device):
@@ -388,110 +432,3 @@ def test_training_validation_and_state(posing, focus_data, tmp_path):
         assert torch.equal(tensor, weights(there)[name]), name
     state = again.optimizer.state_dict()["state"]
     assert {one["exp_avg"].device for one in state.values()} == {posing}
-
-
-READS = ("item", "tolist", "nonzero", "cpu", "numpy", "__bool__", "__float__", "__int__")
-
-
-class Waiting(TorchFunctionMode):
-    """Notes every call that makes the processor wait for values on the posing device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if args and isinstance(args[0], Posing):
-            masks = [
-                one
-                for one in flat(args[1:] if name in ("__getitem__", "__setitem__") else ())
-                if isinstance(one, Posing) and one.dtype == torch.bool
-            ]
-            if name in READS or masks:
-                self.calls.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_training_step_does_not_wait_for_the_device(posing, focus_data):
-    """Reading one value makes a GPU idle until the processor has sent the next step."""
-    settings = Settings(data=focus_data, batch_size=40, device=str(posing), bf16=False)
-    trainer = Trainer(settings, 0, 1)
-    batch = PatchSet(focus_data, "train").batch(np.arange(40), posing)
-    with Waiting() as waiting:
-        found = trainer.train_step(batch, 1e-3)
-        assert waiting.calls == []
-        assert float(batch.patches[batch.has_content].amax()) > 0
-    assert waiting.calls == ["__getitem__", "__float__"]
-    assert device_of(found) == posing
-
-
-def test_prediction_and_map(posing, picture):
-    image = torch.from_numpy(skimage_data.camera()[:160, :192].astype(np.float32))
-    here, there = load_estimator("zernike1d"), load_estimator("zernike1d", posing)
-    patches = image.unfold(0, 128, 32).unfold(1, 128, 32).flatten(0, 1)
-    expected, found = here.predict(patches, OPTICS), there.predict(patches, OPTICS)
-    for name in ("values", "standard_deviations", "half_widths_95", "content_probability"):
-        assert_same(getattr(found, name), getattr(expected, name))
-    assert_same(there.predict(patches.to(posing), OPTICS).values, expected.values)
-    table = predict_map(here, image, OPTICS, 32)
-    for pixels in (image, image.to(posing)):
-        posing_table = predict_map(there, pixels, OPTICS, 32)
-        for name in ("values", "standard_deviations", "content", "brightness"):
-            assert_same(getattr(posing_table, name), getattr(table, name))
-
-
-# --- restoration
-
-
-def sloped_map(device: torch.device) -> PsfMap:
-    """FWHM from 1 to 4 px along x in an image of 96 x 96 px, without content in one corner."""
-    width = torch.linspace(1, 4, 4, device=device).expand(1, 3, 4)
-    places = torch.linspace(0, 95, 3, device=device), torch.linspace(0, 95, 4, device=device)
-    content = torch.ones(3, 4, device=device)
-    content[0, 0] = 0
-    return PsfMap(psf_model("gaussian1d"), OPTICS, width, 0.1 + 0 * width, content, *places)
-
-
-@pytest.mark.parametrize(
-    ("iterations", "acceleration"), [("auto", "momentum"), (6, "biggs"), (6, None)]
-)
-def test_richardson_lucy(posing, picture, iterations, acceleration):
-    def restored(image: torch.Tensor) -> torch.Tensor:
-        blur = blur_of_map(sloped_map(image.device), (96, 96))
-        background = torch.linspace(0, 2, 96).expand(96, 96)
-        options = {"acceleration": acceleration, "background": background}
-        return richardson_lucy(image, blur, iterations, **options).image
-
-    same_on_both(restored, picture)
-
-
-@pytest.mark.parametrize("refined", [False, True])
-@pytest.mark.parametrize("tile", [None, 48])
-def test_restoration_with_a_map(posing, picture, monkeypatch, refined, tile):
-    if tile:
-        monkeypatch.setattr(with_map, "WHOLE_PX", 0)
-        monkeypatch.setattr(with_map, "TILE", tile)
-
-    def restored(image: torch.Tensor) -> torch.Tensor:
-        psf_map = sloped_map(image.device)
-        return with_map.restore_with_map(image, psf_map, 4, refined=refined)[0].image
-
-    same_on_both(restored, picture)
-
-
-def test_an_image_is_restored_on_its_device_with_a_map_from_the_cpu(posing, picture):
-    psf_map = sloped_map(CPU)  # as read from a folder, or predicted
-
-    def restored(image: torch.Tensor) -> torch.Tensor:
-        return with_map.restore_with_map(image, psf_map, 4, refined=True)[0].image
-
-    same_on_both(restored, picture)
-
-
-def test_borders_of_a_map(posing):
-    def continued(values: torch.Tensor) -> torch.Tensor:
-        psf_map = replace(sloped_map(values.device), values=values)
-        return continue_to_borders(psf_map, [1.0], 32.0, (128, 128)).values
-
-    same_on_both(continued, torch.linspace(0, 2, 12).reshape(1, 3, 4))
