@@ -4,7 +4,9 @@ Each case makes its inputs on the CPU from fixed numbers, computes on the device
 and returns one tensor. `tests/test_devices.py` and `tests/test_gpu.py` compare it with the CPU's.
 """
 
+import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -40,6 +42,8 @@ from psf.synthesis import synthesize, synthesize_pupil, synthesize_with_loss
 from restoration import with_map
 from restoration.blur_map import blur_of_map, continue_to_borders
 from restoration.richardson_lucy import richardson_lucy
+from simulation.patches import Patches
+from simulation.stream import PatchStream
 
 CPU = torch.device("cpu")
 LABELS = {
@@ -58,6 +62,7 @@ SIZE = 95  # px, holds 99 % of the light of all of them
 ROUNDED = 1e-5  # float32 sums of a few hundred terms, in another order (1e-6)
 CONVOLVED = 1e-3  # of predictions: twenty layers (9e-6), and on a GPU Winograd's convolutions
 STEPPED = 1e-2  # of gradients: batch statistics of six patches amplify rounding (5e-4)
+SAMPLED = 1e-4  # of patches: places in a tile of 512 px are rounded in another way (3e-6)
 ITERATED = 1e-3  # Richardson-Lucy with a few iterations (3e-6)
 SEARCHED = 0.02  # a rule that compares sums may stop an iteration earlier or later (2e-3)
 DRAWN = 0.03  # mean and deviation of 74,000 random numbers: five standard errors and more
@@ -256,6 +261,13 @@ def validation(device: torch.device, data: Path) -> torch.Tensor:
     trainer = Trainer(Settings(data=data, batch_size=40, device=str(device), bf16=False), 0, 1)
     loss, scores = trainer.validate()
     return torch.tensor([loss, *(value for values in scores.values() for value in values)])
+
+
+def simulated(device: torch.device, data: Path) -> Patches:
+    """The first patches of a stream; few enough that a CPU simulates them in one part, too."""
+    config = json.loads((data / "config.json").read_text("utf-8"))
+    with closing(PatchStream(data, config, device, seed=3)) as stream:
+        return stream.draw(0, 24)
 
 
 for away in (False, True):

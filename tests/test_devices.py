@@ -6,9 +6,11 @@ precision. Each test makes the same call on the CPU and on the posing device, an
 `device_cases` lists the calls, which `test_gpu.py` makes on a real GPU.
 """
 
+import json
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_cases import CASES, CPU, LABELS, OPTICS, SIZE, patches, restored_with_map
+from device_cases import (
+    CASES,
+    CPU,
+    LABELS,
+    OPTICS,
+    SAMPLED,
+    SIZE,
+    patches,
+    restored_with_map,
+    simulated,
+)
 from torch.overrides import TorchFunctionMode
 
 from models.checkpoint import load_estimator
@@ -26,6 +38,8 @@ from models.trainer import Settings, Trainer
 from psf.blur import blur_valid, blur_varying
 from psf.synthesis import synthesize_with_loss
 from restoration import with_map
+from simulation import augmentation
+from simulation.stream import PatchStream
 
 ROOT = Path(__file__).parents[1]
 # The index keeps cached tables of these tests apart from those of a real GPU.
@@ -362,6 +376,24 @@ def test_restoration_in_tiles(posing, monkeypatch, refined):
     assert_same(found, expected)
 
 
+@pytest.fixture(scope="module")
+def patches_of_the_cpu(focus_data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augmentation, "GRAIN_SHARE", 0.0)
+        return simulated(CPU, focus_data)
+
+
+def test_simulated_patches(posing, focus_data, patches_of_the_cpu, monkeypatch):
+    # grain is drawn on the device, on a CPU crop by crop
+    monkeypatch.setattr(augmentation, "GRAIN_SHARE", 0.0)
+    found, expected = simulated(posing, focus_data), patches_of_the_cpu
+    for name in ("labels", "has_content", "optics", "origins"):
+        assert getattr(found, name).device == posing
+        assert torch.equal(getattr(found, name).cpu(), getattr(expected, name))
+    # a CPU samples crops from boxes around them, other devices from whole tiles
+    assert (found.blurred.cpu() - expected.blurred).abs().max() < SAMPLED
+
+
 # --- work that must keep a GPU busy
 
 
@@ -395,6 +427,22 @@ def test_batches_of_a_prediction_do_not_wait_for_each_other(cuda):
     # they are: finite patches, the cut-off on its way there, outputs and noise on their way back
     assert sum(one.values()) <= 4
     assert waits_of(lambda: estimator.predict(given, OPTICS, batch_size=2)) == one
+
+
+def test_simulated_batches_do_not_wait(cuda, focus_data):
+    config = json.loads((focus_data / "config.json").read_text("utf-8"))
+    with closing(PatchStream(focus_data, config, cuda, seed=3)) as stream:
+        steps = iter(range(2))
+        assert not waits_of(lambda: stream.draw(next(steps), 64))
+
+
+def test_a_training_step_does_not_wait(cuda, focus_data):
+    trainer = Trainer(Settings(data=focus_data, device=str(cuda), bf16=False), 0, 1)
+    batch = PatchSet(focus_data, "train").batch(np.arange(20), cuda)
+    found = waits_of(lambda: trainer.train_step(batch, 1e-3))
+    # clip_grad_norm_ asks the C++ side of a gradient for its device, and hears "cpu"
+    assert sum(found.values()) == 1
+    assert all(line.startswith("to in models/trainer.py") for line in found)
 
 
 # --- training

@@ -5,10 +5,11 @@ The calls are those of `device_cases`, which run on posing devices where there i
 
 import pytest
 import torch
-from device_cases import CASES, CONVOLVED, CPU, Case, validation
+from device_cases import CASES, CONVOLVED, CPU, SAMPLED, Case, simulated, validation
 from tqdm import tqdm
 
 from models.trainer import Settings, Trainer
+from simulation import augmentation
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
@@ -32,6 +33,14 @@ def test_case(name):
     found = case.compute(GPU)
     assert found.device == (GPU if case.stays else CPU)
     assert difference(case, found.cpu(), case.compute(CPU)) <= case.tolerance
+
+
+def test_simulated_patches(focus_data, monkeypatch):
+    monkeypatch.setattr(augmentation, "GRAIN_SHARE", 0.0)  # each device draws its own grain
+    found, expected = simulated(GPU, focus_data), simulated(CPU, focus_data)
+    for name in ("labels", "has_content", "optics", "origins"):
+        assert torch.equal(getattr(found, name).cpu(), getattr(expected, name))
+    assert (found.blurred.cpu() - expected.blurred).abs().max() < SAMPLED
 
 
 def test_validation(focus_data):
