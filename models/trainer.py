@@ -25,7 +25,7 @@ from models.loss import (
     split_outputs,
     value_loss,
 )
-from models.networks import build
+from models.networks import build, exact_float32
 from models.processes import (
     SharedClock,
     gather_in_turn,
@@ -271,7 +271,9 @@ class Trainer:
             condition, VALIDATION_BATCH, self.device, self.rank, self.world
         ):
             patches = normalise(batch.patches)
-            values, log_variances, _ = split_outputs(self.network(patches, batch.cutoff).float())
+            with exact_float32(self.device):
+                outputs = self.network(patches, batch.cutoff).float()
+            values, log_variances, _ = split_outputs(outputs)
             columns = (self.scaler.scale(batch.labels), values, (log_variances / 2).exp())
             parts.append((*columns, noise_share(patches), batch.has_content))
         # copied together at the end: a copy waits for the device
