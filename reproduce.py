@@ -4,7 +4,7 @@
 
 The scale smoke takes about a minute and shows that everything runs. The scale quick simulates
 16,000 patches and trains two networks for 2.6 minutes each. The scale full has the size of the
-paper, with five PSF models and three networks, and needs a GPU.
+paper, with five PSF models and three networks on 15 million patches each, and needs a GPU.
 """
 
 import subprocess
@@ -40,7 +40,7 @@ class Scale:
     train_patches: int
     validation_patches: int
     test_patches: int
-    budget: tuple[str, str]  # option of train.py that ends the training
+    budget: tuple[str, ...]  # options of train.py for the patches and the end of the training
     stride: int  # of the map, px
     restoration: tuple[str, ...] = ()  # options of deconvolve.py
     # Least R^2 of the first network by condition. Lower scores mean that something is broken.
@@ -74,10 +74,10 @@ SCALES = {
         psf_models=("gaussian1d", "gaussian2d", "zernike1d", "zernike2d", "astigmatic"),
         networks=("spectral_resnet", "resnet34", "resnext50"),
         images="mixed",
-        train_patches=500_000,
+        train_patches=0,  # all are fresh: 15 million for each network
         validation_patches=5000,
         test_patches=10_000,
-        budget=("--epochs", "30"),
+        budget=("--fresh", "--epochs", "75", "--epoch-patches", "200000"),
         stride=16,
     ),
 }

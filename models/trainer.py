@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,9 @@ FRESH_EPOCH = 20_480
 # most, and a training that diverged is stopped after them.
 LOSS_EVERY = 25
 VALIDATION_BATCH = 64  # patches; more are no faster on a CPU
+# Pixels of recorded validation patches that a GPU keeps, 2 GiB in float32; their noise is drawn on
+# the CPU, which takes longer than a short epoch.
+MOST_KEPT = 2**29
 # More photon levels than the benchmark has, so that the intervals hold between them too.
 ERROR_BAR_CONDITIONS = (
     *CONDITIONS,
@@ -114,6 +117,7 @@ class Trainer:
             self.parallel = torch.compile(self.parallel)
         self.optimizer = build_optimizer(self.network, config.learning_rate, config.weight_decay)
         self.progress = Progress()
+        self._kept: dict[Condition, list[Batch]] = {}
         self.clock = SharedClock(world, self.device)
         self.feed = self._open_feed()
         self.steps_per_epoch = self.feed.steps
@@ -267,9 +271,7 @@ class Trainer:
         self.network.eval()
         share_buffers(self.network, self.world)
         parts = []
-        for batch in self.validation_set.recorded(
-            condition, VALIDATION_BATCH, self.device, self.rank, self.world
-        ):
+        for batch in self._recorded(condition):
             patches = normalise(batch.patches)
             with exact_float32(self.device):
                 outputs = self.network(patches, batch.cutoff).float()
@@ -282,6 +284,18 @@ class Trainer:
             torch.cat(c) for c in zip(*gather_in_turn(parts, self.world), strict=True)
         )
         return tuple(column[has_content] for column in columns)
+
+    def _recorded(self, condition: Condition) -> Iterable[Batch]:
+        """Validation patches of this process; a GPU keeps those that it needs after every epoch."""
+        recorded = self.validation_set.recorded(
+            condition, VALIDATION_BATCH, self.device, self.rank, self.world
+        )
+        values = len(CONDITIONS) * self.validation_set.count * self.data_config["patch_size"] ** 2
+        if self.device.type == "cpu" or condition not in CONDITIONS or values > MOST_KEPT:
+            return recorded
+        if condition not in self._kept:
+            self._kept[condition] = list(recorded)
+        return self._kept[condition]
 
 
 def show_progress(bar: tqdm, done: float, patches_seen: int, loss: float) -> None:
@@ -313,7 +327,8 @@ def build_optimizer(network: nn.Module, peak: float, weight_decay: float) -> tor
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=peak)
+    on_gpu = next(network.parameters()).device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=peak, fused=on_gpu or None)  # one kernel instead of many
 
 
 def step_generator(device: torch.device, seed: int, step: int, rank: int = 0) -> torch.Generator:

@@ -35,8 +35,9 @@ from simulation.sources import (
 )
 
 # Patches of one process from one new image to the next. A CPU core renders 14 images per second and
-# trains on 250 patches, so rendering takes 4 % of its time.
-RENEWAL = 512
+# trains on 250 patches, so rendering takes 2 % of its time; the MOST_PROCESSES keep up with 50,000
+# patches per second.
+RENEWAL = 1024
 ROTATING_ROWS = 1408  # of the bank, for tiles that are replaced: 128 of each kind, 0.7 GiB in all
 AHEAD = 16  # images that are rendered before they are needed
 MOST_PROCESSES = 4  # that render, about 50 images per second; each needs 0.3 GiB
