@@ -93,8 +93,8 @@ def stream_rate(config: Config, *options: str) -> float:
     steps = itertools.count()
 
     def draw() -> int:
-        drawn = stream.draw(next(steps), config.batch)
-        return int(drawn.has_content.cpu().numel())  # waits for the device
+        parts = stream.draw(next(steps), config.batch)
+        return sum(len(part.has_content.cpu()) for part in parts)  # waits for the device
 
     try:
         return rate(draw, config.seconds)

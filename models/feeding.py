@@ -116,10 +116,11 @@ class FreshFeed:
             yield from batches
 
     def _draw(self, step: int) -> Batch:
-        drawn = self.stream.draw(step, self.batch_size)
+        parts = self.stream.draw(step, self.batch_size)
+        names = ("blurred", "labels", "has_content", "optics")
+        columns = [torch.cat([getattr(part, name) for part in parts]) for name in names]
         # rounded as the patches of a data set are, which select and test the weights
-        patches = quantise(drawn.blurred, STORED_BITS)
-        return Batch(patches, drawn.labels, drawn.has_content, drawn.optics)
+        return Batch(quantise(columns[0], STORED_BITS), *columns[1:])
 
     def close(self) -> None:
         """End the process that renders new images."""

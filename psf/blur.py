@@ -55,18 +55,37 @@ def blur_valid(images: torch.Tensor, psfs: torch.Tensor) -> torch.Tensor:
         raise InputError(f"a PSF of {size} px does not fit an image of {height} x {width} px.")
     if len(psfs) == 1:
         psfs = psfs.expand(len(images), -1, -1)
-    # the FFT wraps around into the first size - 1 rows and columns, which are cut off
     shape = fft_length(height), fft_length(width)
-    valid = slice(size - 1, height), slice(size - 1, width)
     out = images.new_empty(len(psfs), height - size + 1, width - size + 1)
     step = GROUP if images.device.type == "cpu" else GPU_GROUP
     for start in range(0, len(images), step):
-        spectra = torch.fft.rfft2(images[start : start + step], s=shape)
+        spectra = _spectra(images[start : start + step], shape)
         for first in range(start, len(psfs), len(images)):
-            part = torch.fft.rfft2(psfs[first : first + len(spectra)], s=shape)
-            blurred = torch.fft.irfft2(part.mul_(spectra[: len(part)]), s=shape)
-            out[first : first + len(part)] = blurred[:, *valid]
+            part = _spectra(psfs[first : first + len(spectra)], shape)
+            part.mul_(spectra[: len(part)])
+            out[first : first + len(part)] = _valid(part, shape, (height, width), size)
     return out
+
+
+def _spectra(images: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Fourier transforms of images (N, H, W) that are padded with zeros to a shape.
+
+    (N, f_x, f_y): each line of the second transform lies in one piece, and rows that are zero are
+    not transformed. Together with `_valid` this takes two thirds of the time of rfft2 and irfft2.
+    """
+    along_x = torch.fft.rfft(images, n=shape[1]).transpose(1, 2).contiguous()
+    return torch.fft.fft(along_x, n=shape[0])
+
+
+def _valid(
+    spectra: torch.Tensor, shape: tuple[int, int], edges: tuple[int, int], size: int
+) -> torch.Tensor:
+    """Images (N, H - K + 1, W - K + 1) of spectra, without the part that PSFs of K px wrap around.
+
+    `edges` are H and W. The FFT wraps around into the first K - 1 rows and columns.
+    """
+    rows = torch.fft.ifft(spectra)[:, :, size - 1 : edges[0]].transpose(1, 2).contiguous()
+    return torch.fft.irfft(rows, n=shape[1])[:, :, size - 1 : edges[1]]
 
 
 def chebyshev_nodes(count: int) -> np.ndarray:
@@ -94,7 +113,6 @@ def blur_along(images: torch.Tensor, psfs: torch.Tensor, places: torch.Tensor) -
     count, size = psfs.shape[1], psfs.shape[-1]
     height, width = images.shape[1:]
     shape = fft_length(height), fft_length(width)
-    valid = slice(size - 1, height), slice(size - 1, width)
     terms = _chebyshev_terms(count, psfs.device, psfs.dtype)
     out = images.new_empty(len(images), height - size + 1, width - size + 1)
     step = 1 if images.device.type == "cpu" else max(1, GPU_GROUP // count)
@@ -106,9 +124,10 @@ def blur_along(images: torch.Tensor, psfs: torch.Tensor, places: torch.Tensor) -
         for k in range(2, count):  # T_k = 2 t T_(k-1) - T_(k-2)
             torch.mul(weighted[:, k - 1], 2 * places[some], out=weighted[:, k])
             weighted[:, k] -= weighted[:, k - 2]
-        spectra = torch.fft.rfft2(weighted, s=shape)
-        spectra.mul_(torch.fft.rfft2(coefficients, s=shape))
-        out[some] = torch.fft.irfft2(spectra.sum(1), s=shape)[:, *valid]
+        spectra = _spectra(weighted.flatten(0, 1), shape)
+        spectra.mul_(_spectra(coefficients.flatten(0, 1), shape))
+        summed = spectra.unflatten(0, (-1, count)).sum(1)
+        out[some] = _valid(summed, shape, (height, width), size)
     return out
 
 

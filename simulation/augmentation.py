@@ -91,7 +91,7 @@ def vary_intensity(pixels: torch.Tensor, changes: Changes) -> torch.Tensor:
         slopes = _column(changes.slopes[changes.sloped], pixels)
         pixels[chosen] = _change_slope(pixels[chosen], slopes)
     gammas, signs = _column(changes.gammas, pixels), _column(changes.signs, pixels)
-    pixels = pixels.clamp_(min=1e-6).log_().mul_(gammas).exp_()  # faster than pow
+    pixels = pixels.log_().mul_(gammas).exp_()  # faster than pow; 0 stays 0
     most = _most_pedestal(pixels, signs < 0)
     pedestals = torch.minimum(_column(changes.pedestals, pixels), most)
     # Inversion and background together are a linear function: x -> offset + scale x.

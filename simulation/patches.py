@@ -1,8 +1,7 @@
 """Simulated patches: a sharp crop, a random PSF, the blurred patch and its label."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -29,19 +28,28 @@ OUT_OF_RANGE = (1.15, 1.6)  # focus of patches that are out of range, in ends of
 class Patches:
     """A batch of simulated patches, on the device of the bank of source images."""
 
-    sharp: torch.Tensor  # (N, H, W) the object, in [0, 1]
+    crops: torch.Tensor  # (C, S, S) the objects, in [0, 1]; patch i shows the middle of crop i % C
     psfs: torch.Tensor  # (N, K, K) in the middle of the patch
     blurred: torch.Tensor  # (N, H, W) without noise
     labels: torch.Tensor  # (N, P) in the middle of the patch
     has_content: torch.Tensor  # (N,) bool; False: blank, or focus out of the model's range
     optics: torch.Tensor  # (N, 4) in the order of OPTICS_NAMES
-    origins: torch.Tensor  # (N,) index of the patch's source image in `drawn`
-    drawn: tuple[str, ...]  # names of the source images; the last is "", of blank patches
+    origins: torch.Tensor  # (C,) index of each crop's source image in `drawn`
+    drawn: tuple[str, ...]  # names of the source images; the last is "", of blank crops
+
+    @property
+    def sharp(self) -> torch.Tensor:
+        """Objects (N, H, W) of the patches."""
+        start, edge = (self.psfs.shape[-1] - 1) // 2, self.blurred.shape[-1]
+        middle = slice(start, start + edge)
+        numbers = torch.arange(len(self.labels), device=self.crops.device) % len(self.crops)
+        return self.crops[numbers, middle, middle]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Source image of each patch, "" for blank ones."""
-        return tuple(self.drawn[origin] for origin in self.origins.tolist())
+        origins = self.origins.tolist()
+        return tuple(self.drawn[origins[i % len(origins)]] for i in range(len(self.labels)))
 
 
 def simulate(
@@ -68,37 +76,16 @@ def simulate(
     has_content = np.tile(~np.isin(np.arange(crop_count), blank), uses)[:count] & ~out_of_range
     changes = draw_changes(simulation, count, rng)
     psfs, blurred = blur_patches(simulation, pixels, labels, microscopes, changes)
-    margin = (simulation.psf_size - 1) // 2
-    middle = slice(margin, margin + simulation.patch_size)
     each = [microscopes] * count if isinstance(microscopes, Microscope) else microscopes
     return Patches(
-        sharp=pixels[:, middle, middle].repeat(uses, 1, 1)[:count],
+        crops=pixels,
         psfs=psfs,
         blurred=blurred,
         labels=on_device(labels.numpy(), device),
         has_content=on_device(has_content, device),
         optics=on_device(np.array([astuple(microscope) for microscope in each]), device),
-        origins=origins.repeat(uses)[:count],
+        origins=origins,
         drawn=(*crops.names, ""),
-    )
-
-
-def joined(parts: Sequence[Patches]) -> Patches:
-    """One batch of several."""
-    if len(parts) == 1:
-        return parts[0]
-    before = np.cumsum([0, *(len(part.drawn) for part in parts[:-1])]).tolist()
-    columns = {
-        field.name: torch.cat([getattr(part, field.name) for part in parts])
-        for field in fields(Patches)
-        if field.name not in ("origins", "drawn")
-    }
-    return Patches(
-        **columns,
-        origins=torch.cat(
-            [part.origins + first for part, first in zip(parts, before, strict=True)]
-        ),
-        drawn=tuple(name for part in parts for name in part.drawn),
     )
 
 

@@ -25,7 +25,7 @@ from common.command import keep_freed_memory
 from psf.errors import InputError
 from simulation.bank import Bank, Pixels, Tile, load_tile, tiles_of
 from simulation.objects import OBJECTS
-from simulation.patches import Patches, joined, simulate
+from simulation.patches import Patches, simulate
 from simulation.settings import from_config
 from simulation.sources import (
     PROCEDURAL_COUNT_PER_KIND,
@@ -87,14 +87,15 @@ class PatchStream:
         self._pending: dict[int, ApplyResult] = {}
         self._arrived = -1  # tiles of the rotation that are or were in the bank; -1: none is loaded
 
-    def draw(self, step: int, count: int) -> Patches:
-        """`count` patches of one training step, on the device; the steps must not fall."""
+    def draw(self, step: int, count: int) -> list[Patches]:
+        """`count` patches of one step, on the device, in parts; the steps must not fall."""
         self._renew(step * count // RENEWAL)
         size = CPU_PART if self.bank.device.type == "cpu" else count
         sizes = [min(size, count - start) for start in range(0, count, size)]
         work = partial(self._simulated, step)
-        drawn = self._threads.map(work, range(len(sizes)), sizes) if len(sizes) > 1 else []
-        return joined(list(drawn) or [work(0, count)])
+        if len(sizes) == 1:
+            return [work(0, count)]
+        return list(self._threads.map(work, range(len(sizes)), sizes))
 
     def close(self) -> None:
         """End the threads that simulate and the processes that render images."""

@@ -267,7 +267,8 @@ def simulated(device: torch.device, data: Path) -> Patches:
     """The first patches of a stream; few enough that a CPU simulates them in one part, too."""
     config = json.loads((data / "config.json").read_text("utf-8"))
     with closing(PatchStream(data, config, device, seed=3)) as stream:
-        return stream.draw(0, 24)
+        (only,) = stream.draw(0, 24)
+        return only
 
 
 for away in (False, True):

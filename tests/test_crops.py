@@ -14,6 +14,7 @@ from simulation.crops import (
     blank_crops,
     draw_crops,
     plain_windows,
+    replace_rows,
     replacements,
     sample_windows,
     turned_windows,
@@ -124,10 +125,13 @@ def test_most_crops_around_sharp_places_pass_the_filter(bank):
 
 
 def test_crops_that_fail_the_filter_are_replaced_by_good_ones_in_turn():
-    good = torch.tensor([False, True, True, False, True, False, False])
+    good = torch.tensor([False, True, True, False, True, False, False, False])
     found = replacements(good)
-    assert found.tolist() == [1, 2, 4, 1, 2, 4, 1]
+    assert found.tolist() == [1, 1, 2, 2, 4, 4, 1, 2]
     assert replacements(torch.ones(3, dtype=torch.bool)).tolist() == [0, 1, 2]
+    pixels = torch.arange(8.0)[:, None, None].expand(8, 2, 2).clone()
+    replace_rows(pixels, found)
+    assert pixels[:, 1, 0].tolist() == [1, 1, 2, 2, 4, 4, 1, 2]
 
 
 def test_kinds_are_equally_likely_however_many_images_they_have():

@@ -32,14 +32,14 @@ class StandIn:
         self.patch_set, self.config, self.device = PatchSet(folder, "train"), config, device
         self.seed, self.rank, self.world = seed, rank, world
 
-    def draw(self, step: int, count: int) -> Patches:
+    def draw(self, step: int, count: int) -> list[Patches]:
         type(self).drawn.append((self.rank, step, count))
         rng = np.random.default_rng([self.seed, step, self.rank])
         batch = self.patch_set.batch(rng.integers(0, self.patch_set.count, count), self.device)
         patches = batch.patches / 65535  # the brightest pixel of a patch at 1
         columns = (batch.labels, batch.has_content, batch.optics)
         origins = torch.zeros(count, dtype=torch.int64)
-        return Patches(patches, patches, patches, *columns, origins, ("image", ""))
+        return [Patches(patches, patches, patches, *columns, origins, ("image", ""))]
 
     def close(self) -> None:
         type(self).drawn.append("closed")

@@ -11,7 +11,7 @@ from psf import InputError, Microscope, psf_model, synthesize_with_loss
 from psf.blur import blur_by_column
 from psf.microscope import simulated_microscopes
 from simulation.bank import Bank
-from simulation.patches import REACH, FocusChanges, blur_patches, joined, simulate
+from simulation.patches import REACH, FocusChanges, blur_patches, simulate
 from simulation.settings import (
     OpticsRanges,
     Simulation,
@@ -241,13 +241,6 @@ def test_changing_and_constant_patches_of_a_batch_keep_their_places():
     assert torch.allclose(mixed[[0, 2]], plain[[0, 2]], atol=FLOAT32)
     turned = changed_blur(SLOPED, crops[1].T, [0.9], 0.9, [1.0]).T
     assert torch.allclose(mixed[1], turned, atol=FLOAT32)
-
-
-def test_joined_batches_keep_labels_and_names():
-    parts = [patches_of(replace(GAUSSIAN, blank_fraction=0.3), n, seed=n) for n in (5, 7)]
-    whole = joined(parts)
-    assert whole.names == parts[0].names + parts[1].names
-    assert torch.equal(whole.labels, torch.cat([part.labels for part in parts]))
 
 
 def test_patches_out_of_range_are_marked_as_without_content():
