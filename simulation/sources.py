@@ -259,6 +259,12 @@ def read_plane(source: Source, page: int = 0) -> np.ndarray:
     return plane
 
 
+def limit_cache(limit_bytes: int) -> None:
+    """Keep fewer planes in this process: `limit_bytes` of them, and at least the newest."""
+    global _CACHE_LIMIT_BYTES
+    _CACHE_LIMIT_BYTES = limit_bytes
+
+
 def plane_shape(source: Source, page: int = 0) -> tuple[int, int]:
     """Height and width of one plane, px."""
     if source.shapes:

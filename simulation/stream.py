@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.command import keep_freed_memory
 from psf.errors import InputError
 from simulation.bank import Bank, Pixels, Tile, load_tile, tiles_of
 from simulation.objects import OBJECTS
@@ -30,6 +29,7 @@ from simulation.settings import from_config
 from simulation.sources import (
     PROCEDURAL_COUNT_PER_KIND,
     Source,
+    limit_cache,
     load_sources,
     source_hash,
 )
@@ -40,7 +40,7 @@ from simulation.sources import (
 RENEWAL = 1024
 ROTATING_ROWS = 1408  # of the bank, for tiles that are replaced: 128 of each kind, 0.7 GiB in all
 AHEAD = 16  # images that are rendered before they are needed
-MOST_PROCESSES = 4  # that render, about 50 images per second; each needs 0.3 GiB
+MOST_PROCESSES = 4  # that render, about 50 images per second; each needs 0.2 GiB of its own
 FEW_TILES = 64  # are loaded in this process, since the start of others takes longer
 CPU_PART = 32  # patches that a thread simulates together on a CPU
 BATCHES = 3  # part of the seed of each batch
@@ -246,5 +246,5 @@ def _some(names: list[str]) -> str:
 def _begin() -> None:
     """Prepare a process that renders images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training ends it
-    keep_freed_memory()
     torch.set_num_threads(1)
+    limit_cache(0)  # every image is loaded once
