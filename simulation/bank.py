@@ -137,9 +137,14 @@ class Bank:
             )
         self.places[row] = np.nan
         self.places[row, : len(pixels.places)] = pixels.places
+        self.clear(row)
+        self.occupants[row], self._row_of[tile] = tile, row
+
+    def clear(self, row: int) -> None:
+        """Forget the tile in a row."""
         if self.occupants[row] is not None:
             del self._row_of[self.occupants[row]]
-        self.occupants[row], self._row_of[tile] = tile, row
+        self.occupants[row] = None
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Rows (count,) of random tiles with sharp content, which are loaded if necessary.

@@ -4,7 +4,7 @@ A change of the object before the blur leaves the label of the blur true, so tra
 varied freely. All decisions are drawn on the CPU with NumPy; the pixels stay on the device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -40,7 +40,7 @@ class Windows:
 
     def part(self, some: slice) -> "Windows":
         """Some of the windows."""
-        return Windows(*(getattr(self, name)[some] for name in self.__dataclass_fields__))
+        return Windows(*(getattr(self, field.name)[some] for field in fields(self)))
 
 
 @dataclass(frozen=True)

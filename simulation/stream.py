@@ -10,7 +10,7 @@ resumed run continues with the same patches.
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.pool import ApplyResult, Pool
@@ -41,6 +41,7 @@ RENEWAL = 1024
 ROTATING_ROWS = 1408  # of the bank, for tiles that are replaced: 128 of each kind, 0.7 GiB in all
 AHEAD = 16  # images that are rendered before they are needed
 MOST_PROCESSES = 4  # that render, about 50 images per second; each needs 0.2 GiB of its own
+PATIENCE_S = 60.0  # for an image; the slowest takes 0.2 s
 FEW_TILES = 64  # are loaded in this process, since the start of others takes longer
 CPU_PART = 32  # patches that a thread simulates together on a CPU
 BATCHES = 3  # part of the seed of each batch
@@ -133,24 +134,39 @@ class PatchStream:
         return len(self.rotation.fixed) + number % self.rotation.rows
 
     def _put(self, row: int, tile: Tile, pixels: Pixels) -> None:
-        if len(pixels.places):  # else the old tile stays
+        if len(pixels.places):
             self.bank.put(row, tile, pixels)
+        else:
+            self.bank.clear(row)
 
     def _loaded(self, tiles: list[Tile]) -> Iterator[Pixels]:
         if len(tiles) <= FEW_TILES:
-            return map(self._load, tiles)
-        found = self._processes().imap(self._load, tiles, chunksize=4)
-        return iter(tqdm(found, "source images", len(tiles), leave=False, disable=self.rank > 0))
+            yield from map(self._load, tiles)
+            return
+        jobs = [self._begun(tile) for tile in tiles]
+        pairs = zip(tiles, jobs, strict=True)
+        for tile, job in tqdm(
+            pairs, "source images", len(tiles), leave=False, disable=self.rank > 0
+        ):
+            yield self._result(tile, job)
 
     def _render_ahead(self, arrived: int) -> None:
         for number in range(arrived, arrived + AHEAD):
             if number not in self._pending:
-                job = self._processes().apply_async(self._load, (self.rotation.tile(number),))
-                self._pending[number] = job
+                self._pending[number] = self._begun(self.rotation.tile(number))
 
     def _rendered(self, number: int) -> Pixels:
-        job = self._pending.pop(number, None)
-        return self._load(self.rotation.tile(number)) if job is None else job.get()
+        tile, job = self.rotation.tile(number), self._pending.pop(number, None)
+        return self._load(tile) if job is None else self._result(tile, job)
+
+    def _begun(self, tile: Tile) -> ApplyResult:
+        return self._processes().apply_async(self._load, (tile,))
+
+    def _result(self, tile: Tile, job: ApplyResult) -> Pixels:
+        try:
+            return job.get(PATIENCE_S)
+        except multiprocessing.TimeoutError:  # the system ended the process, e.g. to free memory
+            return self._load(tile)
 
     def _processes(self) -> Pool:
         if self._pool is None:
@@ -170,10 +186,10 @@ class Rotation:
         self, sources: list[Source], seed: int, crop_size: int, rank: int = 0, world: int = 1
     ) -> None:
         self.seed, self.rank, self.world = seed, rank, world
-        by_kind = {kind: [s for s in sources if s.kind == kind] for kind in _KINDS}
-        self.fixed = tiles_of_all(by_kind["builtin"], crop_size)
-        self.objects = tiles_of_all(by_kind["procedural"], crop_size)
-        files = tiles_of_all(by_kind["file"], crop_size)
+        tiles = [tile for source in sources for tile in tiles_of(source, crop_size)]
+        self.fixed = [tile for tile in tiles if tile.source.kind == "builtin"]
+        self.objects = [tile for tile in tiles if tile.source.kind == "procedural"]
+        files = [tile for tile in tiles if tile.source.kind == "file"]
         order = np.random.default_rng([seed, rank]).permutation(len(files))
         self.files = [files[number] for number in order]
         count = len(self.files) or len(self.objects)
@@ -197,14 +213,6 @@ class Rotation:
             name, "procedural", object_kind=kind, seed=self.seed, index=index, size=size
         )
         return Tile(source, 0, 0, 0)
-
-
-_KINDS = ("builtin", "procedural", "file")
-
-
-def tiles_of_all(sources: Iterable[Source], crop_size: int) -> list[Tile]:
-    """Tiles of several sources."""
-    return [tile for source in sources for tile in tiles_of(source, crop_size)]
 
 
 def training_sources(folder: Path, config: Mapping[str, Any], crop_size: int) -> list[Source]:
