@@ -27,6 +27,7 @@ class PixelReader:
     """Stands in for an estimator: the first pixel of a patch is its focus, 99 means no content."""
 
     patch_size = 16
+    device = torch.device("cpu")
     name = "first"
 
     def __init__(self, name="zernike1d", outside=False):

@@ -18,6 +18,7 @@ class PixelReader:
     """Stands in for an estimator: the first pixel of a patch is its focus."""
 
     patch_size = 16
+    device = torch.device("cpu")
     name, fingerprint = "reader", "reader"
     psf_model = psf_model("zernike1d")
 
