@@ -212,9 +212,24 @@ def prepare(config: Config, trainer: Trainer) -> dict[str, Any]:
     if state.exists():
         facts = load_state(state, trainer.network, trainer.optimizer)
         trainer.progress = Progress(**facts)
+        check_processes(trainer)
         if trainer.rank == 0:
             print(f"resumed after epoch {trainer.progress.epoch}")
     return description
+
+
+def check_processes(trainer: Trainer) -> None:
+    """Refuse another number of processes than before, with which the epochs have other steps.
+
+    A training of --max-minutes may change it, since it counts no steps.
+    """
+    config, progress = trainer.config, trainer.progress
+    before = progress.patches_seen // max(progress.step * config.batch_size, 1)
+    if config.max_minutes is None and progress.step and before != trainer.world:
+        raise InputError(
+            f"{config.out} was trained by {before} process{'es' if before > 1 else ''}, and now "
+            f"there are {trainer.world}; give torchrun --nproc-per-node {before}, or another --out."
+        )
 
 
 def start_from(checkpoint: Path, trainer: Trainer) -> None:

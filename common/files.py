@@ -32,6 +32,7 @@ CONTENT_ERRORS += (OSError, TypeError, ValueError)
 # NumPy reports a short write without the reason.
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 HDF5_ERROR = re.compile(r"errno = (\d+)")
+MOST_NAMED = 5  # values of a group in a message; a group with more differences is named itself
 NEARLY_FULL_BYTES = 2**20  # of free space; with less, a short write means a full disk
 # Packages whose versions can change a result.
 PACKAGES = ("numpy", "scipy", "torch", "torchvision", "h5py", "scikit-image")
@@ -211,7 +212,7 @@ def claim_folder(
     if path.is_file():
         held = read_json(path, what)
         asked = json.loads(json.dumps(config))
-        different = sorted(k for k in held.keys() | asked.keys() if held.get(k) != asked.get(k))
+        different = _differences(held, asked)
         if different:
             raise InputError(
                 f"{folder} holds a {what} of a different configuration "
@@ -221,6 +222,19 @@ def claim_folder(
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no {what}; choose another folder.")
     write_json(path, config)
+
+
+def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Names of the values that differ, as "group.name" within a group of which few differ."""
+    names = []
+    for key in sorted(held.keys() | asked.keys()):
+        one, other = held.get(key), asked.get(key)
+        if one == other:
+            continue
+        groups = isinstance(one, dict) and isinstance(other, dict)
+        inner = _differences(one, other) if groups else []
+        names += [f"{key}.{name}" for name in inner] if 0 < len(inner) <= MOST_NAMED else [key]
+    return names
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:

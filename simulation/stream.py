@@ -120,7 +120,11 @@ class PatchStream:
             numbers = list(range(first, arrived))
             rows = [*range(len(rotation.fixed)), *(self._row(number) for number in numbers)]
             tiles = [*rotation.fixed, *(rotation.tile(number) for number in numbers)]
-            for row, tile, pixels in zip(rows, tiles, self._loaded(tiles), strict=True):
+            # The tiles of an image one after the other, so that a process decodes it only once.
+            pairs = zip(rows, tiles, strict=True)
+            pairs = sorted(pairs, key=lambda pair: (pair[1].source.name, pair[1].page))
+            loaded = self._loaded([tile for _, tile in pairs])
+            for (row, tile), pixels in zip(pairs, loaded, strict=True):
                 self._put(row, tile, pixels)
         else:
             for number in range(self._arrived, arrived):
@@ -225,24 +229,32 @@ def training_sources(folder: Path, config: Mapping[str, Any], crop_size: int) ->
     """
     if "source_hashes" not in config:
         raise InputError(
-            f"{folder} was made before fresh patches were possible; make it again with "
+            f"{folder} was made before fresh patches were possible; make another one with "
             "generate_training_set.py, or train on its stored patches without --fresh."
         )
-    sources, _ = load_sources(config["images"], crop_size, config["seed"])
+    images = config["images"]
+    if images not in ("builtin", "procedural", "mixed") and not Path(images).exists():
+        remedy = "put them back, or make another data folder"
+        if not Path(images).is_absolute():
+            remedy = f"{images} is relative: start in the folder where the data folder was made"
+        raise InputError(
+            f"the source images of {folder} were in {images}, which is not there; {remedy}."
+        )
+    sources, _ = load_sources(images, crop_size, config["seed"])
     by_name = {source.name: source for source in sources}
     names = config["source_images"]["train"]
     gone = [name for name in names if name not in by_name]
     if gone:
         raise InputError(
-            f"{len(gone)} source images of {folder} are gone from {config['images']} "
-            f"({_some(gone)}); put them back, or make the folder again."
+            f"{len(gone)} source images of {folder} are gone from {images} "
+            f"({_some(gone)}); put them back, or make another data folder."
         )
     found = [by_name[name] for name in names]
     changed = [s.name for s in found if source_hash(s) != config["source_hashes"].get(s.name, "")]
     if changed:
         raise InputError(
             f"{len(changed)} source images of {folder} were changed after it was made "
-            f"({_some(changed)}); put the old ones back, or make the folder again."
+            f"({_some(changed)}); put the old ones back, or make another data folder."
         )
     return found
 
@@ -255,4 +267,4 @@ def _begin() -> None:
     """Prepare a process that renders images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training ends it
     torch.set_num_threads(1)
-    limit_cache(0)  # every image is loaded once
+    limit_cache(0)  # only the newest image, of which more tiles may follow

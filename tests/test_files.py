@@ -178,7 +178,12 @@ def test_new_empty_and_own_folders_can_be_claimed(tmp_path):
 
 @pytest.mark.parametrize(
     ("other", "difference"),
-    [({"seed": 1, "a": 2}, "seed"), ({"seed": 0}, "a"), ({"seed": 0, "a": 2, "b": 3}, "b")],
+    [
+        ({"seed": 1, "a": 2}, "seed"),
+        ({"seed": 0}, "a"),
+        ({"seed": 0, "a": 2, "b": 3}, "b"),
+        ({"seed": 0, "a": {"b": 2}}, "a"),
+    ],
 )
 def test_folder_of_another_configuration_is_refused(tmp_path, other, difference):
     claim_folder(tmp_path / "x", {"seed": 0, "a": 2}, "training set")
@@ -186,6 +191,14 @@ def test_folder_of_another_configuration_is_refused(tmp_path, other, difference)
     with pytest.raises(InputError, match=rf"different configuration \({difference}\)"):
         claim_folder(tmp_path / "x", other, "training set")
     assert (tmp_path / "x" / "config.json").read_bytes() == before
+
+
+def test_refusal_names_the_settings_in_a_group_unless_they_are_many(tmp_path):
+    held = {"group": {"rate": 1, "same": 0}, "hashes": {f"{n}.png": "a" for n in range(9)}}
+    other = {"group": {"rate": 2, "same": 0}, "hashes": {f"{n}.png": "b" for n in range(9)}}
+    claim_folder(tmp_path, held, "training run")
+    with pytest.raises(InputError, match=r"different configuration \(group\.rate, hashes\)"):
+        claim_folder(tmp_path, other, "training run")
 
 
 def test_folder_of_something_else_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +125,9 @@ def test_killed_run_resumes_onto_the_same_weights(
         patch.setattr(train.Trainer, "train_step", killed_in_the_second_epoch)
         with pytest.raises(Killed):
             train.main(config)
-    with pytest.raises(InputError, match=r"different configuration \(settings\)"):
+    with pytest.raises(
+        InputError, match=r"different configuration .*settings.fresh\)"
+    ):
         train.main(replace(config, fresh=False))
     del simulator[:]
     train.main(config)
@@ -133,6 +136,15 @@ def test_killed_run_resumes_onto_the_same_weights(
         found, expected = load_file(config.out / name), load_file(uninterrupted[0] / name)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_a_run_of_epochs_needs_as_many_processes_as_before(simulator, two_epochs, tmp_path):
+    config = replace(two_epochs, out=tmp_path / "run", epochs=1)
+    train.main(config)
+    with closing(Trainer(config, 0, 1)) as trainer:
+        trainer.world = 2
+        with pytest.raises(InputError, match=r"by 1 process, .* are 2; .*--nproc-per-node 1"):
+            train.prepare(replace(config, resume=True), trainer)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

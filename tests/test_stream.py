@@ -1,5 +1,6 @@
 """Fresh patches: the same at every start, other ones in every step, from images that change."""
 
+import itertools
 import json
 import multiprocessing
 from dataclasses import replace
@@ -173,6 +174,34 @@ def test_changed_and_missing_images_are_named(folder_of_images, config):
     path.unlink()
     with pytest.raises(InputError, match=rf"1 source images .* are gone .*{names[0]}"):
         training_sources(folder_of_images, made, simulation.crop_size)
+
+
+def test_a_relative_folder_of_images_is_missed_elsewhere(folder_of_images, config, monkeypatch):
+    monkeypatch.chdir(folder_of_images.parent)
+    relative = folder_of_images.relative_to(folder_of_images.parent)
+    made, simulation = config_of(relative, config)
+    assert training_sources(folder_of_images, made, simulation.crop_size)
+    monkeypatch.chdir("/")
+    with pytest.raises(InputError, match=rf"images .* in {relative}, .*; .* is relative"):
+        training_sources(folder_of_images, made, simulation.crop_size)
+
+
+def test_the_tiles_of_an_image_are_loaded_together(folder_of_images, config, monkeypatch):
+    made, _ = config_of(folder_of_images, config)
+    monkeypatch.setattr("simulation.bank.LEAST_SIDE_PX", 64)  # several tiles in each image
+    loaded, load = [], stream_module.load_tile
+    monkeypatch.setattr(
+        stream_module, "load_tile", lambda tile, **sizes: loaded.append(tile) or load(tile, **sizes)
+    )
+    stream = PatchStream(folder_of_images, made, CPU, seed=0)
+    stream.draw(0, 4)
+    stream.close()
+    images = [tile.source.name for tile in loaded]
+    changes = sum(a != b for a, b in itertools.pairwise(images))
+    assert len(images) > len(set(images)) > 1
+    assert changes == len(set(images)) - 1
+    # the rows are in the shuffled order, as if the tiles had been loaded in it
+    assert stream.bank.occupants == stream.rotation.files != loaded
 
 
 def test_a_folder_of_an_older_version_is_refused(gaussian_data, config):
