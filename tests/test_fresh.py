@@ -125,9 +125,7 @@ def test_killed_run_resumes_onto_the_same_weights(
         patch.setattr(train.Trainer, "train_step", killed_in_the_second_epoch)
         with pytest.raises(Killed):
             train.main(config)
-    with pytest.raises(
-        InputError, match=r"different configuration .*settings.fresh\)"
-    ):
+    with pytest.raises(InputError, match=r"different configuration .*settings.fresh\)"):
         train.main(replace(config, fresh=False))
     del simulator[:]
     train.main(config)
