@@ -196,7 +196,7 @@ class Bank:
         names = [tiles[0].source.name for group in self.tiles.values() for tiles in group]
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         return (
-            f"Hardly any part of {len(names)} images ({some}) is sharp and detailed enough. Give "
-            "images in focus with detail all over the field; leave out blurred, empty or enlarged "
-            "ones."
+            f"Hardly any part of {len(names)} images ({some}) is sharp and has enough contrast and "
+            "detail. Give images in focus with detail all over the field; leave out blurred, empty "
+            "or enlarged ones, and subtract a background that takes most of the contrast."
         )
