@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from common.command import run
 from common.pictures import network_colours, new_figure, plain_text, save_figure
@@ -24,7 +24,7 @@ from psf.errors import InputError
 SHOWN = ("noise-free", "1000 photons", "100 photons", "10 photons")
 AXES = {"patches_seen": "patches seen", "seconds": "seconds of training"}  # rows of panels
 # The axis shows 1 - R^2 on a logarithmic scale, since R^2 of 0.98 and 0.99 are far apart.
-TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
 LABEL_GAP = 0.075  # least distance of two labels, as a share of the panel's height
 
 
@@ -74,6 +74,10 @@ def draw_panel(axes: Axes, table: pd.DataFrame, x: str, colours: dict[str, str])
         style = {"color": colour, "fmt": "o", "ms": 5, "mec": "white", "capsize": 2, "zorder": 3}
         axes.errorbar(tested[x], middle, ends.clip(min=0), **style)
     axes.set(xscale="log", yscale="log")
+    # labels between the powers of ten would overlap in panels as narrow as these
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
 
 
@@ -81,7 +85,7 @@ def scale_rows(axes: np.ndarray, table: pd.DataFrame) -> None:
     """Give all panels the same axis of R^2."""
     shown = table[table["condition"].isin(SHOWN)]
     best = np.nanmax(shown[["r2", "r2_high"]].to_numpy(float))
-    lowest = max(0.7 * (1 - best), 1e-3)
+    lowest = max(0.7 * (1 - best), 3e-4)
     ticks = [tick for tick in TICKS if 1 - tick >= lowest]
     for panel in axes.ravel():
         panel.set_ylim(1.08, lowest)
