@@ -327,8 +327,7 @@ def build_optimizer(network: nn.Module, peak: float, weight_decay: float) -> tor
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    on_gpu = next(network.parameters()).device.type == "cuda"
-    return torch.optim.AdamW(groups, lr=peak, fused=on_gpu or None)  # one kernel instead of many
+    return torch.optim.AdamW(groups, lr=peak)
 
 
 def step_generator(device: torch.device, seed: int, step: int, rank: int = 0) -> torch.Generator:

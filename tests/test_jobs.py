@@ -106,6 +106,7 @@ def test_a_worker_names_the_package_that_differs(tmp_path, versions, message):
     assert re.search(message, worker.find_problem(str(bundle), [], versions))
 
 
+@pytest.mark.slow
 def test_a_worker_runs_the_code_of_the_bundle(tmp_path, monkeypatch):
     """It has another module `common`, and the work is defined in the script that was started."""
     (tmp_path / "common.py").write_text("stale = True")

@@ -69,6 +69,7 @@ def test_the_line_of_an_epoch():
     assert later.endswith("90 s left")
 
 
+@pytest.mark.slow
 def test_the_bar_counts_the_whole_run(two_epochs, capfd):
     train.main(replace(two_epochs, tensorboard=False))
     captured = capfd.readouterr()
