@@ -94,7 +94,7 @@ class FreshFeed:
         rank: int,
         world: int,
     ) -> None:
-        self.batch_size, self.device = batch_size, device
+        self.batch_size = batch_size
         self.steps = max(1, round(epoch_patches / (batch_size * world)))
         self.epoch_patches = self.steps * batch_size * world
         self.stream = PatchStream(folder, config, device, seed, rank, world)
@@ -106,14 +106,10 @@ class FreshFeed:
     def batches(self, epoch: int, step: int, count: int) -> Iterator[Batch]:
         """The `count` batches from a step of the training on.
 
-        On a CPU a thread simulates them ahead, since it fills the gaps of the training step. A GPU
-        has no such gaps, and simulates each batch in its turn.
+        Each is simulated in its turn. A thread that simulates ahead competes with the training step
+        for the cores of a CPU: on two, 338 patches per second in place of 348 to 418.
         """
-        if self.device.type != "cpu":
-            yield from map(self._draw, range(step, step + count))
-            return
-        with closing(made_ahead(lambda index: self._draw(step + index), count)) as batches:
-            yield from batches
+        yield from map(self._draw, range(step, step + count))
 
     def _draw(self, step: int) -> Batch:
         parts = self.stream.draw(step, self.batch_size)
