@@ -202,6 +202,7 @@ def test_lines_and_points_are_those_of_the_table(tmp_path):
     assert names == {"resnet18": COLOURS[1], "spectral_resnet": COLOURS[0]}
 
 
+@pytest.mark.slow
 def test_figure_is_written_or_says_what_it_needs(tmp_path):
     config = figure_architectures.Config(tmp_path)
     with pytest.raises(InputError, match=r"make it with benchmarks/architectures\.py"):

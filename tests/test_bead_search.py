@@ -52,6 +52,7 @@ def test_no_pixel_of_a_bead_is_an_outlier():
             assert find_outliers(SCENE, stack).sum() <= 1, (background, photons)
 
 
+@pytest.mark.slow
 def test_hot_and_dead_pixels_and_a_cosmic_ray_are_found_and_do_not_move_the_fit():
     clean = field((20, 30, 20000))
     stack, bad = clean.copy(), np.zeros(clean.shape, bool)
@@ -158,6 +159,7 @@ def test_refuses_stacks_without_a_bead(electrons, size, message):
 # --- the verdict
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::psf.microscope.SamplingWarning")
 def test_the_number_that_is_far_off_is_named():
     view = find_bead(SCENE, field((20, 30, 20000)), 16)
