@@ -20,6 +20,7 @@ import calibrate_depth
 import deconvolve
 import estimate_psf_map
 import train
+from common import pictures
 from common.command import next_command
 from common.command import run as run_command
 from common.pictures import new_figure, plain_text, save_figure
@@ -276,3 +277,12 @@ def test_second_map_leaves_no_depth_of_the_first(map_of):
     map_of(Path("a.tif"), "--no-full-resolution")
     files = ["config.json", "map.csv", "mine.txt", "overview.png", "psf_map.tif"]
     assert sorted(path.name for path in folder.iterdir()) == files
+
+
+def test_title_of_a_scatter_plot_has_its_two_lines(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda path, figure: drawn.append(figure))
+    values = np.arange(3.0)
+    panel = pictures.Panel("$net$, noise-free\nR² 1.000", "focus (waves)", values, values)
+    pictures.draw_scatter(tmp_path / "scatter.png", [[panel]])
+    assert drawn[0].axes[0].get_title() == "\\$net\\$, noise-free\nR² 1.000"
