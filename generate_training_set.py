@@ -45,12 +45,13 @@ from simulation.settings import (
 )
 from simulation.shards import shard_columns, shard_path, write_shard
 from simulation.sources import SPLITS, Source, load_sources, source_hash, split_sources
+from simulation.specimens import SpecimenRanges
 
 # Settings that must be at least 1.
 COUNTS = ("validation_patches", "test_patches", "patch_size", "workers", "patches_per_crop")
-# Version of the random draws. Sets of version 1, which is not written, have other patches from the
-# same settings; all versions are read.
-GENERATOR_VERSION = 2
+# Version of the random draws. Sets of lower versions, and of version 1, which is not written, have
+# other patches from the same settings; all versions are read.
+GENERATOR_VERSION = 3
 CHUNK = 64  # patches simulated together from one seed: the unit of reproducibility
 SHARD = 1024  # patches of 128 x 128 px in a file of 32 MiB
 PREVIEW_ROWS = 8  # patches in preview.png
@@ -83,6 +84,8 @@ class Config:
     focus_change_waves: float = 0.0  # largest change of focus across a patch, in half of them
     beyond_fraction: float = 0.0  # share of patches out of the range of focus, without a label
     microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
+    # thick, soft, hazy and sparse specimens; by default none
+    specimens: SpecimenRanges = field(default_factory=SpecimenRanges)
     vary_optics: bool = False  # draw the optics of each patch from the --optics ranges
     optics: OpticsRanges = field(default_factory=OpticsRanges)
     fwhm_px: tuple[float, float] | None = None  # FWHM of the Gaussian models; default 0 20
@@ -159,6 +162,7 @@ def build_simulation(config: Config) -> Simulation:
         patches_per_crop=config.patches_per_crop,
         focus_change_waves=config.focus_change_waves,
         beyond_fraction=config.beyond_fraction,
+        specimens=config.specimens,
     )
     return simulation if config.psf_size else fit_support(simulation)
 
@@ -182,6 +186,7 @@ def describe(
         "patches_per_crop": simulation.patches_per_crop,
         "focus_change_waves": simulation.focus_change_waves,
         "beyond_fraction": simulation.beyond_fraction,
+        "specimens": asdict(simulation.specimens),
         "microscope": asdict(simulation.microscope),
         "optics_ranges": asdict(simulation.optics_ranges) if simulation.optics_ranges else None,
         "optics_limits": optics_limits(simulation),

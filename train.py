@@ -233,16 +233,28 @@ def check_processes(trainer: Trainer) -> None:
 
 
 def start_from(checkpoint: Path, trainer: Trainer) -> None:
-    """Load the weights of a checkpoint, e.g. to adapt a shipped one to other optics."""
+    """Load the weights of a checkpoint, e.g. to adapt a shipped one to other optics.
+
+    Of a network of another architecture, the weights of the same name and shape are loaded.
+
+    Raises
+    ------
+    InputError
+        If it is of another PSF model, or nothing of it fits.
+    """
     estimator = load_estimator(checkpoint, trainer.device)
+    weights, own = estimator.network.state_dict(), trainer.network.state_dict()
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     found = (estimator.config["architecture"], estimator.psf_model.name)
     asked = (trainer.config.model, trainer.model.name)
-    if found != asked:
+    if found[1] != asked[1] or not any(v.ndim > 1 for v in fitting.values()):
         raise InputError(
             f"{checkpoint} is a {found[0]} for {found[1]}; this training is of a {asked[0]} for "
             f"{asked[1]}. Give another --start-from, --model or --data."
         )
-    trainer.network.load_state_dict(estimator.network.state_dict())
+    trainer.network.load_state_dict(fitting, strict=False)
+    if len(fitting) < len(own) and trainer.rank == 0:
+        print(f"{len(fitting)} of {len(own)} arrays of weights are those of {checkpoint}")
 
 
 def check_settings(config: Config) -> None:

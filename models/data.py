@@ -25,6 +25,7 @@ from psf.noise import (
     camera_counts,
     fast_poisson_noise,
     gaussian_noise,
+    pixel_noise,
     quantise,
     to_photons,
 )
@@ -265,10 +266,12 @@ def label_turns(model: PsfModel) -> torch.Tensor:
 class Exposure:
     """Illumination and noise of training patches; each value is drawn anew for every patch."""
 
-    photons: tuple[float, float] = (8.0, 30000.0)  # range of mean photons per pixel, logarithmic
+    # Range of mean photons per pixel, logarithmic. Half of the patches have less than 300.
+    photons: tuple[float, float] = (3.0, 30000.0)
     noise_free: float = 0.12  # share of patches without noise
-    eight_bit: float = 0.12  # share of patches without noise, rounded to 8 bit
+    eight_bit: float = 0.12  # share of patches that are rounded to 8 bit, half of them with noise
     read_noise_e: tuple[float, float] = (0.5, 3.0)  # range of the read noise, electrons
+    scmos: float = 0.25  # share of patches whose pixels differ in gain and read noise
     vignetted: float = 0.3  # share of patches with uneven illumination
     corner_loss: float = 0.5  # largest share of light lost at a corner
 
@@ -286,8 +289,14 @@ def expose(patches: torch.Tensor, exposure: Exposure, generator: torch.Generator
     expected = to_photons(patches, draw(log_low, log_high).exp())
     noisy = fast_poisson_noise(expected, generator)
     noisy = gaussian_noise(noisy, draw(*exposure.read_noise_e), generator)
+    # The order of a batch is random, so its first patches are as good as any.
+    some = round(exposure.scmos * count)
+    noisy[:some] = pixel_noise(noisy[:some], generator)
     kind = draw(0, 1)
     rounded = kind < exposure.eight_bit
+    patches = torch.where(
+        (kind < exposure.eight_bit / 2)[:, None, None], noisy.clamp(min=0), patches
+    )
     clean = (kind >= exposure.eight_bit) & (kind < exposure.eight_bit + exposure.noise_free)
     # chosen by `where`: an index by a mask makes a GPU report how many patches it selects
     noisy = torch.where(rounded[:, None, None], quantise(patches, 8), noisy)

@@ -22,7 +22,10 @@ RIVALS: dict[str, Callable[..., nn.Module]] = {
 }
 CPU_BATCH = 64  # patches that a CPU predicts together
 GPU_BATCH = 1024  # on a GPU, which needs much work in each step; not measured
-MODEL_NAMES = ("spectral_resnet", *RIVALS)
+# Channels of the pixel branch of the wide network, by stage; that of the other one ends at 64. Dim
+# patches need it: their spectra drown in noise.
+WIDE_PIXELS = (32, 64, 128, 192)
+MODEL_NAMES = ("spectral_resnet", "spectral_resnet_wide", *RIVALS)
 
 
 def build(name: str, n_outputs: int) -> nn.Module:
@@ -38,6 +41,9 @@ def build(name: str, n_outputs: int) -> nn.Module:
     """
     if name == "spectral_resnet":
         return SpectralResNet(n_outputs).to(memory_format=torch.channels_last)
+    if name == "spectral_resnet_wide":
+        network = SpectralResNet(n_outputs, pixel_widths=WIDE_PIXELS)
+        return network.to(memory_format=torch.channels_last)
     if name in RIVALS:
         return PixelResNet(name, n_outputs).to(memory_format=torch.channels_last)
     raise InputError(f"unknown network '{name}'; choose one of {', '.join(MODEL_NAMES)}.")

@@ -65,9 +65,14 @@ class Settings:
     fresh: bool = False
     epoch_patches: int = FRESH_EPOCH  # patches of an epoch with --fresh, rounded to whole steps
     # architecture of the network
-    model: Literal["spectral_resnet", "resnet18", "resnet34", "resnet50", "resnext50"] = (
-        "spectral_resnet"
-    )
+    model: Literal[
+        "spectral_resnet",
+        "spectral_resnet_wide",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnext50",
+    ] = "spectral_resnet"
     max_minutes: float | None = None  # length of the training; or give --epochs
     epochs: int | None = None  # epochs: of --epoch-patches, or of all in --data (default 12)
     batch_size: int = 64  # patches per step and process; batches of 32 scored alike

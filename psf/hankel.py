@@ -10,6 +10,7 @@ from scipy.special import j0, j1, jv
 from psf.pupil import Pupil, is_variable, node_count, tables_on
 
 V_STEP = 0.125  # optical units between columns of the Bessel table that varied optics share
+COLUMN_STEP, NODE_STEP = 256, 16  # to which the sizes of these tables are rounded up
 BESSEL = {0: j0, 1: j1, 2: partial(jv, 2)}  # by order; j0 and j1 are faster than jv
 TAPS = {torch.float32: 4, torch.float64: 10}  # columns per interpolated value: see `_interpolate`
 
@@ -22,6 +23,8 @@ def hankel_profiles(pupil: Pupil, grid: int) -> torch.Tensor:
     """
     v_max = math.pi * pupil.highest_cutoff * float(_unique_radii(grid)[0][-1])
     nodes = node_count(pupil, v_max / 2)
+    if len(pupil.cutoff) > 1:  # other numbers in every batch, whose tables would not be reused
+        nodes = NODE_STEP * math.ceil(nodes / NODE_STEP)
     device, dtype = pupil.cutoff.device, pupil.cutoff.dtype
     rho, weights = tables_on(_gauss_legendre, nodes, device, dtype)
     field, area = pupil.field(rho, torch.zeros_like(rho)), 2 * rho * weights
@@ -66,7 +69,7 @@ def _transform(
         table = _bessel_on_grid(order, grid, pupil.highest_cutoff, nodes, *place)  # (Q, R)
         return (field.flatten(0, 1) @ table).view(len(field), 2, -1)
     taps = TAPS[field.dtype]
-    columns = 16 * math.ceil((v_max / V_STEP + taps + 1) / 16)
+    columns = COLUMN_STEP * math.ceil((v_max / V_STEP + taps + 1) / COLUMN_STEP)
     samples = field @ _bessel_on_line(order, columns, taps, nodes, *place)  # (N, 2, V)
     radii = tables_on(_unique_radii, grid, cutoff.device, cutoff.dtype)[0]
     v = (math.pi * cutoff[:, None] * radii).expand(len(field), -1)  # (N, R)
@@ -123,7 +126,7 @@ def _bessel_on_grid(
     return _table(order, nodes, v).to(device, dtype)
 
 
-@lru_cache(maxsize=6)
+@lru_cache(maxsize=32)
 def _bessel_on_line(
     order: int, columns: int, taps: int, nodes: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:

@@ -12,6 +12,9 @@ import torch
 
 from psf.errors import InputError
 
+PIXEL_GAIN = 0.01  # standard deviation of the gain from pixel to pixel of an sCMOS camera
+PIXEL_READ_NOISE_E = 1.0  # electrons; the scale of the additional noise of its noisier pixels
+
 
 def to_photons(images: torch.Tensor, photons_per_pixel: torch.Tensor | float) -> torch.Tensor:
     """Non-negative images (N, H, W), scaled to these mean photons per pixel, scalar or (N,)."""
@@ -45,6 +48,20 @@ def gaussian_noise(
     sigma = torch.as_tensor(read_noise_e, dtype=photons.dtype, device=photons.device)
     z = torch.randn(photons.shape, generator=generator, device=photons.device, dtype=photons.dtype)
     return photons + sigma.reshape(-1, *[1] * (photons.ndim - 1)) * z
+
+
+def pixel_noise(electrons: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Electrons as an sCMOS camera reads them, whose pixels differ in gain and in read noise.
+
+    The gain varies by PIXEL_GAIN. A few pixels have several times the read noise of the others
+    (Huang et al., Nature Methods 10, 653 (2013), Fig. 1), which is drawn as the square of a normal
+    variate.
+    """
+    z = torch.randn(
+        3, *electrons.shape, generator=generator, device=electrons.device, dtype=electrons.dtype
+    )
+    noisier = PIXEL_READ_NOISE_E * z[0].square()
+    return electrons * (1 + PIXEL_GAIN * z[2]) + noisier * z[1]
 
 
 def camera_counts(

@@ -182,7 +182,7 @@ def _in_chunks(
     points_per_px = 1.0
     if pixel_integration and count:
         cutoff = float(readable.cutoff_cycles_per_pixel.detach().max())
-        points_per_px = _points_per_px(cutoff, like.dtype)
+        points_per_px = _points_per_px(cutoff, like.dtype, len(readable) > 1)
     readable = replace(readable, pixel_size_um=readable.pixel_size_um / points_per_px)
     optics = readable.to(like.device, precise(like.device))
     parts = []
@@ -286,10 +286,16 @@ def _integrate_pixels(parts: torch.Tensor, even: torch.Tensor, odd: torch.Tensor
     return torch.stack([sums - differences, sums + differences])
 
 
-def _points_per_px(cutoff: float, dtype: torch.dtype) -> float:
-    """Points per pixel along a line that sample the intensity finely enough for integration."""
-    oversampling = PIXEL_KERNELS[dtype][0]
-    return math.ceil(64 * oversampling * 2 * cutoff) / 64  # rounded up, so that matrices are reused
+def _points_per_px(cutoff: float, dtype: torch.dtype, varied: bool = False) -> float:
+    """Points per pixel along a line that sample the intensity finely enough for integration.
+
+    They are rounded up so that matrices are reused: in steps of 1/64, and in steps of a quarter of
+    an octave for varied optics, whose highest cut-off is another one in every batch.
+    """
+    points = PIXEL_KERNELS[dtype][0] * 2 * cutoff
+    if varied:
+        return 2 ** (math.ceil(4 * math.log2(points)) / 4)
+    return math.ceil(64 * points) / 64
 
 
 def _grid(size: int, points_per_px: float, dtype: torch.dtype) -> int:
@@ -298,7 +304,7 @@ def _grid(size: int, points_per_px: float, dtype: torch.dtype) -> int:
     return 2 * (math.ceil(size * points_per_px / 2) + taps)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _pixel_averages(
     size: int, points_per_px: float, device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:

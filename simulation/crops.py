@@ -4,7 +4,7 @@ A change of the object before the blur leaves the label of the blur true, so tra
 varied freely. All decisions are drawn on the CPU with NumPy; the pixels stay on the device.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +21,7 @@ from simulation.augmentation import (
 )
 from simulation.bank import WHITE, Bank
 from simulation.content import PLACES_STEP, is_sharp_and_rich
+from simulation.specimens import make_sparse
 
 # Crops processed together on a CPU; 8 take a tenth longer. Even, since crops mix in pairs.
 GROUP = 16
@@ -55,14 +56,21 @@ class Crops:
     names: tuple[str, ...]
 
 
-def draw_crops(bank: Bank, count: int, rng: np.random.Generator, augment: bool) -> Crops:
+def draw_crops(
+    bank: Bank,
+    count: int,
+    rng: np.random.Generator,
+    augment: bool,
+    sparse: np.ndarray | None = None,
+) -> Crops:
     """`count` random crops with sharp content.
 
     Kinds of sources are equally likely, and so are the sources of a kind and the tiles of a source.
     With `augment` a crop is turned, zoomed, flipped and changed in intensity; if two images are
     mixed, the crop has the name of the first. Without it a crop is an unchanged window. A crop
     lies around a place with sharp content. If its central patch does not pass the content filter
-    nevertheless, another crop of the batch takes its place.
+    nevertheless, another crop of the batch takes its place. Of each crop, the share `sparse` (N,)
+    of the pixels becomes dark; such crops need not pass the filter, since it asks for a full patch.
 
     Raises
     ------
@@ -74,14 +82,21 @@ def draw_crops(bank: Bank, count: int, rng: np.random.Generator, augment: bool) 
     draw = turned_windows if augment else plain_windows
     windows = draw(bank, rows, rng)
     changes = draw_changes(count, rng) if augment else None
+    sparse = np.zeros(count) if sparse is None else sparse
+    if changes is not None:  # grain would fill the dark parts
+        changes = replace(changes, grained=changes.grained & (sparse == 0))
     noise = generator_of(rng, bank.device)
     pixels = torch.empty(count, bank.crop_size, bank.crop_size, device=bank.device)
     good = torch.empty(count, dtype=torch.bool, device=bank.device)
     for some in groups(count, bank.device):
         part = sample_windows(bank, windows.part(some))
         if changes is not None:
-            part = vary_intensity(mix(stretch(part), changes.part(some)), changes.part(some))
+            part = mix(stretch(part), changes.part(some))
+        part = make_sparse(part, sparse[some], bank.patch_size)
+        if changes is not None:
+            part = vary_intensity(part, changes.part(some))
         pixels[some], good[some] = part, is_sharp_and_rich(_centre(part, bank.patch_size))
+        good[some] |= on_device(sparse[some] > 0, bank.device)
     origins = replacements(good)
     replace_rows(pixels, origins)
     if changes is not None:

@@ -9,11 +9,18 @@ import torch
 from psf.blur import blur_along, blur_valid, chebyshev_nodes
 from psf.microscope import Microscope, Microscopes
 from psf.model import draw_labels
-from psf.synthesis import synthesize_with_loss
 from simulation.augmentation import on_device
 from simulation.bank import Bank
 from simulation.crops import blank_crops, draw_crops
 from simulation.settings import Simulation, draw_microscopes
+from simulation.specimens import (
+    Specimens,
+    draw_sparse,
+    draw_specimens,
+    haze_labels,
+    specimen_psfs,
+    varied_psfs,
+)
 
 # Focus changes linearly up to this distance from the middle, in patches; a corner of the patch is
 # at 0.71. Object points that are farther away have the PSF at this distance.
@@ -21,7 +28,7 @@ REACH = 0.8
 # PSFs along a change of focus, besides one per radian of the fastest change of phase. A defocused
 # PSF is band-limited in focus: its intensity has up to one cycle per wave.
 MORE_NODES = 3
-OUT_OF_RANGE = (1.15, 1.6)  # focus of patches that are out of range, in ends of the range
+OUT_OF_RANGE = (1.15, 1.9)  # focus of patches that are out of range, in ends of the range
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Patches:
     psfs: torch.Tensor  # (N, K, K) in the middle of the patch
     blurred: torch.Tensor  # (N, H, W) without noise
     labels: torch.Tensor  # (N, P) in the middle of the patch
-    has_content: torch.Tensor  # (N,) bool; False: blank, or focus out of the model's range
+    has_content: torch.Tensor  # (N,) bool; False: blank, only haze, or focus out of range
     optics: torch.Tensor  # (N, 4) in the order of OPTICS_NAMES
     origins: torch.Tensor  # (C,) index of each crop's source image in `drawn`
     drawn: tuple[str, ...]  # names of the source images; the last is "", of blank crops
@@ -63,7 +70,8 @@ def simulate(
     device = bank.device
     uses = simulation.patches_per_crop if augment else 1
     crop_count = -(-count // uses)
-    crops = draw_crops(bank, crop_count, rng, augment)
+    sparse = draw_sparse(simulation.specimens, crop_count, rng)
+    crops = draw_crops(bank, crop_count, rng, augment, sparse)
     pixels, origins = crops.pixels, crops.origins
     blank = np.flatnonzero(rng.random(crop_count) < simulation.blank_fraction)
     if len(blank):
@@ -73,9 +81,11 @@ def simulate(
     microscopes = draw_microscopes(simulation, count, rng)
     labels = draw_labels(simulation.model, count, rng)
     out_of_range = _move_out_of_range(simulation, labels, rng)
+    specimens = draw_specimens(simulation.specimens, count, rng)
     has_content = np.tile(~np.isin(np.arange(crop_count), blank), uses)[:count] & ~out_of_range
+    has_content &= ~specimens.haze_only
     changes = draw_changes(simulation, count, rng)
-    psfs, blurred = blur_patches(simulation, pixels, labels, microscopes, changes)
+    psfs, blurred = blur_patches(simulation, pixels, labels, microscopes, changes, specimens)
     each = [microscopes] * count if isinstance(microscopes, Microscope) else microscopes
     return Patches(
         crops=pixels,
@@ -131,55 +141,90 @@ def blur_patches(
     labels: torch.Tensor,
     microscopes: Microscopes,
     changes: FocusChanges,
+    specimens: Specimens,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """PSFs (N, K, K) of labels (N, P), and blurred patches (N, H, W).
+    """PSFs (N, K, K) of labels (N, P), and blurred patches (N, H, W) with haze and background.
 
     Patch i shows crop i % C of `pixels` (C, S, S). The PSFs are those in the middle of the patches.
     """
     device, count = pixels.device, len(labels)
-    psfs, _ = synthesize_with_loss(
-        simulation.model, labels, microscopes, simulation.psf_size, device=device
+    psfs = specimen_psfs(
+        simulation.model, labels, microscopes, simulation.psf_size, specimens, device
     )
     if not len(changes.patches):
-        return psfs, blur_valid(pixels, psfs).clamp_(min=0)  # rounding of the FFT reaches -1e-7
-    blurred = pixels.new_empty(count, simulation.patch_size, simulation.patch_size)
-    even = np.setdiff1d(np.arange(count), changes.patches)
-    index = on_device(even, device)
-    blurred[index] = blur_valid(pixels[index % len(pixels)], psfs[index])
-    phases = 2 * math.pi * REACH * np.hypot(*changes.slopes.T)
-    nodes = MORE_NODES + np.ceil(phases).astype(int)
-    for node_count in np.unique(nodes):
-        part = np.flatnonzero(nodes == node_count)
-        index = on_device(changes.patches[part], device)
-        some = FocusChanges(changes.patches[part], changes.slopes[part], changes.shares[part])
-        blurred[index] = blur_changing(
-            simulation, pixels[index % len(pixels)], labels, microscopes, some, node_count
-        )
-    return psfs, blurred.clamp_(min=0)
+        blurred = blur_valid(pixels, psfs)
+    else:
+        blurred = pixels.new_empty(count, simulation.patch_size, simulation.patch_size)
+        even = np.setdiff1d(np.arange(count), changes.patches)
+        index = on_device(even, device)
+        blurred[index] = blur_valid(pixels[index % len(pixels)], psfs[index])
+        phases = 2 * math.pi * REACH * np.hypot(*changes.slopes.T)
+        nodes = MORE_NODES + np.ceil(phases).astype(int)
+        for node_count in np.unique(nodes):
+            part = np.flatnonzero(nodes == node_count)
+            index = on_device(changes.patches[part], device)
+            some = FocusChanges(changes.patches[part], changes.slopes[part], changes.shares[part])
+            blurred[index] = blur_changing(
+                simulation, pixels, labels, microscopes, some, specimens, node_count
+            )
+    add_haze(simulation, blurred, pixels, labels, microscopes, specimens)
+    return psfs, blurred.clamp_(min=0)  # rounding of the FFT reaches -1e-7
+
+
+def add_haze(
+    simulation: Simulation,
+    blurred: torch.Tensor,
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    microscopes: Microscopes,
+    specimens: Specimens,
+) -> None:
+    """Add the light of other layers and of the background to blurred patches (N, H, W), in place.
+
+    The other layer shows the mirrored crop: another object of the same kind.
+    """
+    device, hazy = pixels.device, np.flatnonzero(specimens.haze)
+    if len(hazy):
+        index = on_device(hazy, device)
+        if not isinstance(microscopes, Microscope):
+            microscopes = [microscopes[number] for number in hazy]
+        layers = haze_labels(labels, specimens, hazy)
+        psfs = varied_psfs(simulation.model, layers, microscopes, simulation.psf_size, device)
+        haze = blur_valid(pixels[index % len(pixels)].flip(1, 2), psfs)
+        haze = haze * on_device(specimens.haze[hazy], device)[:, None, None]
+        has_object = on_device(~specimens.haze_only[hazy], device)[:, None, None]
+        blurred[index] = blurred[index] * has_object + haze
+    lit = np.flatnonzero(specimens.background)
+    if len(lit):
+        index = on_device(lit, device)
+        light = on_device(specimens.background[lit], device)[:, None, None]
+        blurred[index] += light * blurred[index].mean((1, 2), keepdim=True)
 
 
 def blur_changing(
     simulation: Simulation,
-    crops: torch.Tensor,
+    pixels: torch.Tensor,
     labels: torch.Tensor,
     microscopes: Microscopes,
     changes: FocusChanges,
+    specimens: Specimens,
     nodes: int,
 ) -> torch.Tensor:
-    """Blur of crops (C, S, S) by PSFs that change linearly, from `nodes` PSFs each.
+    """Blur of the crops of some patches by PSFs that change linearly, from `nodes` PSFs each.
 
-    `labels` (N, P) are those of all patches, in their middle.
+    Patch i shows crop i % C of `pixels` (C, S, S). `labels` (N, P) are those of all patches, in
+    their middle.
     """
-    device, numbers = crops.device, changes.patches
+    device, numbers = pixels.device, changes.patches
+    crops = pixels[on_device(numbers, device) % len(pixels)]
     reach = REACH * np.hypot(*changes.slopes.T)  # (C,) waves
     offsets = reach[:, None] * chebyshev_nodes(nodes)  # (C, nodes)
     steps = torch.from_numpy(np.float32(offsets[..., None] * changes.shares[:, None]))
     along = (labels[torch.from_numpy(numbers)][:, None] + steps).flatten(0, 1)
     if not isinstance(microscopes, Microscope):
         microscopes = [microscopes[number] for number in numbers for _ in range(nodes)]
-    psfs, _ = synthesize_with_loss(
-        simulation.model, along, microscopes, simulation.psf_size, device=device
-    )
+    each = specimens.take(np.repeat(numbers, nodes))
+    psfs = specimen_psfs(simulation.model, along, microscopes, simulation.psf_size, each, device)
     size = simulation.crop_size
     axis = (torch.arange(size, device=device) - (size - 1) / 2) / simulation.patch_size
     slopes = on_device(changes.slopes / reach[:, None], device)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from psf.microscope import OPTICS_NAMES, Microscope, simulated_microscopes
 from psf.model import PsfModel, extreme_labels
 from psf.model import from_config as model_from_config
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
+from simulation.specimens import SpecimenRanges
 
 MAX_NA_PER_INDEX = 0.96  # steepest rays that are drawn, 74 degrees: NA 1.45 in oil
 SUPPORT_STEP = 16  # px between the supports that `fit_support` tries
@@ -63,6 +64,7 @@ class Simulation:
     # by up to as much.
     focus_change_waves: float = 0.0
     beyond_fraction: float = 0.0  # share of patches out of the range of focus, without a label
+    specimens: SpecimenRanges = field(default_factory=SpecimenRanges)
 
     def __post_init__(self) -> None:
         if not (self.focus_change_waves >= 0 and 0 <= self.beyond_fraction < 1):
@@ -70,10 +72,11 @@ class Simulation:
                 f"the change of focus is {self.focus_change_waves:g} waves, the share of patches "
                 f"out of range {self.beyond_fraction:g}; give at least 0, and a share below 1."
             )
-        if (self.focus_change_waves or self.beyond_fraction) and not self._has_focus:
+        parts = self.focus_change_waves, self.beyond_fraction, not self.specimens.is_plain
+        if any(parts) and not self._has_focus:
             raise InputError(
-                f"{self.model.name} has no focus in waves; leave out --focus-change-waves and "
-                "--beyond-fraction."
+                f"{self.model.name} has no focus in waves; leave out --focus-change-waves, "
+                "--beyond-fraction and --specimens."
             )
 
     @property
@@ -100,7 +103,14 @@ def from_config(config: Mapping[str, Any]) -> Simulation:
         # older data sets lack these keys: their focus is constant and within the range
         focus_change_waves=config.get("focus_change_waves", 0.0),
         beyond_fraction=config.get("beyond_fraction", 0.0),
+        specimens=_specimens(config.get("specimens")),
     )
+
+
+def _specimens(config: Mapping[str, Any] | None) -> SpecimenRanges:
+    """Specimens of a data set; older ones have thin, sharp objects."""
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in (config or {}).items()}
+    return SpecimenRanges(**values)
 
 
 def draw_microscopes(

@@ -20,6 +20,7 @@ from simulation.settings import (
     optics_limits,
 )
 from simulation.sources import Source, read_plane
+from simulation.specimens import SpecimenRanges, draw_specimens
 
 SOURCES = [Source("camera", "builtin"), Source("gravel", "builtin")]
 GAUSSIAN = Simulation(
@@ -36,6 +37,7 @@ VARIED = replace(FOCUS, optics_ranges=OpticsRanges(), psf_size=95)
 COMA = replace(
     FOCUS, model=psf_model("zernike", modes=((3, 1), (3, -1))), psf_size=81, patch_size=96
 )
+THIN = draw_specimens(SpecimenRanges(), 3, np.random.default_rng(0))
 FLOAT32 = 1e-5  # of images in [0, 1]: FFTs in single precision
 
 
@@ -185,7 +187,7 @@ def changed_blur(simulation, crop, label, across, shares):
     slopes = np.array([[0.0, across]])
     changes = FocusChanges(np.array([0]), slopes, np.array([shares], np.float32))
     labels = torch.tensor([label])
-    _, blurred = blur_patches(simulation, crop[None], labels, simulation.microscope, changes)
+    _, blurred = blur_patches(simulation, crop[None], labels, simulation.microscope, changes, THIN)
     return blurred[0]
 
 
@@ -236,8 +238,8 @@ def test_changing_and_constant_patches_of_a_batch_keep_their_places():
     labels = torch.tensor([[0.2], [0.9], [1.6]])
     changes = FocusChanges(np.array([1]), np.array([[0.9, 0.0]]), np.ones((1, 1), np.float32))
     none = FocusChanges(np.zeros(0, int), np.zeros((0, 2)), np.ones((0, 1), np.float32))
-    _, mixed = blur_patches(SLOPED, crops, labels, SLOPED.microscope, changes)
-    _, plain = blur_patches(SLOPED, crops, labels, SLOPED.microscope, none)
+    _, mixed = blur_patches(SLOPED, crops, labels, SLOPED.microscope, changes, THIN)
+    _, plain = blur_patches(SLOPED, crops, labels, SLOPED.microscope, none, THIN)
     assert torch.allclose(mixed[[0, 2]], plain[[0, 2]], atol=FLOAT32)
     turned = changed_blur(SLOPED, crops[1].T, [0.9], 0.9, [1.0]).T
     assert torch.allclose(mixed[1], turned, atol=FLOAT32)
