@@ -81,7 +81,7 @@ class Config:
     psf_size: int = 0  # support of the PSF, px; 0: the smallest with 99 % of the energy
     blank_fraction: float = 0.05  # share of patches without content
     patches_per_crop: int = 2  # patches of one training crop, each with its own PSF
-    focus_change_waves: float = 0.0  # largest change of focus across a patch, in half of them
+    focus_change_waves: float = 0.0  # largest change of focus across a patch, in a quarter of them
     beyond_fraction: float = 0.0  # share of patches out of the range of focus, without a label
     microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
     # thick, soft, hazy and sparse specimens; by default none

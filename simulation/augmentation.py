@@ -36,8 +36,8 @@ class Changes:
     grained: np.ndarray  # bool: with grain
     grains: np.ndarray  # strength of the grain, in standard deviations of the crop
 
-    def part(self, some: slice) -> "Changes":
-        """Changes of some of the crops."""
+    def part(self, some: slice | np.ndarray) -> "Changes":
+        """Changes of some of the crops: a slice, or their numbers."""
         return Changes(*(getattr(self, field.name)[some] for field in fields(self)))
 
 
@@ -86,17 +86,22 @@ def vary_intensity(pixels: torch.Tensor, changes: Changes) -> torch.Tensor:
 
     Changed in place.
     """
+    pixels = vary_contrast(pixels, changes)
+    signs = _column(changes.signs, pixels)
+    most = _most_pedestal(pixels, signs < 0)
+    pedestals = torch.minimum(_column(changes.pedestals, pixels), most)
+    return pixels.mul_(1 - pedestals).add_(torch.where(signs < 0, 0.0, pedestals))
+
+
+def vary_contrast(pixels: torch.Tensor, changes: Changes) -> torch.Tensor:
+    """Crops (N, H, W) in [0, 1] with new spectral slope, contrast curve and sign; in place."""
     if changes.sloped.any():
         chosen = _index(np.flatnonzero(changes.sloped), pixels)
         slopes = _column(changes.slopes[changes.sloped], pixels)
         pixels[chosen] = _change_slope(pixels[chosen], slopes)
     gammas, signs = _column(changes.gammas, pixels), _column(changes.signs, pixels)
     pixels = pixels.log_().mul_(gammas).exp_()  # faster than pow; 0 stays 0
-    most = _most_pedestal(pixels, signs < 0)
-    pedestals = torch.minimum(_column(changes.pedestals, pixels), most)
-    # Inversion and background together are a linear function: x -> offset + scale x.
-    offsets = torch.where(signs < 0, torch.ones_like(pedestals), pedestals)
-    return pixels.mul_(signs * (1 - pedestals)).add_(offsets)
+    return pixels.mul_(signs).add_((signs < 0).to(pixels))
 
 
 def add_grain(pixels: torch.Tensor, changes: Changes, generator: torch.Generator) -> torch.Tensor:

@@ -172,6 +172,21 @@ class Bank:
                     rows.append(row)
         return np.array(rows, np.int64)
 
+    def draw_source(self, rng: np.random.Generator, most: int) -> np.ndarray:
+        """Rows of the tiles with sharp content, at most `most`, of one random source.
+
+        The bank must have room for the tiles of all draws whose rows are used together.
+        """
+        kinds = sorted(self.tiles)
+        for _ in range(TILES_BEFORE_GIVING_UP):
+            group = self.tiles[kinds[rng.integers(len(kinds))]]
+            tiles = group[rng.integers(len(group))]
+            first = rng.integers(max(1, len(tiles) - most + 1))
+            rows = [self._loaded(tile, []) for tile in tiles[first : first + most]]
+            if found := [row for row in rows if row is not None]:
+                return np.array(found, np.int64)
+        raise InputError(self._nothing_sharp())
+
     def _loaded(self, tile: Tile, in_use: list[int]) -> int | None:
         """Row of a tile, which is loaded if it is not in the bank; None if it has no content."""
         if tile in self._row_of:

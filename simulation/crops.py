@@ -146,27 +146,32 @@ def plain_windows(bank: Bank, rows: np.ndarray, rng: np.random.Generator) -> Win
     return Windows(rows, corners + half, 0 * ones, ones, ones)
 
 
-def turned_windows(bank: Bank, rows: np.ndarray, rng: np.random.Generator) -> Windows:
+def turned_windows(
+    bank: Bank, rows: np.ndarray, rng: np.random.Generator, images: np.ndarray | None = None
+) -> Windows:
     """Turned and flipped windows around sharp places of tiles (N,), sampled every 1 to 2 px.
 
     Detail finer than the sampling step is aliased on purpose, since it must stay sharp. In a small
-    tile tilt and step are limited to what fits. The window stays inside the tile.
+    tile tilt and step are limited to what fits. The window stays inside the tile. Windows of the
+    same number in `images` (N,) are turned, sampled and mirrored alike.
     """
-    count, edge = len(rows), bank.crop_size - 1
+    images = np.arange(len(rows)) if images is None else images
+    count, edge = images.max(initial=-1) + 1, bank.crop_size - 1
     far = bank.shapes[rows] - 1.0
-    room = far.min(1) / edge
+    room = np.full(count, np.inf)
+    np.minimum.at(room, images, far.min(1) / edge)
     # A square tilted by t is wider by cos t + sin t = sqrt(2) sin(t + 45 degrees).
     most_tilt = np.arcsin(np.minimum(room / np.sqrt(2), 1)) - np.pi / 4
     tilts = rng.uniform(-1, 1, count) * most_tilt
     widths = np.cos(tilts) + np.abs(np.sin(tilts))
     most_step = (room / widths).clip(1, MAX_STEP_PX)
     steps = np.exp(rng.uniform(0, 1, count) * np.log(most_step))
-    half = (steps * widths * edge / 2)[:, None]
+    half = (steps * widths * edge / 2)[images, None]
     low, high = np.minimum(half, far / 2), np.maximum(far - half, far / 2)
     centres = _sharp_centres(bank, rows, low, high, rng)
     tilts += np.pi / 2 * rng.integers(0, 4, count)
     mirrors = np.where(rng.random(count) < 0.5, -1.0, 1.0)
-    return Windows(rows, centres, tilts, steps, mirrors)
+    return Windows(rows, centres, tilts[images], steps[images], mirrors[images])
 
 
 def _sharp_centres(

@@ -28,6 +28,7 @@ REACH = 0.8
 # PSFs along a change of focus, besides one per radian of the fastest change of phase. A defocused
 # PSF is band-limited in focus: its intensity has up to one cycle per wave.
 MORE_NODES = 3
+SLOPED_SHARE = 0.25  # of the patches, whose focus changes; each takes three times as long
 OUT_OF_RANGE = (1.15, 1.9)  # focus of patches that are out of range, in ends of the range
 
 
@@ -123,11 +124,11 @@ class FocusChanges:
 
 
 def draw_changes(simulation: Simulation, count: int, rng: np.random.Generator) -> FocusChanges:
-    """Changes of focus in half of the patches, if the simulation has any."""
+    """Changes of focus in SLOPED_SHARE of the patches, if the simulation has any."""
     shares = np.ones((count, len(simulation.model.label_names)), np.float32)
     if not simulation.focus_change_waves:
         return FocusChanges(np.zeros(0, np.int64), np.zeros((0, 2)), shares[:0])
-    chosen = np.flatnonzero(rng.random(count) < 0.5)
+    chosen = np.flatnonzero(rng.random(count) < SLOPED_SHARE)
     steepness = rng.uniform(0, simulation.focus_change_waves, count)[chosen]
     angle = rng.uniform(0, 2 * math.pi, count)[chosen]
     shares[:, 1:] = rng.uniform(-1, 1, shares[:, 1:].shape)
@@ -223,7 +224,8 @@ def blur_changing(
     along = (labels[torch.from_numpy(numbers)][:, None] + steps).flatten(0, 1)
     if not isinstance(microscopes, Microscope):
         microscopes = [microscopes[number] for number in numbers for _ in range(nodes)]
-    each = specimens.take(np.repeat(numbers, nodes))
+    # A tilted specimen is thin: the slices of each of its points would take five times as long.
+    each = specimens.take(np.repeat(numbers, nodes)).thin()
     psfs = specimen_psfs(simulation.model, along, microscopes, simulation.psf_size, each, device)
     size = simulation.crop_size
     axis = (torch.arange(size, device=device) - (size - 1) / 2) / simulation.patch_size

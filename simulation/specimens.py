@@ -83,6 +83,10 @@ class Specimens:
         """Specimens of these numbers."""
         return Specimens(*(getattr(self, field.name)[numbers] for field in fields(self)))
 
+    def thin(self) -> "Specimens":
+        """The same specimens without thickness."""
+        return replace(self, thickness_waves=np.zeros(len(self.haze)))
+
     def without_haze_only(self) -> "Specimens":
         """The same specimens, each with an object."""
         return replace(self, haze_only=np.zeros(len(self.haze), bool))

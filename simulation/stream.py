@@ -43,7 +43,7 @@ AHEAD = 16  # images that are rendered before they are needed
 MOST_PROCESSES = 4  # that render, about 50 images per second; each needs 0.2 GiB of its own
 PATIENCE_S = 60.0  # for an image; the slowest takes 0.2 s
 FEW_TILES = 64  # are loaded in this process, since the start of others takes longer
-CPU_PART = 32  # patches that a thread simulates together on a CPU
+CPU_PART = 64  # patches that a thread simulates together on a CPU
 BATCHES = 3  # part of the seed of each batch
 
 
