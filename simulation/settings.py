@@ -60,8 +60,8 @@ class Simulation:
     psf_size: int  # px, support of the PSF
     blank_fraction: float  # share of patches without content
     patches_per_crop: int = 1  # patches of one training crop, each with its own PSF
-    # In a quarter of the patches focus changes by up to this across the patch, and every other parameter
-    # by up to as much.
+    # In a quarter of the patches focus changes by up to this across the patch, and every other
+    # parameter by up to as much.
     focus_change_waves: float = 0.0
     beyond_fraction: float = 0.0  # share of patches out of the range of focus, without a label
     specimens: SpecimenRanges = field(default_factory=SpecimenRanges)

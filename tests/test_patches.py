@@ -179,7 +179,7 @@ def test_focus_of_a_sloped_patch_changes_linearly_around_its_label():
     flat, sloped = (patches_of(s, 40) for s in (replace(SLOPED, focus_change_waves=0.0), SLOPED))
     assert torch.equal(flat.labels, sloped.labels)
     changed = (flat.blurred - sloped.blurred).abs().amax((1, 2)) > 100 * FLOAT32
-    assert 0.2 < changed.float().mean() < 0.8
+    assert 0.1 < changed.float().mean() < 0.45
 
 
 def changed_blur(simulation, crop, label, across, shares):
