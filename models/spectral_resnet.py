@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from models.spectrum import HarmonicPooling, polar_log_spectra
 
+FEATURES = 256  # of a patch, from which the last layer makes the outputs
+
 
 class CircularConv(nn.Module):
     """3x3 convolution with zero padding in radius and circular padding in angle."""
@@ -108,11 +110,19 @@ class SpectralResNet(nn.Module):
             )
             features += pixel_widths[-1]
         self.head = nn.Sequential(
-            nn.Linear(features + 1, 256), nn.ReLU(inplace=True), nn.Linear(256, outputs)
+            nn.Linear(features + 1, FEATURES), nn.ReLU(inplace=True), nn.Linear(FEATURES, outputs)
         )
 
     def forward(self, patches: torch.Tensor, cutoff: torch.Tensor) -> torch.Tensor:
         """Outputs (N, outputs) of normalised patches (N, H, W) and cut-offs (N,), cycles per px."""
+        return self.outputs(self.features(patches, cutoff))
+
+    def outputs(self, features: torch.Tensor) -> torch.Tensor:
+        """Outputs (..., outputs) of features (..., F)."""
+        return self.head[2](features)
+
+    def features(self, patches: torch.Tensor, cutoff: torch.Tensor) -> torch.Tensor:
+        """Features (N, F) of normalised patches (N, H, W) and cut-offs (N,), cycles per px."""
         # powers span ten decades, too many for bfloat16
         with torch.autocast(patches.device.type, enabled=False):
             spectra = polar_log_spectra(
@@ -123,4 +133,4 @@ class SpectralResNet(nn.Module):
         features = [self.spectral(spectra), cutoff.float().log()[:, None]]
         if self.pixel is not None:
             features.append(self.pixel(patches[:, None]))
-        return self.head(torch.cat([f.float() for f in features], 1))
+        return self.head[:2](torch.cat([f.float() for f in features], 1))
