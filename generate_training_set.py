@@ -99,6 +99,8 @@ class Config:
     depth_range_um: tuple[float, float] | None = None  # makes the particle depth a second label
     layers: Layers = field(default_factory=Layers)  # of `gibson_lanni`; default: no mismatch
     light: Literal["scalar", "aplanatic", "vectorial"] = "scalar"  # vectorial for NA / n > 0.38
+    # shape of the focus over the pupil: rho^2, or that of steep rays (for NA / n above 0.7)
+    defocus: Literal["seidel", "exact"] = "seidel"
     seed: int = 0  # of all random numbers
     workers: int = os.cpu_count() or 1  # processes; the files do not depend on their number
     dask: str | None = None  # Dask cluster that simulates instead, e.g. tcp://HOST:8786
@@ -130,6 +132,7 @@ def build_model(config: Config) -> PsfModel:
         layers=config.layers if plain.layers or config.layers != Layers() else None,
         depth_um=config.depth_um,
         light=config.light,
+        defocus=config.defocus,
     )
 
 

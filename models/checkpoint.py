@@ -21,6 +21,7 @@ from torch import nn
 
 from common.files import naming_damage, read_json, whole_file, write_json
 from models import error_bars
+from models.context import ContextNet, facts_of, spread_keys
 from models.data import normalise
 from models.loss import Scaler, output_count, split_outputs
 from models.model_card import interval_text, model_card
@@ -35,6 +36,7 @@ OPTICS_TOLERANCE = 0.02
 # Entries of config.json without which a network cannot be applied.
 REQUIRED = ("architecture", "psf_model", "label_names", "label_unit", "label_ranges")
 REQUIRED += ("patch_size", "optics_limits")
+CONTEXT_FILE = "context.safetensors"  # weights of the network that sees whole images
 LARGEST_PATCH_PX = 4096  # more than any network can take at once; a larger number is damage
 SHIPPED = Path(__file__).parents[1] / "checkpoints"  # the weights that come with the project
 
@@ -63,13 +65,17 @@ class Estimator:
     config: Mapping[str, Any]
     device: torch.device
     name: str = ""  # of its folder
+    context: ContextNet | None = (
+        None  # sees the patches of an image together; None: no such network
+    )
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the weights and the configuration: a key for what was made with them."""
         digest = hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        for network in filter(None, (self.network, self.context)):
+            for name, tensor in sorted(network.state_dict().items()):
+                digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     @property
@@ -78,7 +84,8 @@ class Estimator:
         return from_config(self.config["psf_model"])
 
     @cached_property
-    def _fast_network(self) -> nn.Module:
+    def fast_network(self) -> nn.Module:
+        """The network for prediction, see `for_inference`."""
         return for_inference(self.network)
 
     @property
@@ -119,10 +126,71 @@ class Estimator:
         self._check_optics(microscope)
         batch = batch_size or batch_for(self.device)
         outputs, noise = self._outputs(patches, self._cutoffs(microscope), batch)
+        return self._prediction(outputs, noise, self.config)
+
+    @torch.inference_mode()
+    def features(
+        self, patches: torch.Tensor, microscope: Microscope
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `predict_together` needs of patches (N, H, W): features (N, F) and facts (N, 2).
+
+        Raises
+        ------
+        InputError
+            As `predict`.
+
+        Warns
+        -----
+        OpticsWarning
+            As `predict`.
+        """
+        patches = torch.as_tensor(patches)
+        self._check_patches(patches)
+        self._check_optics(microscope)
+        cutoff = self._cutoffs(microscope)
+        found = []
+        with exact_float32(self.device):
+            for part in patches.split(batch_for(self.device)):
+                part = part.float().to(self.device)
+                batch = normalise(part)
+                features = self.fast_network.features(batch, cutoff.expand(len(part)))
+                found.append((features, facts_of(part, batch)))
+        features, facts = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+        return features, facts
+
+    @torch.inference_mode()
+    def predict_together(
+        self, features: torch.Tensor, facts: torch.Tensor, places: torch.Tensor
+    ) -> Prediction:
+        """PSF parameters of the patches of an image, or of all planes of a stack, seen together.
+
+        Parameters
+        ----------
+        features, facts : (K, M, F) and (K, M, 2), see `features`, of K planes and M places
+        places : (M, 2) row and column of the places, in patches
+
+        Returns
+        -------
+        Prediction of the K M patches, plane by plane. Without a network for it, each patch counts
+        by itself.
+        """
+        flat, noise = features.flatten(0, 1).to(self.device), facts[..., 1].flatten()
+        outputs = self.fast_network.outputs(flat)
+        if self.context is None:
+            return self._prediction(outputs.cpu(), noise, self.config)
+        keys = spread_keys(len(flat), self.device)
+        seen = (t[None].to(self.device) for t in (features, facts, places))
+        outputs = outputs + self.context(*seen, keys)[0].flatten(0, 1)
+        return self._prediction(outputs.cpu(), noise, self.config["context"])
+
+    def _prediction(
+        self, outputs: torch.Tensor, noise: torch.Tensor, calibrated: Mapping[str, Any]
+    ) -> Prediction:
+        """Prediction of outputs (N, outputs), with the error bars of a calibration."""
         values, log_variances, logits = split_outputs(outputs)
         scaler = Scaler.from_ranges(self.config["label_ranges"])
         deviations = (log_variances / 2).exp()
-        factors = error_bars.interval_factors(self.config, deviations, noise)  # (2, N, P)
+        factors = error_bars.interval_factors(calibrated, deviations, noise)  # (2, N, P)
         return Prediction(
             names=tuple(self.config["label_names"]),
             unit=self.config["label_unit"],
@@ -156,7 +224,7 @@ class Estimator:
                 # converted first, because MPS has no float64, and no uint16 before torch 2.9
                 batch = normalise(part.float().to(self.device))
                 noise.append(error_bars.noise_share(batch))
-                outputs.append(self._fast_network(batch, its_cutoff).float())
+                outputs.append(self.fast_network(batch, its_cutoff).float())
         # moved at the end, so that a GPU works on while the next batch is prepared
         return torch.cat(outputs).cpu(), torch.cat(noise).cpu()
 
@@ -198,6 +266,13 @@ def outside_limits(microscope: Microscope, limits: Mapping[str, Any]) -> list[st
     if len(outside) > 1:
         outside.pop("cutoff_cycles_per_pixel", None)  # the user gave the other numbers, not this
     return list(outside.values())
+
+
+def save_context(folder: Path, context: nn.Module) -> None:
+    """Write the weights of a context network beside those of its encoder."""
+    weights = {name: tensor.contiguous().cpu() for name, tensor in context.state_dict().items()}
+    with whole_file(folder / CONTEXT_FILE) as partial:
+        partial.write_bytes(save(weights))
 
 
 def save_checkpoint(folder: Path, network: nn.Module, config: Mapping[str, Any]) -> None:
@@ -245,15 +320,32 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
     with naming_damage(folder / "config.json", "configuration of a checkpoint"):
         _check_config(config)
         network = build(config["architecture"], output_count(len(config["label_names"])))
+    load_weights(weights_path, network)
+    context = None
+    if "context" in config:
+        context = ContextNet(output_count(len(config["label_names"])))
+        load_weights(folder / CONTEXT_FILE, context)
+        context.to(device).eval()
+    name = folder.resolve().name
+    return Estimator(network.to(device).eval(), config, device, name, context)
+
+
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Load the weights of a network from a safetensors file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, truncated, of another network, or holds NaN.
+    """
     try:
-        weights = load_file(weights_path)
+        weights = load_file(path)
         network.load_state_dict(weights)
     except (SafetensorError, RuntimeError, OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{weights_path} is truncated or of another network: {reason}") from error
+        raise InputError(f"{path} is truncated or of another network: {reason}") from error
     if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise InputError(f"{weights_path} is damaged: it holds NaN or infinite weights.")
-    return Estimator(network.to(device).eval(), config, device, folder.resolve().name)
+        raise InputError(f"{path} is damaged: it holds NaN or infinite weights.")
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
@@ -277,8 +369,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
         if not 0 < low <= high < math.inf:
             raise ValueError(f"optics_limits of {name} are {low}, {high}")
     ones = torch.ones(1, len(names))
-    if not torch.isfinite(error_bars.interval_factors(config, ones, torch.ones(1))).all():
-        raise ValueError("the calibration of the error bars holds no finite numbers")
+    for calibrated in (config, config.get("context", config)):
+        if not torch.isfinite(error_bars.interval_factors(calibrated, ones, torch.ones(1))).all():
+            raise ValueError("the calibration of the error bars holds no finite numbers")
 
 
 def shipped_names() -> tuple[str, ...]:

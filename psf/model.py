@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from psf.defocus import exact_shape, um_per_exact_wave
 from psf.errors import InputError
 from psf.gibson_lanni import Layers, layered_wavefront
 from psf.microscope import Microscope, Optics
@@ -44,6 +45,7 @@ class PsfModel:
     layers: Layers | None = None  # of `gibson_lanni`
     known_depth_um: float = 0.0  # of the particle of `gibson_lanni` if depth_um is not a label
     light: str = "scalar"  # one of LIGHTS
+    defocus: str = "seidel"  # one of DEFOCUS: the shape of `focus` over the pupil
 
     def __post_init__(self) -> None:
         for quantity, (low, high) in self.ranges.items():
@@ -95,6 +97,7 @@ class PsfModel:
             "layers": asdict(self.layers) if self.layers else None,
             "known_depth_um": self.known_depth_um,
             "light": self.light,
+            "defocus": self.defocus,
         }
 
 
@@ -113,6 +116,7 @@ _MODELS = {
 }
 MODEL_NAMES = tuple(_MODELS)
 LIGHTS = ("scalar", "aplanatic", "vectorial")  # see `psf.pupil`
+DEFOCUS = ("seidel", "exact")  # rho^2, or the path of steep rays; see `psf.defocus`
 ZERNIKE_RANGE = (-0.25, 0.25)  # waves rms, default of each mode
 
 
@@ -124,6 +128,7 @@ def psf_model(
     layers: Layers | None = None,
     depth_um: float | None = None,
     light: str = "scalar",
+    defocus: str = "seidel",
 ) -> PsfModel:
     """PSF model by name, with the paper's ranges unless others are given.
 
@@ -139,6 +144,7 @@ def psf_model(
         microscope's, which gives defocus without aberration
     depth_um : known depth of the particle of `gibson_lanni` below the coverslip
     light : "scalar", "aplanatic" (scalar, with the objective's apodisation) or "vectorial"
+    defocus : "seidel" for focus rho^2, or "exact" for the path of steep rays
 
     Raises
     ------
@@ -148,6 +154,8 @@ def psf_model(
     if name not in _MODELS:
         raise InputError(f"unknown PSF model '{name}'; choose one of {', '.join(_MODELS)}.")
     _check_settings(name, known_ast_waves, modes, layers, depth_um, light)
+    if defocus not in DEFOCUS or (defocus == "exact" and "focus" not in _MODELS[name].ranges):
+        raise InputError(f"defocus '{defocus}' for {name}; 'exact' is for models with a focus.")
     if depth_um is not None and "depth_um" in (ranges or {}):
         raise InputError("depth_um is either known or drawn from a range; give one of them.")
     plain = _MODELS[name]
@@ -159,6 +167,7 @@ def psf_model(
         layers=layers or plain.layers,
         known_depth_um=depth_um or 0.0,
         light=light,
+        defocus=defocus,
     )
 
 
@@ -220,6 +229,7 @@ def from_config(config: Mapping[str, Any]) -> PsfModel:
         layers=Layers(**config["layers"]) if layered else None,
         depth_um=config["known_depth_um"] if layered and "depth_um" not in ranges else None,
         light=config.get("light", "scalar"),
+        defocus=config.get("defocus", "seidel"),
     )
 
 
@@ -267,12 +277,17 @@ def wavefront(
         if model.name == "gibson_lanni":
             terms.append(_layered(model, labels, rho, optics))
         return sum(terms)
+    shape = rho**2
+    if model.defocus == "exact":
+        if optics is None:
+            raise InputError("exact defocus depends on the optics; give optics.")
+        shape = exact_shape(rho, optics.na / optics.refractive_index)
     if model.name == "zernike2d":
         focus, ast_cos2, ast_sin2 = columns
         ast = torch.sqrt(ast_cos2**2 + ast_sin2**2 + 1e-24)  # 1e-24: a finite slope at ast = 0
         twisted = ast_cos2 * torch.cos(2 * theta) + ast_sin2 * torch.sin(2 * theta)
-        return rho**2 * (focus + (ast + twisted) / 2)
-    return columns[0] * rho**2 + model.known_ast_waves * (rho * torch.cos(theta)) ** 2
+        return focus * shape + rho**2 * (ast + twisted) / 2
+    return columns[0] * shape + model.known_ast_waves * (rho * torch.cos(theta)) ** 2
 
 
 def _layered(
@@ -321,7 +336,8 @@ def angle_radians(labels: torch.Tensor) -> torch.Tensor:
 def um_per_label(model: PsfModel, microscope: Microscope) -> dict[str, float]:
     """Length in um of one unit of each label that is a length; the other labels are left out.
 
-    Gaussian widths are pixels. One wave of Seidel focus is 2 n lambda / NA^2 of defocus. Noll 4 is
+    Gaussian widths are pixels. One wave of Seidel focus is 2 n lambda / NA^2 of defocus; a wave of
+    exact defocus is shorter at high NA, see `um_per_exact_wave`. Noll 4 is
     defocus in waves rms, W = c sqrt(3) (2 rho^2 - 1), hence 2 sqrt(3) c waves of Seidel focus.
     Astigmatism and the other Zernike modes are no lengths.
     """
@@ -329,7 +345,8 @@ def um_per_label(model: PsfModel, microscope: Microscope) -> dict[str, float]:
         return dict.fromkeys(model.label_names, microscope.pixel_size_um)
     um_per_wave = microscope.um_per_wave
     lengths = {"z_um": 1.0, "depth_um": 1.0}
-    lengths |= {"focus": um_per_wave, "noll4": 2 * math.sqrt(3) * um_per_wave}
+    um_of_focus = um_per_exact_wave(microscope) if model.defocus == "exact" else um_per_wave
+    lengths |= {"focus": um_of_focus, "noll4": 2 * math.sqrt(3) * um_per_wave}
     return {name: lengths[name] for name in model.label_names if name in lengths}
 
 

@@ -1,0 +1,61 @@
+"""Exact defocus: its path is that of steep rays, and its wave the one that fits rho^2 best."""
+
+import math
+
+import pytest
+import torch
+
+from psf import InputError, Microscope, psf_model, synthesize
+from psf.defocus import exact_shape, um_per_exact_wave
+from psf.model import from_config, um_per_label
+
+HIGH = Microscope(1.2, 0.52, 0.1, 1.33)
+
+
+@pytest.mark.parametrize("sine", [0.1, 0.5, 0.9, 0.957])
+def test_a_wave_of_exact_defocus_is_fitted_best_by_one_wave_of_rho_squared(sine):
+    u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000  # rho^2, even over the pupil
+    path = exact_shape(u.sqrt(), torch.tensor([sine], dtype=torch.float64))[0]
+    slope = ((u - u.mean()) * path).mean() / (u - u.mean()).square().mean()
+    assert float(slope) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_path_in_um_is_that_of_the_rays():
+    """z (n - sqrt(n^2 - NA^2 rho^2)) for the z of one wave, over the wavelength."""
+    rho = torch.linspace(0, 1, 7, dtype=torch.float64)
+    z_um, n = um_per_exact_wave(HIGH), HIGH.refractive_index
+    waves = z_um / HIGH.wavelength_um * (n - (n**2 - HIGH.na**2 * rho**2).sqrt())
+    got = exact_shape(rho, torch.tensor([HIGH.na / n], dtype=torch.float64))[0]
+    assert torch.allclose(got, waves, rtol=1e-9)
+
+
+def test_low_na_is_the_paraxial_limit():
+    low = Microscope(0.05, 0.52, 1.0, 1.0)
+    assert um_per_exact_wave(low) == pytest.approx(low.um_per_wave, rel=2e-3)
+
+
+def test_at_high_na_a_wave_of_exact_defocus_is_shorter():
+    exact = psf_model("zernike1d", defocus="exact")
+    shorter = (
+        um_per_label(exact, HIGH)["focus"] / um_per_label(psf_model("zernike1d"), HIGH)["focus"]
+    )
+    assert shorter == pytest.approx(1 / 1.35, abs=0.01)
+    assert from_config(exact.as_config()) == exact
+
+
+def test_exact_psf_equals_that_of_gibson_lanni_without_mismatch():
+    """Two independent roads to the wavefront: by waves of focus, and by the z of the stage."""
+    focus = torch.tensor([[1.5]])
+    exact = synthesize(psf_model("zernike1d", defocus="exact"), focus, HIGH, 95)
+    z_um = focus * um_per_exact_wave(HIGH)
+    layered = synthesize(psf_model("gibson_lanni"), z_um, HIGH, 95)
+    seidel = synthesize(psf_model("zernike1d"), focus, HIGH, 95)
+    peak = float(layered.max())
+    assert float((exact - layered).abs().max()) < 2e-5 * peak
+    assert float((seidel - layered).abs().max()) > 0.05 * peak
+
+
+def test_a_model_without_focus_has_no_exact_defocus():
+    with pytest.raises(InputError, match="defocus 'exact' for gaussian1d"):
+        psf_model("gaussian1d", defocus="exact")
+    assert math.isfinite(um_per_exact_wave(HIGH))
