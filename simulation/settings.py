@@ -15,6 +15,9 @@ from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
 from simulation.specimens import SpecimenRanges
 
 MAX_NA_PER_INDEX = 0.96  # steepest rays that are drawn, 74 degrees: NA 1.45 in oil
+# Share of the energy that a PSF may have outside its support. It is cut off, and its light spread
+# over the rest. Only steep rays on the finest pixels come near.
+MOST_LOST = 0.05
 SUPPORT_STEP = 16  # px between the supports that `fit_support` tries
 
 
@@ -155,13 +158,13 @@ def check_energy(simulation: Simulation) -> float:
     Raises
     ------
     InputError
-        If it is above 1 %: a PSF that is cut off does not match its label.
+        If it is above 5 %: a PSF that is cut off so much does not match its label.
     """
     worst = lost_energy(simulation)
-    if worst > ENERGY_TOLERANCE:
+    if worst > MOST_LOST:
         raise InputError(
             f"the widest PSF of {simulation.model.name} {dict(simulation.model.ranges)} loses "
-            f"{worst:.1%} of its energy outside {simulation.psf_size} px (limit 1 %); give a "
+            f"{worst:.1%} of its energy outside {simulation.psf_size} px (limit 5 %); give a "
             "larger --psf-size, larger patches or a smaller range."
         )
     return worst
