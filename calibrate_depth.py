@@ -1,7 +1,7 @@
 r"""Calibrate depth with a focal stack of a thin, flat object: STACK + checkpoint -> DIR/.
 
-    python calibrate_depth.py stack.tif --checkpoint zernike1d --z-step-um 0.5 --na 0.45 \
-        --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33 --out depth/stack
+    python calibrate_depth.py stack.tif --z-step-um 0.5 --na 0.45 --wavelength-um 0.5 \
+        --pixel-size-um 0.278 --refractive-index 1.33 --out depth/stack
 
 Writes calibration.png, calibration.csv (a row per plane) and depth_calibration.json, the curve from
 the estimated parameter to z for --depth-calibration of estimate_psf_map.py. If the planes give no
@@ -37,7 +37,7 @@ from models.depth import DEPTH_LABELS, DepthCalibration, is_signed
 from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plane_means
 from models.map_image import map_stack
 from models.mapping import reliable_estimates
-from models.recording import Recording, RecordingOptions, open_recording
+from models.recording import Recording, RecordingOptions, choose_checkpoint, open_recording
 from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES
 from psf.model import um_per_label
@@ -48,7 +48,6 @@ class Config(RecordingOptions):
     """Settings of a calibration."""
 
     stack: tyro.conf.Positional[Path]  # TIFF z-stack
-    checkpoint: Path  # folder of train.py, or the name of shipped weights, e.g. zernike1d
     out: Path  # folder to write
     z_step_um: float | None = None  # um between planes; negative: towards the objective
     z_csv: Path | None = None  # instead: a table with the columns plane (from 0) and z_um
@@ -270,6 +269,7 @@ def main(config: Config) -> None:
     """Read, predict, fit, write."""
     keep_freed_memory()
     check_config(config)
+    config = choose_checkpoint(config)
     estimator = load_estimator(config.checkpoint, pick_device(config.device))
     parameter = pick_parameter(config, estimator)
     with open_recording(config.stack, config, estimator, is_stack=True) as recording:

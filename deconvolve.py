@@ -40,7 +40,7 @@ from micrographs.metadata import flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
 from micrographs.neighbours import large_regions
 from micrographs.outliers import Outliers, find_outliers
-from models.checkpoint import load_estimator
+from models.checkpoint import ADVISED, load_estimator
 from models.map_image import describe_map, forget_unfinished, map_image
 from models.mapping import PsfMap
 from models.recording import (
@@ -59,7 +59,6 @@ from restoration.iteration import Restored
 from restoration.richardson_lucy import check_restoration
 from restoration.with_map import restore_with_map
 
-DEFAULT = Path("zernike1d_tilted")  # it saw patches across which the focus changes
 MADE = ("side_by_side.png", "restored.tif")
 WHITE_16 = 2**16 - 1
 FEWEST_LEVELS = 64  # of an image that whole numbers can show
@@ -142,7 +141,7 @@ def open_with_map(config: Config) -> Iterator[tuple[Micrograph, PsfMap, Camera]]
             check_planes(config, micrograph, facts.get("offset_counts") if given is None else given)
             yield micrograph, *read_map_and_camera(config, micrograph, psf_map, facts)
         return
-    estimator = load_estimator(config.checkpoint or DEFAULT, pick_device(config.device))
+    estimator = load_estimator(config.checkpoint or ADVISED, pick_device(config.device))
     with open_recording(config.image, config, estimator, config.z) as recording:
         check_planes(config, recording.micrograph, config.offset_counts)
         yield recording.micrograph, *estimate_map_and_camera(config, recording)

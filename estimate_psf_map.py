@@ -1,7 +1,7 @@
 """Map the PSF parameters over one image: IMAGE + checkpoint -> DIR/.
 
-    python estimate_psf_map.py image.tif --checkpoint zernike1d_tilted --na 0.45 \
-        --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33 --out maps/image
+    python estimate_psf_map.py image.tif --na 0.45 --wavelength-um 0.5 --pixel-size-um 0.278 \
+        --refractive-index 1.33 --out maps/image
 
 Optics that the file tells (OME-TIFF, ImageJ) need no flag. The folder DIR then holds
 
@@ -58,6 +58,7 @@ from models.recording import (
     Recording,
     check_map_options,
     check_negative,
+    choose_checkpoint,
     open_recording,
     outside_training,
 )
@@ -72,7 +73,6 @@ SHOWN_PX = 1200  # longest side of the image in the overview, which is 400 px wi
 class Config(MapOptions):
     """Settings of a map."""
 
-    checkpoint: Path  # name of shipped weights, e.g. zernike1d_tilted, or a folder of train.py
     depth_calibration: Path | None = None  # depth_calibration.json of calibrate_depth.py
     full_resolution: bool = True  # write psf_map_full.tif and depth.tif
     truth: Path | None = None  # TIFF with the true first parameter at each pixel, to compare
@@ -288,6 +288,7 @@ def main(config: Config) -> None:
     """Read, predict, smooth, write."""
     keep_freed_memory()
     check_map_options(config)
+    config = choose_checkpoint(config)
     with new_result(config.out, "config.json", MADE) as folder:
         lines = make_map(config, folder)
         forget_unfinished(config.out)

@@ -39,6 +39,9 @@ REQUIRED += ("patch_size", "optics_limits")
 CONTEXT_FILE = "context.safetensors"  # weights of the network that sees whole images
 LARGEST_PATCH_PX = 4096  # more than any network can take at once; a larger number is damage
 SHIPPED = Path(__file__).parents[1] / "checkpoints"  # the weights that come with the project
+AUTO = "auto"  # the value of --checkpoint that stands for the advised network
+# Advised for widefield images: it allows tilted objects, and the widest range of optics.
+ADVISED = "zernike1d_tilted"
 
 
 class OpticsWarning(UserWarning):
@@ -290,7 +293,8 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
 
     Parameters
     ----------
-    path : folder, e.g. "runs/zernike1d", or a name in `shipped_names`, e.g. "zernike1d"
+    path : folder, e.g. "runs/zernike1d", a name in `shipped_names`, e.g. "zernike1d", or "auto",
+        which is the advised network
     device : on which the network runs
 
     Raises
@@ -298,6 +302,7 @@ def load_estimator(path: str | Path, device: str | torch.device = "cpu") -> Esti
     InputError
         If the folder is missing, its files are truncated, or they do not belong together.
     """
+    path = ADVISED if str(path) == AUTO else path
     folder, device = Path(path), torch.device(device)
     if not folder.is_dir() and str(path) in shipped_names():
         folder = SHIPPED / path

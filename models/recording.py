@@ -4,12 +4,13 @@ with open_recording(path, options, estimator) as recording:
 found = map_image(recording, options.smooth)  # models.map_image
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ from micrographs.cleaned import Survey, survey
 from micrographs.metadata import KnownOptics, OpticsFacts, resolve_optics
 from micrographs.micrograph import Micrograph, open_micrograph
 from micrographs.outliers import describe_outliers
-from models.checkpoint import Estimator, outside_limits
+from models.checkpoint import ADVISED, AUTO, Estimator, outside_limits
 from models.resampling import Resampling, fit_resampling
 from psf.errors import InputError
-from psf.microscope import OPTICS_NAMES, Microscope, SamplingWarning
+from psf.microscope import NYQUIST_TOLERANCE, OPTICS_NAMES, Microscope, SamplingWarning
 from psf.model import PsfModel
 
 BAND_ROWS = 256  # read at a time: 16 MB of an image of 16,000 pixels a line
@@ -37,6 +38,8 @@ GAIN_FACTOR = 2.0  # between the gain given and that of the noise, from which th
 class RecordingOptions:
     """Options of every script that estimates the PSF of an image or a stack."""
 
+    # network: a shipped name, a folder of train.py, or auto: the one advised for widefield images
+    checkpoint: Path = Path(AUTO)
     na: float | None = None  # numerical aperture of the objective; default: the file's
     wavelength_um: float | None = None  # emission wavelength in vacuum, um; default: the file's
     pixel_size_um: float | None = None  # camera pixel / magnification, um; default: the file's
@@ -47,6 +50,9 @@ class RecordingOptions:
     stride: int = 32  # pixels between neighbouring patches
     allow_other_optics: bool = False  # go on with optics that the checkpoint was not trained for
     device: str = "auto"  # auto, cpu, cuda, mps
+
+
+Options = TypeVar("Options", bound=RecordingOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,14 @@ class Recording:
     def patch_px(self) -> float:
         """Edge of a patch in pixels of the file."""
         return self.estimator.patch_size * self.resampling.factor
+
+
+def choose_checkpoint(options: Options) -> Options:
+    """The options with the name of the advised network in place of auto; it is printed."""
+    if str(options.checkpoint) != AUTO:
+        return options
+    print(f"note: --checkpoint is {ADVISED}, the network advised for widefield images")
+    return replace(options, checkpoint=Path(ADVISED))
 
 
 def check_map_options(options: MapOptions) -> None:
@@ -143,16 +157,15 @@ def open_recording(
         if is_stack:
             planes, found = micrograph.focal_planes()
         optics = known_optics(options, micrograph.facts, estimator.psf_model)
-        resampling = choose_resampling(estimator, optics.microscope, options.allow_other_optics)
+        resampling = choose_resampling(
+            estimator, optics.microscope, options.allow_other_optics, micrograph.shape
+        )
         offset = getattr(options, "offset_counts", None)
         gain = getattr(options, "gain_counts_per_e", None)
         cutoff = file_cutoff(optics.microscope, estimator.psf_model)
         camera, surveyed, outliers = look_at_camera(micrograph, offset, gain, cutoff)
-        notes = [*found, *optics.notes, *outliers]
-        if resampling.factor > 1:
-            notes.append(
-                f"the pixels are finer than the network's: the image is {resampling.describe()}"
-            )
+        sampling = describe_sampling(estimator, optics.microscope, resampling)
+        notes = [*found, *optics.notes, *outliers, *sampling]
         stride = options.stride
         if stride > 0:
             stride = max(1, round(stride / resampling.factor))
@@ -171,20 +184,45 @@ def known_optics(options: RecordingOptions, facts: OpticsFacts, model: PsfModel)
         If neither flags nor the file tell a number that is needed.
     """
     flags = {name: getattr(options, name) for name in OPTICS_NAMES}
-    if not model.is_gaussian:
-        return resolve_optics(flags, facts)
-    not_needed = asdict(Microscope())
-    not_needed.pop("pixel_size_um")
+    not_needed = None
+    if model.is_gaussian:
+        not_needed = asdict(Microscope())
+        not_needed.pop("pixel_size_um")
     with warnings.catch_warnings():
-        # Whether a pixel is too coarse depends on optics that nobody gave.
-        warnings.simplefilter("ignore", SamplingWarning)
-        return resolve_optics(flags, facts, not_needed)
+        warnings.simplefilter("ignore", SamplingWarning)  # `describe_sampling` tells the user
+        try:
+            return resolve_optics(flags, facts, not_needed)
+        except InputError as error:
+            if model.is_gaussian or flags["na"] or facts.na:
+                raise
+            raise InputError(
+                f"{error} If nobody knows the objective, estimate_psf_map.py --checkpoint "
+                "gaussian1d maps the width of the blur in pixels."
+            ) from error
+
+
+def describe_sampling(
+    estimator: Estimator, microscope: Microscope, resampling: Resampling
+) -> list[str]:
+    """A note for the user if the pixels are finer than the network's, or above Nyquist."""
+    if resampling.factor > 1:
+        return [f"the pixels are finer than the network's: the image is {resampling.describe()}"]
+    share = microscope.pixel_size_um / microscope.nyquist_pixel_um
+    if estimator.psf_model.is_gaussian or share <= NYQUIST_TOLERANCE:
+        return []
+    note = f"the pixel is {share:.2g} times the Nyquist pixel, so fine detail is aliased"
+    if not outside_training(estimator, microscope, resampling):
+        note += f"; {estimator.name} was trained for that"
+    return [note]
 
 
 def choose_resampling(
-    estimator: Estimator, microscope: Microscope, allow_other_optics: bool
+    estimator: Estimator,
+    microscope: Microscope,
+    allow_other_optics: bool,
+    shape: tuple[int, int] | None = None,
 ) -> Resampling:
-    """How fine pixels become the network's.
+    """How fine pixels become the network's, in an image of this shape, px, or of any shape.
 
     Raises
     ------
@@ -194,7 +232,9 @@ def choose_resampling(
     if estimator.psf_model.is_gaussian:
         return Resampling()
     limits = estimator.config["optics_limits"]
-    resampling = fit_resampling(microscope, limits["cutoff_cycles_per_pixel"])
+    # One pixel more than a patch, since binning leaves out the rest of a division.
+    largest_factor = min(shape) / (estimator.patch_size + 1) if shape else math.inf
+    resampling = fit_resampling(microscope, limits["cutoff_cycles_per_pixel"], largest_factor)
     outside = outside_training(estimator, microscope, resampling)
     if outside and not allow_other_optics:
         raise InputError(

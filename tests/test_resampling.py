@@ -28,7 +28,7 @@ def microscope(cutoff):
         (0.099, 5, False),
         (0.36, 1, True),
         (0.205, 2, True),
-        (0.3, 1, True),
+        (0.3, 2, False),
     ],
 )
 def test_binning_comes_first_and_the_result_is_within_the_limits(cutoff, binning, resampled):
