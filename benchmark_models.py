@@ -27,9 +27,10 @@ from common.command import keep_freed_memory, next_command, pick_device, run
 from common.files import run_record, whole_file, write_csv, write_json
 from common.output import holds_out_folder
 from common.pictures import Panel, draw_reliability, draw_scatter
-from models.checkpoint import Estimator, load_estimator
+from models.checkpoint import load_estimator
 from models.data import CONDITIONS, PatchSet
 from models.degradations import DEGRADATIONS, Degradation, recorded_levels, turned_levels
+from models.estimator import Estimator
 from models.scoring import (
     BOOTSTRAP_SEED,
     SCORES,

@@ -32,9 +32,10 @@ from common.files import check_out_folder, run_record, write_csv
 from common.output import holds_out_folder
 from common.stack_pictures import draw_depth_calibration, draw_refused_calibration
 from micrographs.metadata import NOT_NEEDED, OpticsFacts, flag_of, flag_or_file
-from models.checkpoint import Estimator, load_estimator
+from models.checkpoint import load_estimator
 from models.depth import DEPTH_LABELS, DepthCalibration, is_signed
 from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plane_means
+from models.estimator import Estimator
 from models.map_image import map_stack
 from models.mapping import reliable_estimates
 from models.recording import Recording, RecordingOptions, choose_checkpoint, open_recording

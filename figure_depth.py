@@ -40,9 +40,10 @@ from common.files import (
 )
 from common.output import holds_out_folder
 from common.pictures import add_scale_bar, colour_map, new_figure, save_figure, show_image
-from models.checkpoint import Estimator, load_estimator
+from models.checkpoint import load_estimator
 from models.depth import DepthCalibration, is_signed
 from models.depth_fit import fit_depth, plane_means
+from models.estimator import Estimator
 from models.mapping import PsfMap, predict_map
 from models.smoothing import smooth_map
 from psf.blur import tilted_depth_um

@@ -24,10 +24,11 @@ from common.command import keep_freed_memory, next_command, pick_device, run
 from common.files import claim_folder, run_record, write_csv, write_json
 from common.output import hold_folder
 from models import error_bars
-from models.checkpoint import Estimator, load_estimator, save_checkpoint, save_context
+from models.checkpoint import load_estimator, save_checkpoint, save_context
 from models.context import ContextNet
 from models.context_training import ImageStream, Seen, encode, image_sources, record_images
 from models.data import Exposure, read_data_config
+from models.estimator import Estimator
 from models.loss import estimation_loss, output_count, split_outputs, value_loss
 from models.run_state import load_state, save_state
 from models.scoring import SCORES

@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import keep_freed_memory, next_command, pick_device, run
 from common.files import read_json, whole_file, write_csv
-from models.checkpoint import Estimator, load_estimator
+from models.checkpoint import load_estimator
 from models.data import CONDITIONS, PatchSet, read_data_config
+from models.estimator import Estimator
 from models.scoring import score_condition, table_rows
 from psf.errors import InputError
 

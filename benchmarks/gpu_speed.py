@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_table import Row
-from models.checkpoint import Estimator, load_estimator
+from models.checkpoint import load_estimator
+from models.estimator import Estimator
 from models.mapping import PsfMap, predict_map
 from models.trainer import Settings, Trainer
 from psf import Microscope, psf_model

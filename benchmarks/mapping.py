@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import keep_freed_memory, run
 from common.files import whole_file, write_csv
-from models.checkpoint import Estimator, load_estimator
+from models.checkpoint import load_estimator
+from models.estimator import Estimator
 from models.mapping import predict_map
 from psf.blur import blur_valid
 from psf.errors import InputError

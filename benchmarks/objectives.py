@@ -32,8 +32,9 @@ from benchmarks.camera_patches import (
 )
 from common.command import keep_freed_memory, pick_device, run
 from common.files import whole_file, write_csv
-from models.checkpoint import Estimator, Prediction, load_estimator
+from models.checkpoint import load_estimator
 from models.data import Condition
+from models.estimator import Estimator, Prediction
 from models.mapping import TensorImage
 from models.recording import choose_resampling, outside_training
 from models.resampling import ResampledImage, Resampling

@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.command import pick_device, run
 from common.files import write_csv
 from micrographs.outliers import find_outliers
-from models.checkpoint import Estimator, load_estimator
+from models.checkpoint import load_estimator
+from models.estimator import Estimator
 from models.map_image import map_image
 from models.recording import MapOptions, file_cutoff, open_recording
 from psf.blur import blur_valid

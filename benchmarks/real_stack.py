@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.command import pick_device, run
 from common.files import read_json, run_record, whole_file, write_csv
 from micrographs.micrograph import open_micrograph
-from models.checkpoint import Estimator, load_estimator, outside_limits
+from models.checkpoint import load_estimator
 from models.depth import depth_from_optics, is_signed
 from models.depth_fit import fit_depth, follows, leave_one_plane_out, plane_means
+from models.estimator import Estimator, outside_limits
 from models.map_image import map_stack
 from models.mapping import reliable_estimates
 from models.recording import Recording, RecordingOptions, open_recording

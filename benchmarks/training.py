@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.command import keep_freed_memory, run
 from common.files import whole_file
-from models.checkpoint import Estimator
+from models.estimator import Estimator
 from models.mapping import predict_map
 from models.trainer import Progress, Settings, Trainer
 from psf import Microscope

@@ -21,7 +21,7 @@ NEAR_PATCHES = (0.5, 1.0, 2.0, 5.0)
 NEAR_PLANES = (1.0, 3.0)
 KEYS = 256  # patches at most that the others attend to; training sees up to 200
 CHUNK = 4096  # patches that pass the layers together; the distances to the keys need 40 MB
-MORE = 3  # facts beside the features: contrast in that of the image, noise share, patch alone
+FACTS = 2  # about a patch beside its features: log contrast and noise share, see `facts_of`
 
 
 def near(distance: torch.Tensor, scales: tuple[float, ...]) -> torch.Tensor:
@@ -92,7 +92,9 @@ class ContextNet(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.enter = nn.Sequential(nn.LayerNorm(FEATURES + MORE), nn.Linear(FEATURES + MORE, WIDTH))
+        self.enter = nn.Sequential(
+            nn.LayerNorm(FEATURES + FACTS + 1), nn.Linear(FEATURES + FACTS + 1, WIDTH)
+        )
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.leave = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, outputs))
         nn.init.zeros_(self.leave[1].weight)
@@ -113,6 +115,7 @@ class ContextNet(nn.Module):
         planes, count = features.shape[1:3]
         contrast, noise = facts.unbind(-1)
         contrast = contrast - contrast.mean((1, 2), keepdim=True)
+        # one more number tells a patch that is alone
         alone = torch.full_like(contrast, float(planes * count == 1))
         x = self.enter(torch.cat([features, torch.stack([contrast, noise, alone], -1)], -1))
         level = torch.arange(planes, device=x.device)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.checkpoint import Estimator
 from models.context import facts_of
 from models.data import Exposure, normalise
+from models.estimator import Estimator
 from models.loss import Scaler
 from models.networks import exact_float32
 from psf.microscope import cutoff_cycles_per_pixel

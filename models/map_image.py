@@ -15,7 +15,7 @@ import torch
 
 from micrographs.cleaned import CleanedImage
 from micrographs.micrograph import Micrograph
-from models.mapping import Image, PsfMap, predict_map, predict_stack
+from models.mapping import Context, Image, PsfMap, predict_map, predict_stack
 from models.recording import Recording, file_cutoff
 from models.resampling import ResampledImage
 from models.smoothing import SmoothMap, smooth_map
@@ -61,7 +61,8 @@ def map_image(
     is_large = stride > 0 and image.shape[0] * image.shape[1] > RESUMED * stride**2
     partial = keep_in / UNFINISHED[0] if keep_in is not None and is_large else None
     seen_by = recording.resampling.microscope(recording.microscope)
-    found = predict_map(recording.estimator, image, seen_by, stride, partial, key)
+    together = recording.context != "none"
+    found = predict_map(recording.estimator, image, seen_by, stride, partial, key, together)
     if not found.has_content.any():
         if keep_in is not None:
             forget_unfinished(keep_in)
@@ -74,8 +75,11 @@ def map_image(
     return ImageMap(patches, *smooth_parameters(patches, overlap, smooth))
 
 
-def map_stack(recording: Recording) -> list[PsfMap]:
-    """Maps of all planes of the opened focal stack, every patch by itself.
+def map_stack(recording: Recording, context: Context | None = None) -> list[PsfMap]:
+    """Maps of all planes of the opened focal stack, not smoothed.
+
+    `context` says which patches are seen together; by default the choice of the user, see
+    `RecordingOptions`.
 
     Raises
     ------
@@ -84,7 +88,8 @@ def map_stack(recording: Recording) -> list[PsfMap]:
     """
     images = [network_image(recording, plane) for plane in recording.planes]
     seen_by = recording.resampling.microscope(recording.microscope)
-    maps = predict_stack(recording.estimator, images, seen_by, recording.stride_px)
+    context = recording.context if context is None else context
+    maps = predict_stack(recording.estimator, images, seen_by, recording.stride_px, context)
     return [in_file_pixels(recording, one) for one in maps]
 
 

@@ -4,26 +4,26 @@ The image is read in bands of rows, so that memory holds one band at a time. The
 the map can be kept in a file, from which an interrupted map goes on.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.files import write_json, writing
-from models.checkpoint import Estimator
+from models.context import FACTS
+from models.done_rows import DoneRows, band_rows
+from models.estimator import Estimator
 from models.networks import batch_for
+from models.spectral_resnet import FEATURES
 from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import PsfModel
 
+Context = Literal["stack", "image", "none"]  # patches that are seen together
 CONTENT = -2  # the column of a band that holds the probability of content
-BAND = 1024  # patches, at least, whose rows are read together
 # Share of outliers in a patch, e.g. by a black border, from which it counts as without content. On
 # patches of gravel at 1.5 waves the rms error is 0.04 waves for shares up to 0.2, and 0.17 at 0.3.
 MOST_OUTLIERS = 0.2
@@ -94,6 +94,7 @@ def predict_map(
     stride: int,
     partial: Path | None = None,
     key: Mapping[str, Any] | None = None,
+    context: bool = True,
 ) -> PsfMap:
     """Predict PSF parameters on a grid of patches `stride` pixels apart.
 
@@ -105,12 +106,62 @@ def predict_map(
     partial : file that keeps the finished rows; a map of the same network, optics, stride and
         `key` goes on from it
     key : plain values that say which image this is
+    context : whether the patches are seen together, if the estimator has a network for that
 
     Raises
     ------
     InputError
         If the image is smaller than one patch, holds NaN or is constant, or the stride is below 1.
     """
+    together = context and estimator.context is not None
+    table = _predict_table(estimator, image, microscope, stride, together, partial, key or {})
+    if together:
+        table = _seen_together(estimator, [table], stride)[0]
+    return as_map(estimator.psf_model, microscope, table, stride, (estimator.patch_size - 1) / 2)
+
+
+def predict_stack(
+    estimator: Estimator,
+    planes: Sequence[Image],
+    microscope: Microscope,
+    stride: int,
+    context: Context = "stack",
+) -> list[PsfMap]:
+    """Maps of all planes of a focal stack on one grid, `stride` pixels between patches.
+
+    With a network for it, the patches of all planes are seen together, those of each plane
+    ("image"), or each patch by itself ("none").
+
+    Raises
+    ------
+    InputError
+        If a plane is constant, holds NaN or is smaller than a patch; it says which one.
+    """
+    together = context != "none" and estimator.context is not None
+    tables = []
+    for k, plane in enumerate(tqdm(planes, desc="stack", unit="plane")):
+        try:
+            tables.append(_predict_table(estimator, plane, microscope, stride, together))
+        except InputError as error:
+            raise InputError(f"plane {k}: {error}") from error
+    if together and context == "stack":
+        tables = _seen_together(estimator, tables, stride)
+    elif together:
+        tables = [_seen_together(estimator, [table], stride)[0] for table in tables]
+    first = (estimator.patch_size - 1) / 2
+    return [as_map(estimator.psf_model, microscope, table, stride, first) for table in tables]
+
+
+def _predict_table(
+    estimator: Estimator,
+    image: torch.Tensor | Image,
+    microscope: Microscope,
+    stride: int,
+    together: bool,
+    partial: Path | None = None,
+    key: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
+    """Columns (W, R, C) of the patches of an image; see `predict_band`."""
     image = TensorImage(image) if isinstance(image, torch.Tensor) else image
     usable = getattr(image, "usable", None)
     size = estimator.patch_size
@@ -123,9 +174,8 @@ def predict_map(
     whole_key = dict(key or {}, stride=stride, microscope=asdict(microscope))
     if partial is not None:
         whole_key["network"] = estimator.fingerprint
-    done = DoneRows(
-        partial, whole_key, 3 * len(estimator.psf_model.label_names) + 2, (rows, columns)
-    )
+    table_width = FEATURES + FACTS if together else 3 * len(estimator.psf_model.label_names)
+    done = DoneRows(partial, whole_key, table_width + 2, (rows, columns))
     with tqdm(
         total=rows * columns,
         initial=done.count * columns,
@@ -138,7 +188,7 @@ def predict_map(
             stop = min(rows, done.count + band_rows(columns))
             lines = done.count * stride, (stop - 1) * stride + size
             pixels = finite(image.rows(*lines))
-            found = predict_band(estimator, pixels, microscope, stride)
+            found = predict_band(estimator, pixels, microscope, stride, together)
             if usable is not None:
                 found[CONTENT] *= few_outliers(usable.rows(*lines), size, stride)
             done.append(found, pixels)
@@ -146,26 +196,23 @@ def predict_map(
     if done.low == done.high:
         done.forget()
         raise InputError(f"all pixels of the image are {done.low:g}; there is nothing to see.")
-    return as_map(estimator.psf_model, microscope, done.table(), stride, (size - 1) / 2)
+    return done.table()
 
 
-def predict_stack(
-    estimator: Estimator, planes: Sequence[Image], microscope: Microscope, stride: int
-) -> list[PsfMap]:
-    """Maps of all planes of a focal stack on one grid, `stride` pixels between patches.
-
-    Raises
-    ------
-    InputError
-        If a plane is constant, holds NaN or is smaller than a patch; it says which one.
-    """
-    maps = []
-    for k, plane in enumerate(tqdm(planes, desc="stack", unit="plane")):
-        try:
-            maps.append(predict_map(estimator, plane, microscope, stride))
-        except InputError as error:
-            raise InputError(f"plane {k}: {error}") from error
-    return maps
+def _seen_together(
+    estimator: Estimator, tables: Sequence[torch.Tensor], stride: int
+) -> list[torch.Tensor]:
+    """Columns (3 P + 2, R, C) of planes, from features and facts (F + 2 + 2, R, C) of each."""
+    grid = tables[0].shape[1:]
+    rows = torch.stack([table.flatten(1).T for table in tables])  # (K, R C, W)
+    features, facts, content, brightness = rows.split([FEATURES, FACTS, 1, 1], 2)
+    row, column = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    places = torch.stack([row, column], -1).flatten(0, 1) * (stride / estimator.patch_size)
+    found = estimator.predict_together(features, facts, places)
+    wide = (found.values, found.standard_deviations, found.half_widths_95)
+    narrow = found.content_probability[:, None] * content.flatten(0, 1), brightness.flatten(0, 1)
+    columns = torch.cat([*wide, *narrow], 1).unflatten(0, (len(tables), *grid))
+    return list(columns.movedim(-1, 1))
 
 
 def reliable_estimates(
@@ -183,15 +230,18 @@ def reliable_estimates(
     return np.where(good, values, np.nan), np.where(good, deviations, np.nan)
 
 
-def band_rows(columns: int) -> int:
-    """Rows of a map that are predicted together."""
-    return -(-BAND // columns)
-
-
 def predict_band(
-    estimator: Estimator, pixels: torch.Tensor, microscope: Microscope, stride: int
+    estimator: Estimator,
+    pixels: torch.Tensor,
+    microscope: Microscope,
+    stride: int,
+    together: bool = False,
 ) -> torch.Tensor:
-    """Columns (3 P + 2, R, C) of the patches of some rows of an image; see `as_map`."""
+    """Columns of the patches of some rows of an image; see `as_map` for (3 P + 2, R, C) ones.
+
+    For patches that will be seen together they are (F + 2 + 2, R, C): features, facts, 1 as the
+    share of content, and brightness.
+    """
     size, batch_size = estimator.patch_size, batch_for(estimator.device)
     if estimator.device.type != "cpu":
         # once for all patches, which overlap; converted first, because MPS has no float64
@@ -202,10 +252,15 @@ def predict_band(
     parts = []
     for chunk in torch.arange(grid.numel(), device=pixels.device).split(batch_size):
         batch = patches[chunk // grid[1], chunk % grid[1]]
-        found = estimator.predict(batch, microscope, batch_size)
-        wide = (found.values, found.standard_deviations, found.half_widths_95)
-        narrow = (found.content_probability, batch.mean((1, 2)).cpu())
-        parts.append(torch.cat([*wide, torch.stack(narrow, 1)], 1))
+        brightness = batch.mean((1, 2)).cpu()
+        if together:
+            wide = estimator.features(batch, microscope)
+            content = torch.ones_like(brightness)
+        else:
+            found = estimator.predict(batch, microscope, batch_size)
+            wide = (found.values, found.standard_deviations, found.half_widths_95)
+            content = found.content_probability
+        parts.append(torch.cat([*wide, torch.stack([content, brightness], 1)], 1))
     return torch.cat(parts).T.reshape(-1, *grid)
 
 
@@ -240,77 +295,3 @@ def as_map(
         half_widths_95=half_widths,
         brightness=table[-1],
     )
-
-
-class DoneRows:
-    """Finished rows of a map: in memory, and on request in a file to go on from after a kill.
-
-    The file holds (R, 3 P + 2, C) float32, row after row, so that a kill spoils the last band at
-    most; the JSON file beside it says which map it is.
-    """
-
-    def __init__(
-        self, path: Path | None, key: dict[str, Any], width: int, shape: tuple[int, int]
-    ) -> None:
-        self.path, self.key, self.width = path, key, width
-        self.rows, self.columns = shape  # of the whole map
-        self.low, self.high = math.inf, -math.inf  # darkest and brightest pixel seen
-        self._rows: list[torch.Tensor] = []  # (3 P + 2, r, C) each
-        if path is not None and path.is_file() and self._header.is_file():
-            self._take_up()
-
-    @property
-    def _header(self) -> Path:
-        return self.path.with_suffix(".json")
-
-    @property
-    def _facts(self) -> dict[str, Any]:
-        return {"key": self.key, "width": self.width, "columns": self.columns}
-
-    @property
-    def count(self) -> int:
-        """Rows done so far."""
-        return sum(rows.shape[1] for rows in self._rows)
-
-    def append(self, rows: torch.Tensor, pixels: torch.Tensor) -> None:
-        """Keep (3 P + 2, r, C) more, estimated from these pixels."""
-        self._rows.append(rows)
-        self.low = min(self.low, float(pixels.min()))
-        self.high = max(self.high, float(pixels.max()))
-        if self.path is None:
-            return
-        if not self._header.is_file():
-            self.path.unlink(missing_ok=True)
-            write_json(self._header, self._facts)
-        with writing(self.path), self.path.open("ab") as file:
-            file.write(rows.movedim(1, 0).contiguous().numpy().tobytes())
-
-    def table(self) -> torch.Tensor:
-        """(3 P + 2, R, C)."""
-        return torch.cat(self._rows, 1)
-
-    def forget(self) -> None:
-        """Delete the files; the map is written elsewhere."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-            self._header.unlink(missing_ok=True)
-
-    def _take_up(self) -> None:
-        held = json.loads(self._header.read_text(encoding="utf-8"))
-        if held != json.loads(json.dumps(self._facts)):
-            self.forget()
-            return
-        flat = np.fromfile(self.path, np.float32)
-        length = self.width * self.columns
-        whole = len(flat) // length
-        if whole < self.rows:
-            # Whole bands only: a network may round differently in batches that begin elsewhere.
-            whole -= whole % band_rows(self.columns)
-        with self.path.open("r+b") as file:
-            file.truncate(whole * length * flat.itemsize)
-        if not whole:
-            return
-        rows = torch.from_numpy(flat[: whole * length].reshape(whole, self.width, self.columns))
-        self._rows = [rows.movedim(1, 0)]
-        # the darkest and brightest pixel are not kept; the means of the patches are as good
-        self.low, self.high = float(rows[:, -1].min()), float(rows[:, -1].max())

@@ -22,7 +22,9 @@ from micrographs.cleaned import Survey, survey
 from micrographs.metadata import KnownOptics, OpticsFacts, resolve_optics
 from micrographs.micrograph import Micrograph, open_micrograph
 from micrographs.outliers import describe_outliers
-from models.checkpoint import ADVISED, AUTO, Estimator, outside_limits
+from models.checkpoint import ADVISED, AUTO
+from models.estimator import Estimator, outside_limits
+from models.mapping import Context
 from models.resampling import Resampling, fit_resampling
 from psf.errors import InputError
 from psf.microscope import NYQUIST_TOLERANCE, OPTICS_NAMES, Microscope, SamplingWarning
@@ -48,6 +50,8 @@ class RecordingOptions:
     channel: int | None = None  # of the file, from 0; default: the first
     t: int | None = None  # time point, from 0; default: the first
     stride: int = 32  # pixels between neighbouring patches
+    # patches that are seen together: of all planes of a focal stack, of an image, or none
+    context: Context = "stack"
     allow_other_optics: bool = False  # go on with optics that the checkpoint was not trained for
     device: str = "auto"  # auto, cpu, cuda, mps
 
@@ -78,6 +82,7 @@ class Recording:
     resampling: Resampling
     camera: Camera
     stride_px: int  # between neighbouring patches, pixels of the network
+    context: Context  # patches that are seen together
     outliers: dict[str, float]  # shares of the pixels, by kind
     notes: tuple[str, ...] = field(repr=False)  # what was found or chosen, for the user
 
@@ -171,7 +176,7 @@ def open_recording(
             stride = max(1, round(stride / resampling.factor))
         yield Recording(
             *(micrograph, tuple(planes), estimator, optics, resampling, camera, stride),
-            *(surveyed.shares, tuple(notes)),
+            *(options.context, surveyed.shares, tuple(notes)),
         )
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from sklearn.metrics import median_absolute_error, r2_score, roc_auc_score, root_mean_squared_error
 
-from models.checkpoint import Estimator
 from models.data import Batch, Condition, PatchSet
 from models.error_bars import coverage
+from models.estimator import Estimator
 from psf.microscope import Microscope, simulated_microscopes
 from psf.model import PsfModel
 from psf.synthesis import synthesize_with_loss

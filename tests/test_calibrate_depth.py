@@ -12,8 +12,8 @@ import calibrate_depth
 from calibrate_depth import Config, main
 from common import stack_pictures
 from common.stack_pictures import draw_refused_calibration
-from models.checkpoint import Prediction
 from models.depth import DepthCalibration
+from models.estimator import Prediction
 from psf import InputError
 from psf.model import psf_model
 

@@ -12,16 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import models
-from models.checkpoint import (
-    OPTICS_TOLERANCE,
-    Estimator,
-    OpticsWarning,
-    load_estimator,
-    outside_limits,
-    save_checkpoint,
-)
+from models.checkpoint import OPTICS_TOLERANCE, load_estimator, save_checkpoint
 from models.data import PatchSet
 from models.error_bars import interval_factors, noise_share
+from models.estimator import Estimator, OpticsWarning, outside_limits
 from models.loss import Scaler, split_outputs
 from psf import InputError, Microscope, psf_model
 
@@ -107,7 +101,7 @@ def test_one_microscope_stands_for_all_patches(estimator, patches):
     assert torch.allclose(one.values, each.values, atol=SAME)
 
 
-@pytest.mark.filterwarnings("ignore::models.checkpoint.OpticsWarning")
+@pytest.mark.filterwarnings("ignore::models.estimator.OpticsWarning")
 def test_each_patch_has_the_optics_of_its_own_microscope(estimator, patches):
     mixed = estimator.predict(patches[:2], [MICROSCOPE, OTHER_NA])
     alone = [estimator.predict(patches[i : i + 1], m) for i, m in enumerate([MICROSCOPE, OTHER_NA])]

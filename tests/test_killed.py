@@ -19,7 +19,7 @@ from skimage import data as skimage_data
 import deconvolve
 import estimate_psf_map
 import train
-from models import map_image, mapping
+from models import done_rows, map_image
 from psf import InputError
 
 # Processes are forked from a clean server that has imported the scripts already.
@@ -42,7 +42,7 @@ def start(script, config, operation=None, bytes_left=None):
 
 def work(name, config, operation, bytes_left):
     script = {"deconvolve": deconvolve, "estimate_psf_map": estimate_psf_map, "train": train}[name]
-    map_image.RESUMED, mapping.BAND = 10, 20  # so that a small map is kept band by band
+    map_image.RESUMED, done_rows.BAND = 10, 20  # so that a small map is kept band by band
     if operation is not None:
         die_at(operation)
     if bytes_left is not None:

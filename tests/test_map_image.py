@@ -6,7 +6,7 @@ import tifffile
 import torch
 
 from models import map_image as way
-from models.checkpoint import Prediction
+from models.estimator import Prediction
 from models.map_image import map_image
 from models.recording import RecordingOptions, open_recording
 from psf.model import psf_model

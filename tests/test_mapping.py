@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import mapping
-from models.checkpoint import Prediction
+from models.estimator import Prediction
 from models.mapping import TensorImage, predict_map
 from psf import InputError, Microscope, PsfModel
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from common.pictures import draw_reliability
-from models.checkpoint import Prediction
 from models.data import CONDITIONS, Batch
+from models.estimator import Prediction
 from models.scoring import (
     SCORES,
     Scored,
