@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import models
-from models.checkpoint import OPTICS_TOLERANCE, load_estimator, save_checkpoint
+from models.checkpoint import load_estimator, save_checkpoint
 from models.data import PatchSet
 from models.error_bars import interval_factors, noise_share
-from models.estimator import Estimator, OpticsWarning, outside_limits
+from models.estimator import OPTICS_TOLERANCE, Estimator, OpticsWarning, outside_limits
 from models.loss import Scaler, split_outputs
 from psf import InputError, Microscope, psf_model
 
