@@ -26,11 +26,10 @@ def model_card(config: Mapping[str, Any]) -> str:
         "|---|---|",
         *optics,
         "",
-        "Outside these limits `predict` warns. The network is trained on widefield images of thin "
-        f"objects with {config['exposure']['photons'][0]:g} or more photons per pixel. Without a "
-        "known astigmatism, one image gives the magnitude of the defocus but not its sign. Thick "
-        "objects, light from other planes, and compressed or sharpened images were not in the "
-        "training.",
+        "Outside these limits `predict` warns. The network is trained on widefield images of "
+        f"{objects(data.get('specimens') or {})}, with {config['exposure']['photons'][0]:g} or "
+        "more photons per pixel. Without a known astigmatism, one image gives the magnitude of the "
+        "defocus but not its sign. Compressed or sharpened images were not in the training.",
         "",
         "## Trained with",
         "",
@@ -48,8 +47,40 @@ def model_card(config: Mapping[str, Any]) -> str:
         "|---" * (1 + len(config["label_names"])) + "|",
         *(f"| {c} | " + " | ".join(f"{v:.3f}" for v in row) + " |" for c, row in scores.items()),
         "",
+        *(context_lines(config["context"]) if "context" in config else []),
     ]
     return "\n".join(lines)
+
+
+def objects(specimens: Mapping[str, Any]) -> str:
+    """Objects of the training, in words."""
+    names = {"thick": "thick", "soft": "soft", "hazy": "hazy", "sparse": "sparse"}
+    found = [word for name, word in names.items() if specimens.get(name)]
+    if not found:
+        return (
+            "thin, sharp objects; thick ones and light from other planes were not in the training"
+        )
+    return f"thin and sharp objects, and of {', '.join(found)} ones"
+
+
+def context_lines(context: Mapping[str, Any]) -> list[str]:
+    """Lines about the network that sees whole images."""
+    scores = context["validation"].items()
+    return [
+        "## Images seen as a whole",
+        "",
+        "context.safetensors holds a second network, which sees all patches of an image or of a "
+        "focal stack together; maps use it, `predict` does not. R² on simulated validation images, "
+        "by planes x places and light:",
+        "",
+        "| images | R² |",
+        "|---|---|",
+        *(f"| {name} | {score:.3f} |" for name, score in scores),
+        "",
+        f"Trained for {context['settings']['steps']} steps: `{context['run']['command']}`, commit "
+        f"{context['run']['commit']}.",
+        "",
+    ]
 
 
 def training_patches(config: Mapping[str, Any]) -> str:
