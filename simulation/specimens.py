@@ -23,6 +23,7 @@ SLICES = 5  # of a thick specimen; at 2 waves they are 0.4 waves apart, and no P
 # binned. Optics with finer pixels than these have the full grid.
 FINEST_CUTOFF = 0.425
 GROUPS_PER_OCTAVE = 2  # of cut-off frequencies, whose PSFs are computed together
+LOGARITHMIC = ("haze", "background_light")  # drawn uniformly in their logarithm
 SOFT_REACH = 3.0  # standard deviations at which the Gaussian of a soft specimen ends
 
 
@@ -36,7 +37,8 @@ class SpecimenRanges:
     Raises
     ------
     InputError
-        If a share is not between 0 and 1, or a range falls or has negative numbers.
+        If a share is not between 0 and 1, or a range falls, has negative numbers, or has a 0 whose
+        logarithm is needed.
     """
 
     plain: float = 0.0  # share of specimens to which nothing below happens, except for haze_only
@@ -55,11 +57,13 @@ class SpecimenRanges:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            low, high = value if isinstance(value, tuple) else (value, 1.0)
-            if not 0 <= low <= high or (not isinstance(value, tuple) and high > 1):
-                raise InputError(
-                    f"specimens.{name} is {value}; give a share from 0 to 1, or two rising numbers."
-                )
+            low, high = value if isinstance(value, tuple) else (0.0, value)
+            is_share = not isinstance(value, tuple) or name == "sparse_quantile"
+            if not 0 <= low <= high < math.inf or (is_share and high > 1):
+                asked = "a share from 0 to 1" if low == 0 and is_share else "two rising numbers"
+                raise InputError(f"specimens.{name} is {value}; give {asked}.")
+            if name in LOGARITHMIC and low == 0:
+                raise InputError(f"specimens.{name} is {value}; give numbers above 0.")
 
     @property
     def is_plain(self) -> bool:

@@ -19,7 +19,7 @@ class PixelReader:
 
     patch_size = 16
     device = torch.device("cpu")
-    name, fingerprint = "reader", "reader"
+    name, fingerprint, context = "reader", "reader", None
     psf_model = psf_model("zernike1d")
 
     def __init__(self, killed_after=None):

@@ -17,7 +17,7 @@ class PlaceReader:
 
     patch_size = 16
     device = torch.device("cpu")
-    fingerprint = "place reader"
+    fingerprint, context = "place reader", None
     psf_model = PsfModel("gaussian2d", {"row": (0.0, 90.0), "column": (0.0, 230.0)}, "px")
 
     def predict(self, patches, microscope, batch_size):

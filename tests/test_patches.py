@@ -141,8 +141,8 @@ def test_limits_of_the_optics_cover_what_is_drawn():
 
 
 def test_energy_check_names_loss_support_and_remedy():
-    with pytest.raises(InputError, match=r"\d\.\d% .* 31 px \(limit 5 %\).* larger --psf-size"):
-        check_energy(replace(FOCUS, psf_size=31))
+    with pytest.raises(InputError, match=r"\d\.\d% .* 21 px \(limit 5 %\).* larger --psf-size"):
+        check_energy(replace(FOCUS, psf_size=21))
 
 
 def test_energy_check_returns_the_loss_of_the_widest_psf():
