@@ -281,6 +281,24 @@ def test_shares_of_clean_8_bit_and_noisy_patches():
     assert float(clean.float().mean()) == pytest.approx(STEADY.noise_free, abs=spread)
     assert float(eight_bit.float().mean()) == pytest.approx(STEADY.eight_bit, abs=spread)
     assert not (clean & eight_bit).any()
+    # half of the patches of 8 bit have noise
+    rounded = (pattern / pattern.max() * 255).round()
+    noise_free = (exposed == rounded).all((1, 2))
+    assert (noise_free <= eight_bit).all()
+    spread = SIGMAS * math.sqrt(0.06 * 0.94 / 2000)
+    assert float(noise_free.float().mean()) == pytest.approx(STEADY.eight_bit / 2, abs=spread)
+
+
+def test_share_of_patches_has_the_noise_of_scmos_pixels():
+    light = {"photons": (5000.0, 5000.0), "read_noise_e": (1.0, 1.0)}
+    exposure = replace(STEADY, scmos=0.25, noise_free=0, eight_bit=0, **light)
+    noisy = expose(torch.ones(40, 64, 64), exposure, torch.Generator().manual_seed(6))
+    variance = noisy.var((1, 2))
+    plain = 5001  # Poisson and read noise
+    scmos = plain + 3 + (0.01 * 5000) ** 2  # pixels differ in read noise, and by 1 % in gain
+    error = SIGMAS * math.sqrt(2 / 4096)
+    assert variance[:10] == pytest.approx(torch.full((10,), float(scmos)), rel=error)
+    assert variance[10:] == pytest.approx(torch.full((30,), float(plain)), rel=error)
 
 
 def test_noise_of_training_patches_is_that_of_photons_and_camera():
@@ -296,7 +314,7 @@ def test_noise_of_training_patches_is_that_of_photons_and_camera():
 def test_light_levels_fill_their_range_evenly_in_the_logarithm():
     exposure = replace(STEADY, noise_free=0, eight_bit=0, read_noise_e=(0.0, 0.0))
     noisy = expose(torch.ones(2000, 32, 32), exposure, torch.Generator().manual_seed(3))
-    share = torch.log(noisy.mean((1, 2)) / 8) / math.log(30000 / 8)
+    share = torch.log(noisy.mean((1, 2)) / 3) / math.log(30000 / 3)
     assert -0.03 < float(share.min()) < 0.03
     assert 0.97 < float(share.max()) < 1.03
     assert float(share.mean()) == pytest.approx(0.5, abs=SIGMAS * math.sqrt(1 / 12 / 2000))

@@ -9,11 +9,14 @@ from scipy.stats import norm, poisson
 
 from psf import InputError
 from psf.noise import (
+    PIXEL_GAIN,
+    PIXEL_READ_NOISE_E,
     axial_illumination,
     camera_counts,
     fast_poisson_noise,
     gaussian_noise,
     global_illumination,
+    pixel_noise,
     poisson_noise,
     quantise,
     rotate,
@@ -315,3 +318,26 @@ def test_rotation_never_looks_outside_the_image():
 def test_refuses_a_square_that_does_not_fit_when_turned():
     with pytest.raises(InputError, match="41 px does not fit 60 x 100 px"):
         rotate(torch.ones(1, 60, 100), 10.0, 41)
+
+
+# --- pixels of sCMOS cameras
+
+
+@pytest.mark.parametrize("electrons", [0.0, 2000.0])
+def test_pixels_differ_in_gain_and_read_noise(electrons):
+    noisy = pixel_noise(flat(electrons), seeded(4))
+    mean, variance, _ = moments(noisy)
+    # The noise is r x^2 z of normal variates x and z, where E[x^4] = 3. Its fourth moment is that
+    # of x^8 z^4, 105 times 3.
+    read = 3 * PIXEL_READ_NOISE_E**2
+    expected = read + (PIXEL_GAIN * electrons) ** 2
+    assert mean == pytest.approx(electrons, abs=SIGMAS * math.sqrt(expected / SAMPLES))
+    spread = math.sqrt((105 * 3 * PIXEL_READ_NOISE_E**4 + 2 * expected**2) / SAMPLES)
+    assert variance == pytest.approx(expected, abs=SIGMAS * spread)
+
+
+def test_few_pixels_have_most_of_the_read_noise():
+    noise = np.sort(pixel_noise(flat(0), seeded(5)).square().numpy().ravel())[::-1]
+    # of normal noise, the noisiest 5 % of the pixels have 28 % of the squares
+    assert noise[: SAMPLES // 20].sum() > 0.7 * noise.sum()
+    assert np.median(noise) < (0.3 * PIXEL_READ_NOISE_E) ** 2

@@ -19,7 +19,7 @@ MAY_IMPORT |= {"common": {"common", "psf"}}
 PACKAGES = tuple(MAY_IMPORT)
 
 # Limits of size. The house rules aim lower: functions of 12 lines, files of 120.
-MOST_PSF_FILES = 15
+MOST_PSF_FILES = 16
 LARGEST_SHARE = 0.22  # of the lines outside tests, for one package
 LONGEST_FUNCTION = 60  # lines
 LONG_FILE, MOST_LONG_FILES = 350, 2  # lines; files that may be longer
