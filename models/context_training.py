@@ -19,7 +19,7 @@ from psf.noise import fast_poisson_noise, gaussian_noise
 from simulation.bank import Bank
 from simulation.images import Images, draw_images
 from simulation.settings import Simulation
-from simulation.sources import Source, procedural_sources
+from simulation.sources import Source, load_sources, procedural_sources
 from simulation.stream import training_sources
 
 # Planes and places of the images of a step: single patches, images, and focal stacks.
@@ -45,9 +45,11 @@ class Seen:
 
 def image_sources(folder: Path, config: dict[str, Any], crop_px: int, split: str) -> list[Source]:
     """Source images of a split: those of the data folder, and larger procedural ones."""
-    chosen = {**config, "source_images": {"train": config["source_images"][split]}}
-    hashes = {} if split != "train" else config["source_hashes"]
-    sources = training_sources(folder, {**chosen, "source_hashes": hashes}, crop_px)
+    if split == "train":
+        sources = training_sources(folder, config, crop_px)
+    else:  # the data folder keeps no hashes of these
+        every, _ = load_sources(config["images"], crop_px, config["seed"])
+        sources = [source for source in every if source.name in config["source_images"][split]]
     kept = [source for source in sources if source.kind != "procedural"]
     if len(kept) == len(sources):
         return kept
