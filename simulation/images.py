@@ -46,11 +46,16 @@ def draw_images(
     places: int,
     planes: int,
     rng: np.random.Generator,
+    focus: np.ndarray | None = None,
 ) -> Images:
-    """Random images without noise; all random numbers come from `rng`."""
+    """Random images without noise; all random numbers come from `rng`.
+
+    `focus` (B, K, M) in waves is that of random surfaces, unless it is given.
+    """
     device, model = bank.device, simulation.model
     crops, where, is_empty = _draw_objects(simulation, bank, images, places, rng)
-    focus = _draw_focus(where, planes, rng)  # (B, K, M) waves
+    if focus is None:
+        focus = _draw_focus(where, planes, rng)
     labels = draw_labels(model, images, rng)[:, None, None].repeat(1, planes, places, 1)
     low, high = model.ranges["focus"]
     labels[..., 0] = torch.from_numpy(np.float32(np.abs(focus) if low >= 0 else focus))
