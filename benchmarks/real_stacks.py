@@ -21,7 +21,7 @@ the focus, any other one with the distance |z - z of the focus|.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ class Config:
     folder: Path  # focal stacks with their truth files
     checkpoint: tuple[Path, ...] = (Path("zernike1d_tilted"),)  # networks: folders or shipped names
     optics: Path | None = None  # JSON file with the optics of the stacks, by name; see above
-    stride: int | None = None  # pixels between neighbouring tiles; default: half a tile
+    stride: int = 32  # pixels between neighbouring patches
     device: str = "auto"  # auto, cpu, cuda, mps
     out: Path = Path("results")  # folder to write
 
@@ -147,17 +147,14 @@ def label_of(psf_map: PsfMap) -> str:
     return next((name for name in DEPTH_LABELS if name in psf_map.names), psf_map.names[0])
 
 
-def judge(stack: Stack, estimator: Estimator, stride: int | None) -> Iterator[pd.DataFrame]:
+def judge(stack: Stack, estimator: Estimator, stride: int) -> Iterator[pd.DataFrame]:
     """Estimates of a network in a stack, a table per context."""
-    options = RecordingOptions(**stack.optics, allow_other_optics=True)
+    options = RecordingOptions(**stack.optics, stride=stride, allow_other_optics=True)
     with open_recording(stack.path, options, estimator, is_stack=True) as recording:
         if len(recording.planes) != len(stack.z):
             raise InputError(
                 f"{stack.path} has {len(recording.planes)} planes, its truth z of {len(stack.z)}."
             )
-        factor = recording.resampling.factor
-        stride_px = estimator.patch_size // 2 if stride is None else max(1, round(stride / factor))
-        recording = replace(recording, stride_px=stride_px)
         outside = outside_training(estimator, recording.microscope, recording.resampling)
         if outside:
             print(f"note: {stack.name} is not what {estimator.name} was trained for: {outside}")
@@ -169,7 +166,7 @@ def judge(stack: Stack, estimator: Estimator, stride: int | None) -> Iterator[pd
 
 def main(config: Config) -> None:
     """Map, judge, write, draw."""
-    if config.stride is not None and config.stride < 1:
+    if config.stride < 1:
         raise InputError(f"--stride is {config.stride}; give at least 1 pixel.")
     stacks, parts = find_stacks(config.folder, config.optics), []
     for path in config.checkpoint:
@@ -180,7 +177,7 @@ def main(config: Config) -> None:
     scores = pd.concat([scores, mean_rows(scores)], ignore_index=True)
     patches = pd.concat(parts, ignore_index=True)
     patches = patches[patches["focus_z"].notna()]
-    write_csv(config.out / "real_stacks_patches.csv", patches)
+    write_csv(config.out / "real_stacks_patches.csv", patches, "%.6g")
     write_csv(config.out / "real_stacks.csv", scores)
     text = markdown(scores) + f"\nCommit {run_record()['commit']}.\n"
     with whole_file(config.out / "real_stacks.md") as partial:

@@ -29,6 +29,7 @@ FLOOR_SHARE = 0.25  # of the planes, those of least sharpness, whose mean is the
 # Least peak over the floor. In pure noise the largest of 30 planes is about 1.2 times the floor.
 LEAST_PEAK = 1.6
 TOP = 0.5  # part of the height above the floor from which planes belong to the parabola
+BALANCE = 0.5  # least reach of the parabola on one side of the best plane, part of the other side's
 SUFFIXES = (".tif", ".tiff")
 
 
@@ -145,13 +146,19 @@ def refined_peak(height: np.ndarray, z: np.ndarray, best: int) -> float:
     """Position of a peak: the vertex of a parabola through the planes of its upper half.
 
     These are the planes around the best one, in a row, that are higher than TOP of it, and always
-    its two neighbours. More planes than three average the noise. Where the parabola has no vertex
-    between them, the best plane itself is returned.
+    its two neighbours. More planes than three average the noise. The best plane itself is returned
+    where the parabola has no vertex between them.
     """
     low, high = best - 1, best + 1
     while low > 0 and height[low - 1] > TOP * height[best]:
         low -= 1
     while high < len(z) - 1 and height[high + 1] > TOP * height[best]:
+        high += 1
+    # With unequal steps, a plane close to the best one gives the slope there, but no curvature: a
+    # small error of it moves the vertex far into the wide gap on the other side.
+    while low > 0 and z[best] - z[low] < BALANCE * (z[high] - z[best]):
+        low -= 1
+    while high < len(z) - 1 and z[high] - z[best] < BALANCE * (z[best] - z[low]):
         high += 1
     near = slice(low, high + 1)
     centre, scale = z[best], np.ptp(z[near])

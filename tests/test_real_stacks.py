@@ -63,10 +63,18 @@ def test_the_focus_is_found_between_planes_and_beside_a_floor():
     assert tile_focus(sharp, z).contrast == pytest.approx([13 / 3] * 3, rel=0.02)
 
 
-def test_unequal_steps_move_the_focus_of_a_parabola_by_nothing():
+def test_unequal_steps_leave_the_focus_of_a_parabola_where_it_is():
     z = np.array([-5.0, -3.0, -0.5, 0.2, 4.0, 9.0])
     sharp = 40 - (z[:, None] - 0.9) ** 2
     assert tile_focus(sharp, z).z == pytest.approx([0.9])
+
+
+def test_a_noisy_plane_close_to_the_best_one_does_not_move_the_focus_far():
+    z = np.array([-24.0, -9.6, 0.0, 0.55, 10.3, 25.5])  # the steps of a stack made by hand
+    sharp = np.exp(-0.5 * ((z[:, None] - np.array([0.5, -0.5])) / 6) ** 2)
+    sharp[2, 0] *= 0.9
+    sharp[3, 1] *= 0.9
+    assert tile_focus(sharp, z).z == pytest.approx([0.5, -0.5], abs=0.6)
 
 
 @pytest.mark.parametrize(
