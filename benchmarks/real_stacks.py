@@ -7,8 +7,8 @@ the planes: z_um, or z_plane if only their order is known. It may hold na, wavel
 refractive_index and pixel_size_um (or pixel_um). Those of --optics, {"NAME": {"na": 0.8, ...}},
 replace them.
 
-The true focus of a tile comes from the stack alone, see `stack_truth.py`. Nothing is fitted to it,
-except for a signed parameter the direction of z. Writes:
+The true focus of a tile comes from the stack alone, see `stack_truth.py`. Only the calibrated error
+and the direction of z for a signed parameter are fitted to it. Writes:
 
     real_stacks_patches.csv   every estimate in the tiles whose focus is known, and its truth
     real_stacks.csv           scores per network, context, stack and group of patches
@@ -85,7 +85,7 @@ def measure_tiles(stack: Stack, recording: Recording) -> Tiles:
         deviation = np.sqrt(np.maximum(square - mean**2, 0))
         contrast.append(deviation / np.where(mean > 0, mean, np.nan))
         brightness.append(mean / (gain or 1.0))
-    focus = tile_focus(np.stack(sharp).reshape(len(sharp), -1), stack.z)
+    focus = tile_focus(np.stack(sharp, 1).reshape(2, len(sharp), -1), stack.z)
     return Tiles(focus, np.stack(contrast), np.stack(brightness))
 
 
@@ -119,6 +119,7 @@ def estimates(stack: Stack, recording: Recording, maps: list[PsfMap], tiles: Til
         "half_68": of_maps("standard_deviations") if in_um else np.nan,
         "half_95": of_maps("half_widths_95") if in_um else np.nan,
         "content": np.stack([one.content.numpy() for one in maps]).ravel(),
+        "centred": tiles.focus.centred[tile],
         "contrast": tiles.contrast.ravel(),
         "brightness": tiles.brightness.ravel(),
     }

@@ -17,7 +17,7 @@ FEWEST_BLOCKS = 3  # of tiles, for an interval
 DRAWS = 300  # of the bootstrap: the ends of a 95 % interval rest on seven draws each
 SEED = 0  # of the bootstrap: equal tables from equal estimates
 FOLDS = 5  # of the calibration; not tuned
-GROUPED_BY = ("contrast", "brightness")  # quantities whose terciles are scored, too
+GROUPED_BY = ("contrast", "brightness", "centred")  # quantities whose terciles are scored, too
 TERCILES = ("low", "middle", "high")
 KEYS = ["network", "context", "stack", "unit"]
 
@@ -26,7 +26,7 @@ def score_stack(estimates: pd.DataFrame) -> pd.DataFrame:
     """Scores of one network in one stack: a row per group of patches.
 
     The groups are all patches in tiles whose focus is known, those called content, and the terciles
-    of the latter by contrast and by brightness.
+    of the latter by contrast, by brightness and by how much of the detail lies in the middle.
     """
     judged = estimates[estimates["focus_z"].notna()]
     empty = estimates[estimates["focus_z"].isna() & (estimates["peak"] < LEAST_PEAK)]

@@ -50,6 +50,9 @@ class TileFocus:
 
     z: np.ndarray  # (N,) of the focus; NaN where the truth is unknown
     contrast: np.ndarray  # (N,) largest sharpness over the floor
+    # (N,) the same detail under a Hann window: 1 if it is spread evenly, 0 if it lies at the edge,
+    # 4 if it lies in the middle
+    centred: np.ndarray
 
 
 def find_stacks(folder: Path, optics_path: Path | None = None) -> list[Stack]:
@@ -108,38 +111,47 @@ def pixel_named(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sharpness(image: torch.Tensor, size: int, stride: int) -> torch.Tensor:
-    """Variance of the fine detail in each tile (R, C) of an image (H, W).
+    """Variance of the fine detail (2, R, C) in the tiles of an image (H, W).
 
     Tiles are squares of `size` px, `stride` px apart, from the upper left corner, as the patches of
-    a map.
+    a map. The second variance is weighted by a Hann window, so that detail at the edge of a tile
+    hardly counts.
     """
     pixels = image.double().numpy()
     fine, coarse = (gaussian_filter(pixels, width, mode="nearest") for width in DETAIL_PX)
-    detail = torch.from_numpy(fine - coarse)[None]
+    detail = torch.from_numpy(fine - coarse)[None, None]
+    line = torch.hann_window(size + 1, dtype=torch.float64)[1:]
+    windows = torch.stack([torch.ones(size, size).double(), torch.outer(line, line)])[:, None]
+    windows = windows / windows.sum((2, 3), keepdim=True)
     mean, square = (
-        torch.nn.functional.avg_pool2d(part, size, stride)[0] for part in (detail, detail.square())
+        torch.nn.functional.conv2d(part, windows, stride=stride)[0]
+        for part in (detail, detail.square())
     )
     return (square - mean.square()).clamp(min=0)
 
 
 def tile_focus(sharp: np.ndarray, z: np.ndarray) -> TileFocus:
-    """Focus of N tiles by their sharpness (K, N) in planes at z (K,), in any order.
+    """Focus of N tiles by their two kinds of sharpness (2, K, N) in K planes at z (K,), any order.
 
     The focus is known if the sharpest plane is neither the first nor the last one, and its
     sharpness is at least LEAST_PEAK times the floor.
     """
     order = np.argsort(z)
-    sharp, z = np.asarray(sharp, float)[order], np.asarray(z, float)[order]
+    sharp, z = np.asarray(sharp, float)[:, order], np.asarray(z, float)[order]
     lowest = max(1, round(FLOOR_SHARE * len(z)))
-    floor = np.sort(sharp, 0)[:lowest].mean(0)
-    best, peak = sharp.argmax(0), sharp.max(0)
+    floor = np.sort(sharp, 1)[:, :lowest].mean(1)  # (2, N)
+    best = sharp[0].argmax(0)
+    peak = sharp[:, best, np.arange(len(best))]  # (2, N)
     inside = (best > 0) & (best < len(z) - 1)
-    known = inside & (peak >= LEAST_PEAK * floor) & (peak > 0)
-    focus = np.full(len(peak), np.nan)
+    known = inside & (peak[0] >= LEAST_PEAK * floor[0]) & (peak[0] > 0)
+    focus = np.full(len(best), np.nan)
     for n in np.flatnonzero(known):
-        focus[n] = refined_peak(sharp[:, n] - floor[n], z, best[n])
-    contrast = np.divide(peak, floor, out=np.ones_like(peak), where=floor > 0)
-    return TileFocus(focus, np.where((peak > 0) & (floor == 0), np.inf, contrast))
+        focus[n] = refined_peak(sharp[0, :, n] - floor[0, n], z, best[n])
+    contrast = np.divide(peak[0], floor[0], out=np.ones(len(best)), where=floor[0] > 0)
+    contrast[(peak[0] > 0) & (floor[0] == 0)] = np.inf
+    height = peak - floor
+    centred = np.divide(height[1], height[0], out=np.zeros(len(best)), where=height[0] > 0)
+    return TileFocus(focus, contrast, centred)
 
 
 def refined_peak(height: np.ndarray, z: np.ndarray, best: int) -> float:

@@ -18,7 +18,7 @@ from benchmarks.stack_scores import (
     score_stack,
 )
 from benchmarks.stack_tables import binned, draw, markdown
-from benchmarks.stack_truth import find_stacks, sharpness, tile_focus
+from benchmarks.stack_truth import TileFocus, find_stacks, sharpness, tile_focus
 from psf.blur import blur_valid
 from psf.errors import InputError
 from psf.microscope import Microscope
@@ -47,26 +47,40 @@ def test_sharpness_is_the_variance_of_a_band_of_frequencies():
     image[:, 128:] = 0  # the right third has no detail
     found = sharpness(100 + image, 64, 64)
     fine, coarse = (np.exp(-2 * (np.pi * f * width) ** 2) for width in (1.2, 2.4))
-    assert found.shape == (2, 3)
-    assert found[:, 0].tolist() == pytest.approx([(fine - coarse) ** 2 / 2] * 2, rel=0.05)
-    assert float(found[:, 2].max()) < 0.05 * float(found[0, 0])
-    assert sharpness(100 + image, 64, 32)[::2, ::2] == pytest.approx(found)
+    assert found.shape == (2, 2, 3)
+    expected = [(fine - coarse) ** 2 / 2] * 4
+    assert found[:, :, 0].flatten().tolist() == pytest.approx(expected, rel=0.05)
+    assert float(found[:, :, 2].max()) < 0.05 * expected[0]
+    assert sharpness(100 + image, 64, 32)[:, ::2, ::2] == pytest.approx(found)
+
+
+@pytest.mark.parametrize(("place", "centred"), [(0, 0.0), (32, 4.0), (16, 2.0)])
+def test_detail_in_the_middle_is_told_from_detail_at_the_edge(place, centred):
+    image = torch.full((64, 64), 5.0)
+    image[32, place] = 100
+    sharp = sharpness(image, 64, 64).reshape(2, 1, 1).numpy() * np.array([0.0, 0, 1, 0, 0])[:, None]
+    assert tile_focus(sharp, np.arange(5)).centred == pytest.approx([centred], abs=0.2)
+
+
+def focus_of(sharp: np.ndarray, z: np.ndarray) -> TileFocus:
+    """Focus of tiles whose detail is spread evenly."""
+    return tile_focus(np.stack([sharp, sharp]), z)
 
 
 def test_the_focus_is_found_between_planes_and_beside_a_floor():
     z, noise = np.linspace(-2, 2, 21), np.random.default_rng(0).normal(0, 0.02, (21, 3))
     true = np.array([0.07, -0.63, 1.24])
     sharp = 3 + 10 * np.exp(-0.5 * ((z[:, None] - true) / 0.5) ** 2) + noise
-    assert tile_focus(sharp, z).z == pytest.approx(true, abs=0.01)
+    assert focus_of(sharp, z).z == pytest.approx(true, abs=0.01)
     shuffled = np.random.default_rng(1).permutation(21)
-    assert tile_focus(sharp[shuffled], z[shuffled]).z == pytest.approx(true, abs=0.01)
-    assert tile_focus(sharp, z).contrast == pytest.approx([13 / 3] * 3, rel=0.02)
+    assert focus_of(sharp[shuffled], z[shuffled]).z == pytest.approx(true, abs=0.01)
+    assert focus_of(sharp, z).contrast == pytest.approx([13 / 3] * 3, rel=0.02)
 
 
 def test_unequal_steps_leave_the_focus_of_a_parabola_where_it_is():
     z = np.array([-5.0, -3.0, -0.5, 0.2, 4.0, 9.0])
     sharp = 40 - (z[:, None] - 0.9) ** 2
-    assert tile_focus(sharp, z).z == pytest.approx([0.9])
+    assert focus_of(sharp, z).z == pytest.approx([0.9])
 
 
 def test_a_noisy_plane_close_to_the_best_one_does_not_move_the_focus_far():
@@ -74,7 +88,7 @@ def test_a_noisy_plane_close_to_the_best_one_does_not_move_the_focus_far():
     sharp = np.exp(-0.5 * ((z[:, None] - np.array([0.5, -0.5])) / 6) ** 2)
     sharp[2, 0] *= 0.9
     sharp[3, 1] *= 0.9
-    assert tile_focus(sharp, z).z == pytest.approx([0.5, -0.5], abs=0.6)
+    assert focus_of(sharp, z).z == pytest.approx([0.5, -0.5], abs=0.6)
 
 
 @pytest.mark.parametrize(
@@ -84,19 +98,19 @@ def test_a_noisy_plane_close_to_the_best_one_does_not_move_the_focus_far():
 def test_only_peaks_inside_the_stack_and_above_the_floor_count(centre, height, is_known):
     z = np.linspace(-2, 2, 21)
     sharp = 3 + height * np.exp(-0.5 * ((z[:, None] - centre) / 0.5) ** 2)
-    assert np.isfinite(tile_focus(sharp, z).z).tolist() == [is_known]
+    assert np.isfinite(focus_of(sharp, z).z).tolist() == [is_known]
 
 
 def test_noise_alone_has_no_focus():
     planes = torch.randn(30, 384, 384, generator=torch.Generator().manual_seed(0)) + 50
-    sharp = np.stack([sharpness(plane, 128, 128).numpy().ravel() for plane in planes])
-    found = tile_focus(sharp, np.arange(30))
+    sharp = np.stack([sharpness(plane, 128, 128)[0].numpy().ravel() for plane in planes])
+    found = focus_of(sharp, np.arange(30))
     assert np.isnan(found.z).all()
     assert (found.contrast < 1.4).all()
 
 
 def test_tiles_without_light_have_no_focus():
-    found = tile_focus(np.zeros((5, 2)), np.arange(5))
+    found = focus_of(np.zeros((5, 2)), np.arange(5))
     assert np.isnan(found.z).all()
     assert found.contrast.tolist() == [1, 1]
 
@@ -156,7 +170,12 @@ def made_up(slope: float = 1.0, half_width: float = 0.2, tiles: int = 8) -> pd.D
             **{"block": tile, "plane": plane, "z": plane - 4, "focus_z": focus, "peak": 1.2},
             **{"truth": truth, "estimate": slope * truth + error, "half_68": half_width},
             **{"half_95": 2 * half_width, "content": np.where(plane == 0, 0.1, 0.9)},
-            **{"contrast": plane / 10, "brightness": 100.0 - plane, "out_of_range": truth > 3.45},
+            **{
+                "centred": tile / 10.0,
+                "contrast": plane / 10,
+                "brightness": 100.0 - plane,
+                "out_of_range": truth > 3.45,
+            },
         }
     )
 
