@@ -15,8 +15,8 @@ from models.depth_fit import follows
 FEWEST_PLANES = 4  # of a tile, for its rank correlation; that of three planes has few values
 FEWEST_BLOCKS = 3  # of tiles, for an interval
 DRAWS = 300  # of the bootstrap: the ends of a 95 % interval rest on seven draws each
-SEED = 0  # of the bootstrap: equal tables from equal estimates
-FOLDS = 5  # of the calibration; not tuned
+SEED = 0  # of the bootstrap, so that equal estimates give equal tables
+FOLDS = 5  # groups of tiles, each judged by the calibration of the others; not tuned
 GROUPED_BY = ("contrast", "brightness", "centred")  # quantities whose terciles are scored, too
 TERCILES = ("low", "middle", "high")
 KEYS = ["network", "context", "stack", "unit"]

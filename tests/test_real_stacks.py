@@ -195,6 +195,13 @@ def test_scores_of_known_errors():
     assert (narrow["within_68"], narrow["within_95"]) == (0, 1)
 
 
+def test_a_stack_without_known_foci_has_no_scores():
+    found = score_stack(made_up(tiles=1)).set_index("patches").loc["all"]
+    assert (found["tiles"], found["estimates"]) == (0, 0)
+    assert found[["rank_within", "rank", "rms_um", "called_content"]].isna().all()
+    assert found["content_in_empty_tiles"] == pytest.approx(8 / 9)
+
+
 def test_a_wrong_scale_costs_rms_and_is_mended_by_a_calibration():
     found = score_stack(made_up(slope=0.25)).set_index("patches").loc["all"]
     assert found["rms_um"] > 1
