@@ -22,7 +22,9 @@ the focus, any other one with the distance |z - z of the focus|.
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -45,6 +47,8 @@ from models.recording import Recording, RecordingOptions, open_recording, outsid
 from psf.errors import InputError
 from psf.model import PsfModel
 
+Context = Literal["none", "image", "stack"]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -53,6 +57,8 @@ class Config:
     folder: Path  # focal stacks with their truth files
     checkpoint: tuple[Path, ...] = (Path("zernike1d_tilted"),)  # networks: folders or shipped names
     optics: Path | None = None  # JSON file with the optics of the stacks, by name; see above
+    # patches that the network sees together: one alone, those of a plane, or those of all planes
+    context: tuple[Context, ...] = ("none",)
     stride: int = 32  # pixels between neighbouring patches
     device: str = "auto"  # auto, cpu, cuda, mps
     out: Path = Path("results")  # folder to write
@@ -148,9 +154,9 @@ def label_of(psf_map: PsfMap) -> str:
     return next((name for name in DEPTH_LABELS if name in psf_map.names), psf_map.names[0])
 
 
-def judge(stack: Stack, estimator: Estimator, stride: int) -> Iterator[pd.DataFrame]:
+def judge(stack: Stack, estimator: Estimator, config: Config) -> Iterator[pd.DataFrame]:
     """Estimates of a network in a stack, a table per context."""
-    options = RecordingOptions(**stack.optics, stride=stride, allow_other_optics=True)
+    options = RecordingOptions(**stack.optics, stride=config.stride, allow_other_optics=True)
     with open_recording(stack.path, options, estimator, is_stack=True) as recording:
         if len(recording.planes) != len(stack.z):
             raise InputError(
@@ -158,11 +164,27 @@ def judge(stack: Stack, estimator: Estimator, stride: int) -> Iterator[pd.DataFr
             )
         outside = outside_training(estimator, recording.microscope, recording.resampling)
         if outside:
-            print(f"note: {stack.name} is not what {estimator.name} was trained for: {outside}")
+            print(f"note: {estimator.name} was not trained for {stack.name}: {'; '.join(outside)}")
         tiles = measure_tiles(stack, recording)
-        found = estimates(stack, recording, map_stack(recording), tiles)
-        keys = {"network": estimator.name, "context": "none", "stack": stack.name}
-        yield found.assign(**keys, unit="um" if stack.in_um else "planes")
+        for context in config.context:
+            found = estimates(stack, recording, map_in_context(recording, context), tiles)
+            keys = {"network": estimator.name, "context": context, "stack": stack.name}
+            yield found.assign(**keys, unit="um" if stack.in_um else "planes")
+
+
+def map_in_context(recording: Recording, context: Context) -> list[PsfMap]:
+    """Maps of all planes of a stack.
+
+    Raises
+    ------
+    InputError
+        If the networks see each patch alone, and a context is asked for.
+    """
+    if "context" in signature(map_stack).parameters:
+        return map_stack(recording, context=context)
+    if context != "none":
+        raise InputError(f"--context is {context}, but networks see each patch alone; give none.")
+    return map_stack(recording)
 
 
 def main(config: Config) -> None:
@@ -173,7 +195,7 @@ def main(config: Config) -> None:
     for path in config.checkpoint:
         estimator = load_estimator(path, pick_device(config.device))
         for stack in stacks:
-            parts += judge(stack, estimator, config.stride)
+            parts += judge(stack, estimator, config)
     scores = pd.concat([score_stack(part) for part in parts])
     scores = pd.concat([scores, mean_rows(scores)], ignore_index=True)
     patches = pd.concat(parts, ignore_index=True)

@@ -1,6 +1,7 @@
 """benchmarks/real_stacks.py: the truth of a stack, its scores, and the files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from benchmarks.stack_scores import (
 )
 from benchmarks.stack_tables import binned, draw, markdown
 from benchmarks.stack_truth import TileFocus, find_stacks, sharpness, tile_focus
+from models.mapping import PsfMap
+from models.recording import Recording
 from psf.blur import blur_valid
 from psf.errors import InputError
 from psf.microscope import Microscope
@@ -289,27 +292,36 @@ def blurred_stack(z_um: list[float]) -> np.ndarray:
     return torch.stack(planes).clamp(0, 65535).numpy().astype(np.uint16)
 
 
-def test_a_simulated_stack_is_judged(tmp_path):
+def test_a_simulated_stack_is_judged_in_each_context(tmp_path, monkeypatch):
     z_um = [-12.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 9.0, 14.0]
     write_stack(tmp_path, "halves", blurred_stack(z_um), {"z_um": z_um, **OPTICS})
-    config = real_stacks.Config(folder=tmp_path, stride=128, out=tmp_path / "out", device="cpu")
-    real_stacks.main(config)
-    patches = pd.read_csv(tmp_path / "out" / "real_stacks_patches.csv")
+    map_alone = real_stacks.map_stack
+
+    def map_stack(recording: Recording, context: str = "stack") -> list[PsfMap]:
+        maps = map_alone(recording)
+        shift = {"none": 0.0, "image": 1.0}[context]  # waves
+        return [replace(one, values=one.values + shift) for one in maps]
+
+    monkeypatch.setattr(real_stacks, "map_stack", map_stack)
+    out, contexts = tmp_path / "out", ("none", "image")
+    real_stacks.main(
+        real_stacks.Config(folder=tmp_path, stride=128, context=contexts, device="cpu", out=out)
+    )
+    patches = pd.read_csv(out / "real_stacks_patches.csv")
     focus = patches.groupby("tile")["focus_z"].first()
     assert focus.tolist() == pytest.approx([0, 3], abs=0.7)
-    row = pd.read_csv(tmp_path / "out" / "real_stacks.csv").iloc[0]
-    assert (row["stack"], row["patches"], row["tiles"], row["estimates"]) == (
-        "halves",
-        "all",
-        2,
-        20,
-    )
-    assert row["rank_within"] > 0.9
-    assert row["rms_um"] < 3
-    assert (tmp_path / "out" / "real_stacks.png").stat().st_size > 10_000
-    assert "| zernike1d_tilted | none | halves | all | 2 |" in (
-        tmp_path / "out" / "real_stacks.md"
-    ).read_text("utf-8")
+    scores = pd.read_csv(out / "real_stacks.csv")
+    scores = scores[(scores["stack"] == "halves") & (scores["patches"] == "all")]
+    assert tuple(scores["context"]) == contexts
+    assert scores["tiles"].tolist() == [2, 2]
+    assert scores["estimates"].tolist() == [20, 20]
+    assert scores["rank_within"].iloc[0] > 0.9
+    assert scores["rms_um"].iloc[0] < 3 < scores["rms_um"].iloc[1]  # 1 wave is 6.6 um
+    alone, shifted = (patches.loc[patches["context"] == c, "estimate"].mean() for c in contexts)
+    assert shifted - alone == pytest.approx(Microscope(**OPTICS).um_per_wave, rel=1e-4)
+    assert (out / "real_stacks.png").stat().st_size > 10_000
+    text = (out / "real_stacks.md").read_text("utf-8")
+    assert "| zernike1d_tilted | image | halves | all | 2 |" in text
 
 
 def test_signs_count_for_networks_that_tell_them():
