@@ -63,7 +63,7 @@ def score(group: pd.DataFrame) -> dict[str, float]:
     return {
         "tiles": group["tile"].nunique(),
         "estimates": len(group),
-        "rank_within": float(np.median(ranks)) if len(ranks := tile_ranks(group)) else np.nan,
+        "rank_within": tile_ranks(group).median(),
         "rank": rank(group),
         "rms_um": root_mean_square(errors),
         "calibrated_rms": root_mean_square(calibrated_errors(group)),
@@ -80,10 +80,19 @@ def rank(group: pd.DataFrame) -> float:
     return follows(group["estimate"].to_numpy(), group["truth"].to_numpy())
 
 
-def tile_ranks(group: pd.DataFrame) -> np.ndarray:
-    """Rank correlation through z within each tile that has enough planes, (T,)."""
-    tiles = (tile for _, tile in group.groupby("tile") if len(tile) >= FEWEST_PLANES)
-    return np.array([rank(tile) for tile in tiles])
+def tile_ranks(group: pd.DataFrame) -> pd.Series:
+    """Rank correlation through z within each tile that has enough planes, (T,) by tile.
+
+    It is 0 where all estimates of a tile are equal.
+    """
+    tile = group["tile"]
+    ranks = group.groupby("tile")[["estimate", "truth"]].rank()
+    ranks -= ranks.groupby(tile).transform("mean")
+    x, y = ranks["estimate"], ranks["truth"]
+    products = pd.DataFrame({"xy": x * y, "xx": x**2, "yy": y**2}).groupby(tile).sum()
+    norm = np.sqrt(products["xx"] * products["yy"])
+    found = (products["xy"] / norm.where(norm > 0)).fillna(0.0)
+    return found[tile.value_counts().reindex(found.index) >= FEWEST_PLANES]
 
 
 def root_mean_square(errors: pd.Series | np.ndarray) -> float:
@@ -126,8 +135,9 @@ def intervals(group: pd.DataFrame) -> dict[str, float]:
 
     Tiles that overlap are drawn together.
     """
+    columns, ranks = ["estimate", "truth", "half_68", "half_95"], tile_ranks(group)
     blocks = [
-        (tile_ranks(block), block[["estimate", "truth", "half_68", "half_95"]].to_numpy())
+        (ranks[ranks.index.isin(block["tile"])].to_numpy(), block[columns].to_numpy())
         for _, block in group.groupby("block")
     ]
     if len(blocks) < FEWEST_BLOCKS:
@@ -135,7 +145,7 @@ def intervals(group: pd.DataFrame) -> dict[str, float]:
     generator, draws = np.random.default_rng(SEED), []
     for _ in range(DRAWS):
         drawn = [blocks[i] for i in generator.integers(0, len(blocks), len(blocks))]
-        within = np.concatenate([ranks for ranks, _ in drawn])
+        within = np.concatenate([one for one, _ in drawn])
         estimate, truth, half_68, half_95 = np.concatenate([rows for _, rows in drawn]).T
         errors = np.abs(estimate - truth)
         draws.append(

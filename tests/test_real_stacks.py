@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+from scipy.stats import spearmanr
 
 from benchmarks import real_stacks, stack_scores
 from benchmarks.stack_scores import (
@@ -17,6 +18,7 @@ from benchmarks.stack_scores import (
     mean_rows,
     score,
     score_stack,
+    tile_ranks,
 )
 from benchmarks.stack_tables import binned, draw, markdown
 from benchmarks.stack_truth import TileFocus, find_stacks, sharpness, tile_focus
@@ -218,6 +220,22 @@ def test_rank_within_a_tile_ignores_offsets_between_tiles():
     found = score(rows[rows["focus_z"].notna()])
     assert found["rank_within"] == pytest.approx(1)
     assert found["rank"] < 0.5
+
+
+def test_ranks_of_tiles_are_those_of_scipy():
+    rows = made_up().dropna()
+    rows["estimate"] = (
+        np.random.default_rng(0).normal(rows["truth"], 1.0).round(1)
+    )  # some are equal
+    rows.loc[rows["tile"] == 2, "estimate"] = 1.5
+    found = tile_ranks(rows[(rows["tile"] != 3) | (rows["plane"] < 3)])
+    assert found.index.tolist() == [0, 1, 2, 4, 5, 6]  # tile 3 has three planes
+    expected = {
+        tile: spearmanr(one["estimate"], one["truth"]).statistic
+        for tile, one in rows[~rows["tile"].isin([2, 3])].groupby("tile")
+    }
+    assert found.drop(2).to_dict() == pytest.approx(expected)
+    assert found[2] == 0
 
 
 def test_terciles_split_the_patches_with_content():
