@@ -22,9 +22,7 @@ the focus, any other one with the distance |z - z of the focus|.
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -38,16 +36,15 @@ from benchmarks.stack_truth import Stack, TileFocus, find_stacks, sharpness, til
 from common.command import pick_device, run
 from common.files import run_record, whole_file, write_csv
 from common.pictures import save_figure
-from models.checkpoint import Estimator, load_estimator
+from models.checkpoint import load_estimator
 from models.depth import DEPTH_LABELS, is_signed
 from models.depth_fit import follows
+from models.estimator import Estimator
 from models.map_image import map_stack, network_image
-from models.mapping import PsfMap
+from models.mapping import Context, PsfMap
 from models.recording import Recording, RecordingOptions, open_recording, outside_training
 from psf.errors import InputError
 from psf.model import PsfModel
-
-Context = Literal["none", "image", "stack"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class Config:
     folder: Path  # focal stacks with their truth files
     checkpoint: tuple[Path, ...] = (Path("zernike1d_tilted"),)  # networks: folders or shipped names
     optics: Path | None = None  # JSON file with the optics of the stacks, by name; see above
-    # patches that the network sees together: one alone, those of a plane, or those of all planes
-    context: tuple[Context, ...] = ("none",)
+    # patches that are seen together: of all planes, of an image, or none; several are compared
+    context: tuple[Context, ...] = ("stack",)
     stride: int = 32  # pixels between neighbouring patches
     device: str = "auto"  # auto, cpu, cuda, mps
     out: Path = Path("results")  # folder to write
@@ -155,7 +152,10 @@ def label_of(psf_map: PsfMap) -> str:
 
 
 def judge(stack: Stack, estimator: Estimator, config: Config) -> Iterator[pd.DataFrame]:
-    """Estimates of a network in a stack, a table per context."""
+    """Estimates of a network in a stack, a table per context.
+
+    A network of single patches has the context "none" alone.
+    """
     options = RecordingOptions(**stack.optics, stride=config.stride, allow_other_optics=True)
     with open_recording(stack.path, options, estimator, is_stack=True) as recording:
         if len(recording.planes) != len(stack.z):
@@ -166,25 +166,10 @@ def judge(stack: Stack, estimator: Estimator, config: Config) -> Iterator[pd.Dat
         if outside:
             print(f"note: {estimator.name} was not trained for {stack.name}: {'; '.join(outside)}")
         tiles = measure_tiles(stack, recording)
-        for context in config.context:
-            found = estimates(stack, recording, map_in_context(recording, context), tiles)
+        for context in config.context if estimator.context is not None else ("none",):
+            found = estimates(stack, recording, map_stack(recording, context), tiles)
             keys = {"network": estimator.name, "context": context, "stack": stack.name}
             yield found.assign(**keys, unit="um" if stack.in_um else "planes")
-
-
-def map_in_context(recording: Recording, context: Context) -> list[PsfMap]:
-    """Maps of all planes of a stack.
-
-    Raises
-    ------
-    InputError
-        If the networks see each patch alone, and a context is asked for.
-    """
-    if "context" in signature(map_stack).parameters:
-        return map_stack(recording, context=context)
-    if context != "none":
-        raise InputError(f"--context is {context}, but networks see each patch alone; give none.")
-    return map_stack(recording)
 
 
 def main(config: Config) -> None:

@@ -22,6 +22,7 @@ from benchmarks.stack_scores import (
 )
 from benchmarks.stack_tables import binned, draw, markdown
 from benchmarks.stack_truth import TileFocus, find_stacks, sharpness, tile_focus
+from models.estimator import Estimator
 from models.mapping import PsfMap
 from models.recording import Recording
 from psf.blur import blur_valid
@@ -313,14 +314,18 @@ def blurred_stack(z_um: list[float]) -> np.ndarray:
 def test_a_simulated_stack_is_judged_in_each_context(tmp_path, monkeypatch):
     z_um = [-12.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 9.0, 14.0]
     write_stack(tmp_path, "halves", blurred_stack(z_um), {"z_um": z_um, **OPTICS})
-    map_alone = real_stacks.map_stack
+    load, map_stack = real_stacks.load_estimator, real_stacks.map_stack
 
-    def map_stack(recording: Recording, context: str = "stack") -> list[PsfMap]:
-        maps = map_alone(recording)
+    def with_context(*arguments: object) -> Estimator:
+        return replace(load(*arguments), context=torch.nn.Identity())
+
+    def shifted_map(recording: Recording, context: str) -> list[PsfMap]:
         shift = {"none": 0.0, "image": 1.0}[context]  # waves
+        maps = map_stack(recording, "none")
         return [replace(one, values=one.values + shift) for one in maps]
 
-    monkeypatch.setattr(real_stacks, "map_stack", map_stack)
+    monkeypatch.setattr(real_stacks, "load_estimator", with_context)
+    monkeypatch.setattr(real_stacks, "map_stack", shifted_map)
     out, contexts = tmp_path / "out", ("none", "image")
     real_stacks.main(
         real_stacks.Config(folder=tmp_path, stride=128, context=contexts, device="cpu", out=out)
