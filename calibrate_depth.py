@@ -31,7 +31,7 @@ from common.command import (
 from common.files import check_out_folder, run_record, write_csv
 from common.output import holds_out_folder
 from common.stack_pictures import draw_depth_calibration, draw_refused_calibration
-from micrographs.metadata import NOT_NEEDED, OpticsFacts, flag_of, flag_or_file
+from micrographs.metadata import AUTO_NA, NOT_NEEDED, OpticsFacts, flag_of, flag_or_file
 from models.checkpoint import load_estimator
 from models.depth import DEPTH_LABELS, DepthCalibration, is_signed
 from models.depth_fit import FEWEST_PLANES, fit_depth, leave_one_plane_out, plane_means
@@ -40,7 +40,7 @@ from models.map_image import map_stack
 from models.mapping import reliable_estimates
 from models.recording import Recording, RecordingOptions, choose_checkpoint, open_recording
 from psf.errors import InputError
-from psf.microscope import OPTICS_NAMES
+from psf.microscope import OPTICS_NAMES, Microscope
 from psf.model import um_per_label
 
 
@@ -251,9 +251,12 @@ def write_calibration(
     return target
 
 
-def next_step(config: Config, target: Path) -> str:
+def next_step(config: Config, microscope: Microscope, target: Path) -> str:
     """Command that maps an image with this calibration, under the optics of the flags."""
-    optics = [(flag_of(name), getattr(config, name)) for name in OPTICS_NAMES]
+    given = {name: getattr(config, name) for name in OPTICS_NAMES}
+    if given["na"] == AUTO_NA:
+        given["na"] = microscope.na
+    optics = [(flag_of(name), value) for name, value in given.items()]
     return next_command(
         "estimate_psf_map.py",
         "IMAGE",
@@ -306,7 +309,7 @@ def main(config: Config) -> None:
     target = write_calibration(config, calibration, table, warning)
     report(calibration, warning)
     print(f"wrote {config.out} (look at {config.out / 'calibration.png'})")
-    print(next_step(config, target))
+    print(next_step(config, recording.microscope, target))
 
 
 if __name__ == "__main__":

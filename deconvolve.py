@@ -36,7 +36,7 @@ from common.output import new_result, write_record
 from common.overviews import draw_restoration
 from common.stacks import write_stack
 from micrographs.camera import Camera, estimate_camera
-from micrographs.metadata import flag_of
+from micrographs.metadata import AUTO_NA, flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
 from micrographs.neighbours import large_regions
 from micrographs.outliers import Outliers, find_outliers
@@ -95,7 +95,7 @@ def read_map_and_camera(
     """The map in the folder --map and the camera that it found; flags come before both."""
     print_notes(filter(None, [check_belongs(facts, micrograph, config.other_image)]))
     given = {name: getattr(config, name) for name in OPTICS_NAMES}
-    changed = {n: v for n, v in given.items() if v not in (None, facts["optics"][n])}
+    changed = {n: v for n, v in given.items() if v not in (None, AUTO_NA, facts["optics"][n])}
     if changed:
         print(
             f"note: the optics of {config.map} are overruled by {', '.join(map(flag_of, changed))}"

@@ -3,7 +3,7 @@
 Every number carries its source, the field of the metadata or the flag.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,7 @@ from psf.microscope import OPTICS_NAMES, Microscope
 
 SQUARE = 1.01  # largest ratio of the sides of a square pixel: metadata are rounded
 SAME = 0.01  # relative difference between a flag and the metadata that needs no note
+AUTO_NA = "auto"  # flag of an NA that is estimated from the image
 NOT_NEEDED = "not needed"  # source of a number on which the result does not depend
 
 
@@ -59,6 +60,10 @@ def facts_of(*places: Found) -> OpticsFacts:
     return OpticsFacts(**values, sources={k: where for k, (_, where) in found.items()}, notes=notes)
 
 
+# From wavelength_um, pixel_size_um and refractive_index to the NA and its source in words.
+NaEstimator = Callable[..., tuple[float, str]]
+
+
 @dataclass(frozen=True)
 class KnownOptics:
     """A microscope, and where each of its numbers came from."""
@@ -69,31 +74,43 @@ class KnownOptics:
 
 
 def resolve_optics(
-    flags: Mapping[str, float | None],
+    flags: Mapping[str, float | Literal["auto"] | None],
     facts: OpticsFacts,
     not_needed: Mapping[str, float] | None = None,
+    estimate_na: NaEstimator | None = None,
 ) -> KnownOptics:
     """Optics whose numbers come from their flags, or else from the file.
 
     Parameters
     ----------
-    flags : values by name, None where not given
+    flags : values by name, None where not given; the NA may be "auto"
     not_needed : values of numbers on which the result does not depend, taken if nothing is known
+    estimate_na : estimates the NA if its flag is "auto"
 
     Raises
     ------
     InputError
         If neither a flag nor the file tells a number; it names the flags.
     """
+    automatic = flags.get("na") == AUTO_NA
     values: dict[str, float] = {}
     sources: dict[str, str] = {}
     notes: list[str] = []
     for name in OPTICS_NAMES:
-        found = flag_or_file(name, flags.get(name), facts, notes)
+        if name == "na" and automatic and estimate_na:
+            continue
+        given = None if flags.get(name) == AUTO_NA else flags.get(name)
+        found = flag_or_file(name, given, facts, notes)
         if found is not None:
             values[name], sources[name] = found
         elif not_needed is not None and name in not_needed:
             values[name], sources[name] = not_needed[name], NOT_NEEDED
+    if automatic and estimate_na and len(values) == len(OPTICS_NAMES) - 1:
+        values["na"], sources["na"] = estimate_na(**values)
+        notes.append(f"NA {sources['na']}")
+        if facts.na is not None and abs(values["na"] - facts.na) > SAME * facts.na:
+            place = facts.sources.get("na", "metadata")
+            notes.append(f"--na auto overrules {facts.na:g} of the file ({place})")
     missing = [flag_of(name) for name in OPTICS_NAMES if name not in values]
     if missing:
         raise InputError(f"the file does not tell its optics; give {', '.join(missing)}.")

@@ -22,10 +22,13 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from micrographs.radial_spectrum import Plane, RadialSpectrum, radial_spectrum
+from micrographs.camera import estimate_camera
+from micrographs.cleaned import survey
+from micrographs.micrograph import Micrograph
+from micrographs.radial_spectrum import RadialSpectrum, radial_spectrum
 from psf.errors import InputError
 from psf.microscope import Microscope, cutoff_cycles_per_pixel
-from psf.synthesis import synthesize
+from psf.synthesis import synthesize_with_loss
 
 CUTOFFS = np.exp(np.arange(math.log(0.06), math.log(1.3), 0.02))  # cycles per pixel, tried
 FOCI = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0])  # waves, tried
@@ -77,16 +80,20 @@ class NaEstimate:
 
 
 def estimate_na(
-    planes: Sequence[Plane], wavelength_um: float, pixel_size_um: float, refractive_index: float
+    planes: Sequence[Micrograph],
+    wavelength_um: float,
+    pixel_size_um: float,
+    refractive_index: float,
 ) -> NaEstimate:
     """NA of the objective that recorded an image, or the planes of a focal stack.
 
-    The sharpest plane decides. The noise must be that of a raw image.
+    The sharpest plane decides.
 
     Raises
     ------
     InputError
-        If the spectrum does not tell the NA; it says why, and how high the NA is at least.
+        If the noise is not that of a raw image, or the spectrum does not tell the NA. The message
+        says why, and how high the NA is at least.
     """
     found = sharpest(planes)
     if found is None:
@@ -95,6 +102,7 @@ def estimate_na(
             "over; give --na."
         )
     index, spectrum = found
+    _check_raw(planes[index])
     na_per_cutoff = wavelength_um / (2 * pixel_size_um)
     cutoff = estimate_cutoff(spectrum, refractive_index / na_per_cutoff)
     if not cutoff.is_told:
@@ -102,11 +110,21 @@ def estimate_na(
             f"the NA cannot be told from the image's spectrum: {_reason(cutoff)}. It is at least "
             f"{na_per_cutoff * cutoff.lowest:.2g} (95 %); give --na."
         )
-    scaled = (na_per_cutoff * cutoff.cutoff, na_per_cutoff * cutoff.error)
-    return NaEstimate(*scaled, index, cutoff.focus_waves)
+    na = float(f"{na_per_cutoff * cutoff.cutoff:.3g}")  # as printed, so that it can be given again
+    return NaEstimate(na, na_per_cutoff * cutoff.error, index, cutoff.focus_waves)
 
 
-def sharpest(planes: Sequence[Plane]) -> tuple[int, RadialSpectrum] | None:
+def _check_raw(plane: Micrograph) -> None:
+    """Refuse an image whose spectrum does not end in white noise."""
+    found = survey(plane)
+    if not estimate_camera(found.sample, found.usable).white_noise:
+        raise InputError(
+            "the NA cannot be told, since the spectrum does not end in white noise: the image was "
+            "processed, or the pixels are too large for its detail; give --na, or a raw image."
+        )
+
+
+def sharpest(planes: Sequence[Micrograph]) -> tuple[int, RadialSpectrum] | None:
     """Index and spectrum of the plane with the most content at high frequencies."""
     count = len(planes)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_PLANES)).round().astype(int))
@@ -168,7 +186,7 @@ def _transfer_table() -> tuple[np.ndarray, np.ndarray]:
     """Shares of the cut-off (S,) and |OTF|^2 there for each focus (FOCI, S), an ideal lens."""
     size, microscope = 255, Microscope(pixel_size_um=0.22)  # sampled finely; 3 waves fit in
     foci = torch.from_numpy(FOCI)[:, None]
-    psfs = synthesize("zernike1d", foci, microscope, size, pixel_integration=False)
+    psfs, _ = synthesize_with_loss("zernike1d", foci, microscope, size, pixel_integration=False)
     cutoff = cutoff_cycles_per_pixel(
         microscope.na, microscope.wavelength_um, microscope.pixel_size_um
     )

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -19,9 +20,11 @@ import tyro
 from common.files import check_out_folder
 from micrographs.camera import Camera, describe_camera, estimate_camera
 from micrographs.cleaned import Survey, survey
-from micrographs.metadata import KnownOptics, OpticsFacts, resolve_optics
+from micrographs.metadata import AUTO_NA, KnownOptics, resolve_optics
 from micrographs.micrograph import Micrograph, open_micrograph
+from micrographs.na_estimate import estimate_na, power_beyond
 from micrographs.outliers import describe_outliers
+from micrographs.radial_spectrum import radial_spectrum
 from models.checkpoint import ADVISED, AUTO
 from models.estimator import Estimator, outside_limits
 from models.mapping import Context
@@ -42,7 +45,8 @@ class RecordingOptions:
 
     # network: a shipped name, a folder of train.py, or auto: the one advised for widefield images
     checkpoint: Path = Path(AUTO)
-    na: float | None = None  # numerical aperture of the objective; default: the file's
+    # Numerical aperture of the objective; default: the file's; auto: estimated from the spectrum.
+    na: Literal["auto"] | float | None = None
     wavelength_um: float | None = None  # emission wavelength in vacuum, um; default: the file's
     pixel_size_um: float | None = None  # camera pixel / magnification, um; default: the file's
     refractive_index: float | None = None  # of the medium around the object; default: the file's
@@ -161,7 +165,7 @@ def open_recording(
         planes, found = [micrograph], micrograph.notes
         if is_stack:
             planes, found = micrograph.focal_planes()
-        optics = known_optics(options, micrograph.facts, estimator.psf_model)
+        optics = known_optics(options, micrograph, estimator.psf_model)
         resampling = choose_resampling(
             estimator, optics.microscope, options.allow_other_optics, micrograph.shape
         )
@@ -171,6 +175,8 @@ def open_recording(
         camera, surveyed, outliers = look_at_camera(micrograph, offset, gain, cutoff)
         sampling = describe_sampling(estimator, optics.microscope, resampling)
         notes = [*found, *optics.notes, *outliers, *sampling]
+        if cutoff and options.na != AUTO_NA and camera.white_noise:
+            notes += check_na(planes[len(planes) // 2], cutoff)
         stride = options.stride
         if stride > 0:
             stride = max(1, round(stride / resampling.factor))
@@ -180,8 +186,10 @@ def open_recording(
         )
 
 
-def known_optics(options: RecordingOptions, facts: OpticsFacts, model: PsfModel) -> KnownOptics:
+def known_optics(options: RecordingOptions, micrograph: Micrograph, model: PsfModel) -> KnownOptics:
     """Optics by flags, or else by the file's metadata; a blur in pixels needs the pixel size alone.
+
+    With --na auto all planes of a focal stack are looked at, since the sharpest one tells most.
 
     Raises
     ------
@@ -189,14 +197,16 @@ def known_optics(options: RecordingOptions, facts: OpticsFacts, model: PsfModel)
         If neither flags nor the file tell a number that is needed.
     """
     flags = {name: getattr(options, name) for name in OPTICS_NAMES}
-    not_needed = None
+    facts, not_needed, estimate = micrograph.facts, None, None
     if model.is_gaussian:
         not_needed = asdict(Microscope())
         not_needed.pop("pixel_size_um")
+    else:
+        estimate = partial(na_of_spectrum, micrograph)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)  # `describe_sampling` tells the user
         try:
-            return resolve_optics(flags, facts, not_needed)
+            return resolve_optics(flags, facts, not_needed, estimate)
         except InputError as error:
             if model.is_gaussian or flags["na"] or facts.na:
                 raise
@@ -219,6 +229,25 @@ def describe_sampling(
     if not outside_training(estimator, microscope, resampling):
         note += f"; {estimator.name} was trained for that"
     return [note]
+
+
+def na_of_spectrum(micrograph: Micrograph, **others: float) -> tuple[float, str]:
+    """The NA by the spectrum of an image, or of its focal stack, and its source in words."""
+    planes, _ = micrograph.focal_planes()
+    found = estimate_na(planes, **others)
+    which = f"the sharpest of {len(planes)} planes, {found.plane}" if planes[1:] else "the image"
+    return found.na, f"{found.na:g} ± {found.error:.2g} (from the spectrum of {which})"
+
+
+def check_na(plane: Micrograph, cutoff: float) -> list[str]:
+    """A note if the image holds detail that the given optics do not transmit."""
+    spectrum = radial_spectrum(plane)
+    if spectrum is None or not power_beyond(spectrum, cutoff):
+        return []
+    return [
+        "the image holds detail beyond the cut-off of these optics: the NA is higher than given, "
+        "or the pixel larger; check them, or try --na auto"
+    ]
 
 
 def choose_resampling(
