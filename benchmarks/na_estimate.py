@@ -145,7 +145,7 @@ def score_depths(config: Config, estimator: Estimator) -> pd.DataFrame:
         counts = record(name, truth, focus, 1000.0, k)
         row, found = estimate(counts, truth)
         nas = {"right": truth.na, "10 % too low": 0.9 * truth.na, "10 % too high": 1.1 * truth.na}
-        nas |= {"estimated": found} if row["told"] else {}
+        nas |= {"right, where told": truth.na, "estimated": found} if row["told"] else {}
         patches = counts.unfold(0, PATCH_PX, PATCH_PX).unfold(1, PATCH_PX, PATCH_PX)
         patches = patches.reshape(-1, PATCH_PX, PATCH_PX)
         for kind, na in nas.items():

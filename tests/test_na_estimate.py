@@ -77,7 +77,7 @@ def test_stripes_and_saturated_areas_do_not_change_the_spectrum():
     ("kind", "na", "pixel_um", "focus", "photons"),
     [
         ("filaments", 0.45, 0.18, 0.0, 300.0),
-        ("collage", 0.5, 0.17, 0.1, 3000.0),
+        ("strokes", 0.5, 0.17, 0.1, 3000.0),
         ("filaments", 0.3, 0.3, 1.0, 3000.0),
     ],
 )
