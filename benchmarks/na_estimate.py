@@ -51,6 +51,7 @@ PATCH_PX = 128
 class Config:
     """Settings of the benchmark."""
 
+    # held-out photographs, or kinds of procedural objects
     objects: tuple[str, ...] = ("camera", "coins", "gravel", "immunohistochemistry", "filaments")
     pixels: tuple[float, ...] = (0.5, 0.8, 1.1)  # pixel size, times that of Nyquist
     focus_waves: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)  # of the whole image

@@ -46,8 +46,8 @@ MODEL_ERROR = 0.01  # of the cut-off, for the steps of CUTOFFS and light at high
 LARGEST_ERROR = 0.15  # relative standard error up to which the NA counts as told
 HIGHEST_CUTOFF = 0.62  # cycles per pixel; above it, aliased light covers the noise
 LOWER_QUANTILE, UPPER_QUANTILE = 0.05, 0.95
-# NA / n of the tabulated OTFs; the nearest one is taken. Vectorial light changes the OTF at high NA:
-# with that of low NA, estimates at NA / n of 0.75 to 0.95 in focus were 6 to 8 % too low.
+# NA / n of the tabulated OTFs; the nearest one is taken. Vectorial light changes the OTF: with
+# that of low NA, estimates at NA / n of 0.75 to 0.95 in focus were 6 to 8 % too low.
 NA_PER_INDEX = np.array([0.3, 0.6, 0.75, 0.87, 0.95])
 OUT_OF_FOCUS = 0.5  # waves, from which defocus is named as the reason
 ROUNDS = (6, 8, 46)  # of a fit; after each number, hopeless fits are left out
