@@ -25,7 +25,8 @@ from common.command import pick_device, run
 from common.files import write_csv
 from micrographs.na_estimate import estimate_cutoff
 from micrographs.radial_spectrum import radial_spectrum
-from models.checkpoint import Estimator, load_estimator
+from models.checkpoint import load_estimator
+from models.estimator import Estimator
 from psf.blur import blur_valid
 from psf.microscope import Microscope, SamplingWarning
 from psf.model import psf_model
