@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 import torchvision
@@ -25,7 +26,10 @@ GPU_BATCH = 1024  # on a GPU, which needs much work in each step; not measured
 # Channels of the pixel branch of the wide network, by stage; that of the other one ends at 64. Dim
 # patches need it: their spectra drown in noise.
 WIDE_PIXELS = (32, 64, 128, 192)
-MODEL_NAMES = ("spectral_resnet", "spectral_resnet_wide", *RIVALS)
+ModelName = Literal[
+    "spectral_resnet", "spectral_resnet_wide", "resnet18", "resnet34", "resnet50", "resnext50"
+]
+MODEL_NAMES = get_args(ModelName)
 
 
 def build(name: str, n_outputs: int) -> nn.Module:

@@ -22,9 +22,8 @@ from micrographs.camera import Camera, describe_camera, estimate_camera
 from micrographs.cleaned import Survey, survey
 from micrographs.metadata import AUTO_NA, KnownOptics, resolve_optics
 from micrographs.micrograph import Micrograph, open_micrograph
-from micrographs.na_estimate import estimate_na, power_beyond
+from micrographs.na_source import check_na, na_of_spectrum
 from micrographs.outliers import describe_outliers
-from micrographs.radial_spectrum import radial_spectrum
 from models.checkpoint import ADVISED, AUTO
 from models.estimator import Estimator, outside_limits
 from models.mapping import Context
@@ -229,25 +228,6 @@ def describe_sampling(
     if not outside_training(estimator, microscope, resampling):
         note += f"; {estimator.name} was trained for that"
     return [note]
-
-
-def na_of_spectrum(micrograph: Micrograph, **others: float) -> tuple[float, str]:
-    """The NA by the spectrum of an image, or of its focal stack, and its source in words."""
-    planes, _ = micrograph.focal_planes()
-    found = estimate_na(planes, **others)
-    which = f"the sharpest of {len(planes)} planes, {found.plane}" if planes[1:] else "the image"
-    return found.na, f"{found.na:g} ± {found.error:.2g} (from the spectrum of {which})"
-
-
-def check_na(plane: Micrograph, cutoff: float) -> list[str]:
-    """A note if the image holds detail that the given optics do not transmit."""
-    spectrum = radial_spectrum(plane)
-    if spectrum is None or not power_beyond(spectrum, cutoff):
-        return []
-    return [
-        "the image holds detail beyond the cut-off of these optics: the NA is higher than given, "
-        "or the pixel larger; check them, or try --na auto"
-    ]
 
 
 def choose_resampling(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from models.loss import (
     split_outputs,
     value_loss,
 )
-from models.networks import build, exact_float32
+from models.networks import ModelName, build, exact_float32
 from models.processes import (
     SharedClock,
     gather_in_turn,
@@ -65,14 +64,7 @@ class Settings:
     fresh: bool = False
     epoch_patches: int = FRESH_EPOCH  # patches of an epoch with --fresh, rounded to whole steps
     # architecture of the network
-    model: Literal[
-        "spectral_resnet",
-        "spectral_resnet_wide",
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnext50",
-    ] = "spectral_resnet"
+    model: ModelName = "spectral_resnet"
     max_minutes: float | None = None  # length of the training; or give --epochs
     epochs: int | None = None  # epochs: of --epoch-patches, or of all in --data (default 12)
     batch_size: int = 64  # patches per step and process; batches of 32 scored alike
