@@ -1,4 +1,4 @@
-"""The NA of an image for the user: estimated where it is asked for, and checked where it is given."""
+"""The NA of an image: estimated where the user asks for it, and checked where it is given."""
 
 from micrographs.micrograph import Micrograph
 from micrographs.na_estimate import estimate_na, power_beyond
