@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models import mapping
+from models import done_rows
 from models.estimator import Prediction
 from models.mapping import TensorImage, predict_map
 from psf import InputError, Microscope, PsfModel
@@ -117,7 +117,7 @@ class CountingImage(TensorImage):
 
 
 def test_killed_map_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapping, "BAND", 60)  # two rows of the map at a time
+    monkeypatch.setattr(done_rows, "BAND", 60)  # two rows of the map at a time
     image, partial = CountingImage(coordinates(90, 230)), tmp_path / "partial.f32"
     expected = predict_map(PlaceReader(), image, Microscope(), 7)
     reads, CountingImage.reads, CountingImage.mortal = CountingImage.reads, 0, True
@@ -151,7 +151,7 @@ class OtherReader(PlaceReader):
 
 @pytest.mark.parametrize("change", ["network", "optics", "stride"])
 def test_killed_map_of_another_network_or_optics_is_made_anew(tmp_path, monkeypatch, change):
-    monkeypatch.setattr(mapping, "BAND", 60)
+    monkeypatch.setattr(done_rows, "BAND", 60)
     image, partial = CountingImage(coordinates(90, 230)), tmp_path / "partial.f32"
     CountingImage.reads, CountingImage.mortal = 0, True
     with pytest.raises(Killed):
