@@ -176,6 +176,11 @@ def _light(photons: float) -> str:
     return "none" if math.isinf(photons) else f"{photons:g}"
 
 
+def _interval(value: float, low: float, high: float, form: str) -> str:
+    """A value, with its interval if there is one."""
+    return f"{value:{form}}" + (f" ({low:{form}} to {high:{form}})" if low <= high else "")
+
+
 HEAD = ("optics", "specimens", "photons per px")  # of every table; no photons: no noise
 KEY = ["optics", "specimens", "photons_per_px"]
 
@@ -194,10 +199,8 @@ def _focus_lines(table: pd.DataFrame) -> list[str]:
     for (optics, specimens, photons), found in _groups(table, KEY):
         each = [found[name] for name in names]
         cells = [optics, specimens, _light(photons)]
-        cells += [f"{one.r2:.3f} ({one.r2_low:.3f} to {one.r2_high:.3f})" for one in each]
-        cells += [
-            f"{one.gain:+.3f} ({one.gain_low:+.3f} to {one.gain_high:+.3f})" for one in each[1:]
-        ]
+        cells += [_interval(one.r2, one.r2_low, one.r2_high, ".3f") for one in each]
+        cells += [_interval(one.gain, one.gain_low, one.gain_high, "+.3f") for one in each[1:]]
         cells += [f"{100 * one.coverage_68:.0f}" for one in each]
         cells += [f"{100 * one.coverage_95:.0f}" for one in each]
         rows.append(cells)

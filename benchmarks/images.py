@@ -40,7 +40,7 @@ from models.context_training import image_sources, record_images
 from models.data import read_data_config
 from models.estimator import Estimator, Prediction
 from psf.errors import InputError
-from psf.microscope import Microscope
+from psf.microscope import Microscope, simulated_microscopes
 from simulation.bank import Bank
 from simulation.images import Images, draw_images
 from simulation.patches import OUT_OF_RANGE, simulate
@@ -171,7 +171,7 @@ def blank_image(simulation: Simulation, bank: Bank, rng: np.random.Generator) ->
 def read_image(estimator: Estimator, images: Images, recorded: torch.Tensor) -> Readings:
     """What the network says of patches (1, K, M, H, W): alone, in the image, in the stack."""
     planes, places = recorded.shape[1:3]
-    microscope = Microscope(*images.optics[0].double().tolist())
+    (microscope,) = simulated_microscopes(images.optics.tolist())
     features, facts = estimator.features(recorded.flatten(0, 2), microscope)
     features, facts = (t.unflatten(0, (planes, places)) for t in (features, facts))
     where = images.places[0].cpu()
