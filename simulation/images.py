@@ -16,14 +16,16 @@ from psf.microscope import Microscope
 from psf.model import draw_labels
 from simulation.augmentation import add_grain, draw_changes, on_device, vary_contrast
 from simulation.bank import Bank
-from simulation.crops import generator_of, sample_windows, turned_windows
+from simulation.crops import blank_crops, generator_of, sample_windows, turned_windows
 from simulation.patches import FocusChanges, blur_patches
 from simulation.settings import Simulation, draw_microscopes
 from simulation.specimens import draw_sparse, draw_specimens
 
 MOST_TILES = 9  # of the source of an image: 1024 x 1024 px
 EMPTY = 0.02  # standard deviation of an empty patch, in that of its whole image
+BLANK_IMAGES = 0.04  # share of images without any content
 HAZE_ONLY = 0.1  # share of the places of a hazy image without an object
+MOST_FOCUS = 5.0  # waves, of the middle of an image; the networks' range of focus ends at 4
 MOST_CHANGE = 2.0  # waves, of focus from the middle of an image to its highest or lowest place
 PLANE_STEP_WAVES = (0.05, 1.0)  # between the planes of a stack
 
@@ -118,8 +120,15 @@ def _draw_objects(
     each = replace(each, grained=each.grained & (sparse == 0)[owner])
     pixels = add_grain(pixels, each, noise)
     middle = pixels.view(images, places, *pixels.shape[1:])[..., inner, inner]
+    blank = np.flatnonzero(rng.random(images) < BLANK_IMAGES)
+    is_blank = torch.zeros(images, 1, dtype=torch.bool, device=bank.device)
+    for number in blank:
+        fields = blank_crops(places, bank.crop_size, rng, bank.device)
+        pixels[number * places : (number + 1) * places] = fields
+        is_blank[number] = True
     spread = middle.std((2, 3))
     is_empty = spread < EMPTY * middle.std((1, 2, 3), keepdim=True)[..., 0, 0]
+    is_empty |= is_blank
     return pixels, where.reshape(images, places, 2), is_empty
 
 
@@ -135,7 +144,7 @@ def _draw_focus(where: np.ndarray, planes: int, rng: np.random.Generator) -> np.
         centred = (some - some.mean(0)) / max(float(np.abs(some - some.mean(0)).max()), 1e-6)
         change = MOST_CHANGE * rng.random() ** 2
         step = np.exp(rng.uniform(*np.log(PLANE_STEP_WAVES)))
-        middle = rng.uniform(-4, 4)
+        middle = rng.uniform(-MOST_FOCUS, MOST_FOCUS)
         if planes > 1:  # the stack contains the plane in focus, mostly
             step = min(step, 8 / planes)
             middle = -step * rng.uniform(-0.2, 1.2) * (planes - 1)
