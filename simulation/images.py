@@ -113,6 +113,8 @@ def _draw_objects(
     level = torch.stack(  # below it the object of a sparse image is dark
         [part[:, ::4, ::4].quantile(float(q)) for part, q in zip(middle, sparse, strict=True)]
     ).view(-1, 1, 1, 1)
+    # at most 0.9 of the range, since many pixels of drawn objects have the full brightness
+    level = torch.minimum(level, low + 0.9 * (high - low))
     low = torch.where(on_device(sparse > 0, bank.device).view(-1, 1, 1, 1), level, low)
     pixels = ((pixels - low) / (high - low).clamp_min(1e-6)).clamp_(0, 1).flatten(0, 1)
     each = changes.part(owner)
@@ -127,7 +129,7 @@ def _draw_objects(
         pixels[number * places : (number + 1) * places] = fields
         is_blank[number] = True
     spread = middle.std((2, 3))
-    is_empty = spread < EMPTY * middle.std((1, 2, 3), keepdim=True)[..., 0, 0]
+    is_empty = spread <= EMPTY * middle.std((1, 2, 3), keepdim=True)[..., 0, 0]
     is_empty |= is_blank
     return pixels, where.reshape(images, places, 2), is_empty
 

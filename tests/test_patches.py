@@ -11,7 +11,7 @@ from psf import InputError, Microscope, psf_model, synthesize_with_loss
 from psf.blur import blur_by_column
 from psf.microscope import simulated_microscopes
 from simulation.bank import Bank
-from simulation.patches import REACH, FocusChanges, blur_patches, simulate
+from simulation.patches import OUT_OF_RANGE, REACH, FocusChanges, blur_patches, simulate
 from simulation.settings import (
     OpticsRanges,
     Simulation,
@@ -251,7 +251,8 @@ def test_patches_out_of_range_are_marked_as_without_content():
     assert torch.equal(drawn.has_content, ~out_of_range)
     assert 8 < int(out_of_range.sum()) < 30
     far = drawn.labels[out_of_range, 0]
-    assert far.min() >= 1.15 and far.max() <= 1.6
+    low, high = OUT_OF_RANGE
+    assert far.min() >= low and far.max() <= high
 
 
 def test_only_models_with_focus_can_change_it_across_a_patch():
