@@ -1,18 +1,20 @@
 """The NA from an image's spectrum: right within its error, and refused where it cannot be told."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 
+from calibrate_depth import Config, next_step
 from micrographs import na_estimate
 from micrographs.metadata import OpticsFacts, resolve_optics
 from micrographs.micrograph import open_micrograph
 from micrographs.na_estimate import estimate_cutoff, estimate_na, power_beyond
+from micrographs.na_source import check_na, na_of_spectrum
 from micrographs.radial_spectrum import radial_spectrum
-from models.recording import check_na
 from psf import InputError, Microscope
 from psf.blur import blur_valid
 from psf.noise import camera_counts, to_photons
@@ -104,6 +106,24 @@ def test_sharpest_plane_of_a_stack_decides():
     microscope = Microscope(na=0.45, pixel_size_um=0.18)
     planes = [Image(record("filaments", microscope, focus)) for focus in (1.5, 0.1, 1.0)]
     assert na_estimate.sharpest(planes)[0] == 1
+
+
+def test_whole_stack_of_a_file_is_used_and_named_as_the_source(tmp_path):
+    microscope = Microscope(na=0.45, pixel_size_um=0.18)
+    planes = [record("filaments", microscope, focus).numpy() for focus in (1.5, 0.0)]
+    path = tmp_path / "stack.tif"
+    pixels = np.asarray(planes, np.uint16)
+    tifffile.imwrite(path, pixels, imagej=True, metadata={"axes": "ZYX"})
+    with open_micrograph(path, z=0) as image:
+        na, source = na_of_spectrum(image, pixel_size_um=0.18, **OPTICS)
+    assert na == pytest.approx(0.45, rel=0.08)
+    assert source.startswith(f"{na:g} ± 0.0") and "the sharpest of 2 planes, 1)" in source
+
+
+def test_next_command_of_a_calibration_names_the_na_that_was_found():
+    config = Config(stack=Path("stack.tif"), out=Path("out"), na="auto")
+    command = next_step(config, Microscope(na=0.443), Path("out/depth_calibration.json"))
+    assert "--na 0.443" in command and "auto" not in command.split("--na")[1]
 
 
 def test_estimate_scales_with_the_optics_and_stays_below_the_index():
