@@ -102,7 +102,7 @@ def estimate_na(
     found = sharpest(planes)
     if found is None:
         raise InputError(
-            "the NA cannot be told from images smaller than 64 px, or saturated or constant all "
+            "the NA cannot be told: the image is smaller than 96 px, or saturated or constant all "
             "over; give --na."
         )
     index, spectrum = found
