@@ -1,5 +1,6 @@
 """A tiny data set of each kind and a tiny run, made once for all test files."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +64,12 @@ def focus_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def focus_run(tmp_path_factory, focus_data):
-    """Folder of a `spectral_resnet` after one epoch on `focus_data`. Read only."""
+    """Folder of a `spectral_resnet` after one epoch on `focus_data`. Read only.
+
+    Its histograms are wide, but it learns that patches have content, so that maps are not empty.
+    """
     folder = tmp_path_factory.mktemp("runs") / "focus"
-    train.main(train.Config(data=focus_data, out=folder, epochs=1, batch_size=40, device="cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.loss.UNINFORMATIVE", math.inf)
+        train.main(train.Config(data=focus_data, out=folder, epochs=1, batch_size=40, device="cpu"))
     return folder
