@@ -28,7 +28,7 @@ class PixelReader:
 
     patch_size = 16
     device = torch.device("cpu")
-    name = "first"
+    name, context = "first", None
 
     def __init__(self, name="zernike1d", outside=False):
         self.psf_model = psf_model(name)
