@@ -32,9 +32,10 @@ from models.estimator import Estimator
 from models.loss import estimation_loss, output_count, split_outputs, value_loss
 from models.run_state import load_state, save_state
 from models.scoring import SCORES
+from models.spectral_resnet import SpectralResNet
 from models.trainer import learning_rate
 from psf.errors import InputError
-from simulation.settings import from_config
+from simulation.settings import Simulation, from_config
 
 SAVE_EVERY = 100  # steps between validations, after which a stopped run goes on
 VALIDATION_SIZES = ((1, 1), (1, 25), (9, 12))  # planes and places
@@ -56,13 +57,6 @@ class Config:
     seed: int = 0  # of weights and images
     device: str = "auto"  # auto, cpu, cuda, mps
     threads: int | None = None  # CPU threads (default: all)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Images never trained on, by light, as the encoder sees them."""
-
-    seen: dict[str, list[Seen]]  # by name of planes, places and light
 
 
 def make_validation(stream: ImageStream, config: Config) -> dict[str, list[Seen]]:
@@ -101,16 +95,34 @@ def validate(
     context.eval()
     losses, scores, found = [], {}, []
     for name, some in validation.items():
-        outputs = torch.cat([outputs_of(estimator, context, seen) for seen in some])
-        kept = torch.cat([seen.has_content for seen in some])
-        targets = torch.cat([seen.targets for seen in some])[kept]
+        outputs = torch.cat([outputs_of(estimator, context, seen) for seen in some]).cpu()
+        kept = torch.cat([seen.has_content for seen in some]).cpu()
+        targets = torch.cat([seen.targets for seen in some]).cpu()[kept]
         values, log_variances, _ = split_outputs(outputs[kept])
         losses.append(float(value_loss(values, targets, torch.ones(len(values)))))
         scores[name] = float(SCORES["r2"](targets[:, 0].numpy(), values[:, 0].numpy()))
-        noise = torch.cat([seen.facts[..., 1].flatten() for seen in some])[kept]
+        noise = torch.cat([seen.facts[..., 1].flatten() for seen in some]).cpu()[kept]
         deviations = (log_variances / 2).exp()
         found.append(tuple(t.double().numpy() for t in (values - targets, deviations, noise)))
     return float(np.mean(losses)), scores, found
+
+
+def check_encoder(config: Config, estimator: Estimator, simulation: Simulation) -> None:
+    """Refuse an encoder that does not fit the data folder, or has no features."""
+    found, asked = config.checkpoint, config.data
+    if estimator.psf_model != simulation.model:
+        raise InputError(f"{found} and {asked} have different PSF models; give another --data.")
+    if simulation.model.label_names[0] != "focus":
+        raise InputError(
+            f"{simulation.model.name} has no focus in waves; give another --checkpoint."
+        )
+    if estimator.patch_size != simulation.patch_size:
+        raise InputError(
+            f"{found} takes patches of {estimator.patch_size} px and {asked} has patches of "
+            f"{simulation.patch_size} px; give another --data."
+        )
+    if not isinstance(estimator.network, SpectralResNet):
+        raise InputError(f"{found} is no spectral_resnet; give another --checkpoint.")
 
 
 def describe(config: Config, estimator: Estimator, data: dict[str, Any]) -> dict[str, Any]:
@@ -153,8 +165,7 @@ def train(config: Config) -> None:
     estimator = load_estimator(config.checkpoint, device)
     data = read_data_config(config.data)
     simulation = from_config(data)
-    if estimator.psf_model != simulation.model:
-        raise InputError(f"{config.checkpoint} and {config.data} have different PSF models.")
+    check_encoder(config, estimator, simulation)
     description = describe(config, estimator, data)
     claim_folder(config.out, description, "training of a context network", "run_config.json")
     torch.manual_seed(config.seed)

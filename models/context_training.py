@@ -142,12 +142,12 @@ class ImageStream:
         Drawing changes the bank, so it is done by one thread, one draw ahead.
         """
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
-            number = first // EXPOSURES
+            number, exposures_done = divmod(first, EXPOSURES)
             pending = ahead.submit(self.images, number)
             while True:
                 images, pending = pending.result(), ahead.submit(self.images, number + 1)
-                for exposure in range(EXPOSURES):
+                for exposure in range(exposures_done, EXPOSURES):
                     rng = np.random.default_rng([self.seed, number, 1 + exposure])
                     recorded = expose_images(images.blurred, self.exposure, rng)
                     yield encode(self.estimator, images, recorded, self.scaler)
-                number += 1
+                number, exposures_done = number + 1, 0

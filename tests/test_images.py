@@ -26,6 +26,11 @@ VARIED = replace(
 FLOAT32 = 1e-5
 
 
+@pytest.fixture(autouse=True)
+def all_with_objects(monkeypatch):
+    monkeypatch.setattr(images, "BLANK_IMAGES", 0.0)
+
+
 @pytest.fixture(scope="module")
 def bank():
     sources = [*procedural_sources(1, 512), Source("gravel", "builtin")]
@@ -199,7 +204,20 @@ def test_sparse_images_of_full_brightness_do_not_vanish(tmp_path):
     assert (crops.std((1, 2)) > 0.1).all()
 
 
-def test_background_and_haze_belong_to_the_whole_image(bank):
+def test_blank_images_have_no_content(bank, monkeypatch):
+    focus = np.zeros((30, 1, 2))
+    plain = drawn(bank, sizes=(30, 2, 1), focus=focus)
+    monkeypatch.setattr(images, "BLANK_IMAGES", 0.5)
+    found = drawn(bank, sizes=(30, 2, 1), focus=focus)
+    blank = ~found.has_content.flatten(1).any(1)
+    assert 6 <= int(blank.sum()) <= 24
+    assert torch.equal(found.has_content[~blank], plain.has_content[~blank])
+    contrast = found.blurred.std((3, 4)) / found.blurred.mean((3, 4))
+    assert (contrast[blank] <= 0.0201).all()
+    assert contrast[found.has_content].median() > 0.2
+
+
+def test_background_belongs_to_the_whole_image(bank):
     lit = replace(SIMULATION, specimens=SpecimenRanges(background=1.0, background_light=(2.0, 2.0)))
     dark, bright = drawn(bank), drawn(bank, lit)
     light = 2 * dark.blurred.mean((1, 2, 3, 4), keepdim=True)

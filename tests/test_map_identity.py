@@ -26,7 +26,7 @@ from common.command import run as run_command
 from common.pictures import new_figure, plain_text, save_figure
 from models.map_files import pixels_hash
 from models.mapping import TensorImage
-from psf import InputError
+from psf import InputError, Microscope
 from restoration.blur_map import read_map
 
 OPTICS = "--na 0.45 --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33".split()
@@ -211,7 +211,7 @@ def test_commands_of_training_and_benchmark_are_valid(focus_run, focus_data, tmp
 def test_command_of_a_calibration_keeps_the_optics(tmp_path):
     given = {"stack": Path("s.tif"), "checkpoint": Path("my net"), "out": tmp_path, "na": 0.45}
     config = calibrate_depth.Config(**given, wavelength_um=0.5, allow_other_optics=True)
-    line = calibrate_depth.next_step(config, tmp_path / "depth_calibration.json")
+    line = calibrate_depth.next_step(config, Microscope(), tmp_path / "depth_calibration.json")
     _, script, *arguments = shlex.split(line.removeprefix("next: "))
     found = tyro.cli(importlib.import_module(script.removesuffix(".py")).Config, args=arguments)
     assert (found.checkpoint, found.na, found.wavelength_um) == (Path("my net"), 0.45, 0.5)

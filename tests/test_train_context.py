@@ -20,7 +20,9 @@ from models.context_training import ImageStream, encode, image_sources, record_i
 from models.data import Exposure, read_data_config
 from models.loss import split_outputs, value_loss
 from psf import InputError
+from simulation import images
 from simulation.settings import from_config
+from simulation.sources import read_plane
 
 SIGMAS = 5  # statistical tolerance
 SMALL = ((1, 1), (1, 3), (2, 2))  # planes and places
@@ -31,7 +33,9 @@ def small():
     """Few patches in each step and in the validation, and no procedural images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context_training, "SIZES", SMALL)
-        patch.setattr(context_training, "PER_STEP", 6)
+        patch.setattr(context_training, "PER_STEP", 12)
+        patch.setattr(images, "BLANK_IMAGES", 0.0)
+        patch.setattr(images, "MOST_FOCUS", 1.0)  # the range of focus of the data
         patch.setattr(context_training, "ROWS", 64)
         patch.setattr(train_context, "VALIDATION_SIZES", ((1, 1), (2, 3)))
         patch.setattr(train_context, "VALIDATION_DRAWS", 1)
@@ -82,31 +86,31 @@ def test_steps_do_not_depend_on_where_a_run_starts(stream):
 
 
 def test_an_image_has_one_light(stream):
-    images = torch.rand(3, 2, 4, 32, 32, generator=torch.Generator().manual_seed(0)) + 0.5
-    images[:, :, 1] *= 3  # a bright place stays three times as bright
+    given = torch.rand(3, 2, 4, 32, 32, generator=torch.Generator().manual_seed(0)) + 0.5
+    given[:, :, 1] *= 3  # a bright place stays three times as bright
     photons, read, clean = np.array([50.0, 800.0, 50.0]), np.array([1.0, 4.0, 1.0]), np.zeros(3)
     clean[2] = 1
-    found = record_images(images, photons, read, clean > 0, torch.Generator().manual_seed(1))
+    found = record_images(given, photons, read, clean > 0, torch.Generator().manual_seed(1))
     mean = found.mean((1, 2, 3, 4))
     assert mean[:2].tolist() == pytest.approx([50, 800], rel=0.01)
-    assert torch.equal(found[2], images[2])
+    assert torch.equal(found[2], given[2])
     bright, dim = found[:, :, 1].mean((1, 2, 3)), found[:, :, 0].mean((1, 2, 3))
     assert (bright / dim)[:2].tolist() == pytest.approx([3, 3], rel=0.05)
-    expected = images / images.mean((1, 2, 3, 4), keepdim=True)
+    expected = given / given.mean((1, 2, 3, 4), keepdim=True)
     noise = found[1] - 800 * expected[1]
     error = SIGMAS * math.sqrt(2 / noise.numel())
     assert float(noise.var()) == pytest.approx(800 + 4**2, rel=error)
 
 
 def test_the_encoder_sees_each_patch_with_its_optics(stream):
-    images = stream.images(0, (2, 3))
-    seen = encode(stream.estimator, images, images.blurred, stream.scaler)
+    drawn = stream.images(0, (2, 3))
+    seen = encode(stream.estimator, drawn, drawn.blurred, stream.scaler)
     estimator = stream.estimator
-    features, facts = estimator.features(images.blurred[0, 1], stream.simulation.microscope)
+    features, facts = estimator.features(drawn.blurred[0, 1], stream.simulation.microscope)
     assert torch.allclose(seen.features[0, 1], features, atol=1e-5)
     assert torch.allclose(seen.facts[0, 1], facts, atol=1e-5)
     # labels of 0 to 1 waves are -1 to 1 in standard units
-    targets = (2 * images.labels - 1).flatten(0, 2)
+    targets = (2 * drawn.labels - 1).flatten(0, 2)
     assert torch.allclose(seen.targets, targets, atol=1e-6)
 
 
@@ -122,22 +126,18 @@ def test_splits_share_no_source(config):
 
 
 def test_larger_procedural_images_take_the_place_of_those_of_the_data(config, monkeypatch):
+    of_the_data = context_training.procedural_sources(1, 512)
     monkeypatch.setattr(context_training, "SOURCES_PER_KIND", 4)
-    data = read_data_config(config.data)
-    procedural = {"images": "procedural", "source_hashes": {}}
-    monkeypatch.setattr(
-        context_training, "training_sources", lambda *_: context_training.procedural_sources(1, 512)
+    monkeypatch.setattr(context_training, "training_sources", lambda *_: of_the_data)
+    monkeypatch.setattr(context_training, "load_sources", lambda *_: (of_the_data, []))
+    names = [one.name for one in of_the_data]
+    data = {"images": "procedural", "seed": 0, "source_images": {"validation": names}}
+    train, validation = (
+        image_sources(config.data, data, 100, split) for split in ("train", "validation")
     )
-    kinds = {}
-    for split in ("train", "validation"):
-        names = {split: [one.name for one in context_training.procedural_sources(1, 512)]}
-        found = image_sources(
-            config.data, {**data, **procedural, "source_images": names}, 100, split
-        )
-        kinds[split] = found
-        assert {one.kind for one in found} == {"procedural"}
-    assert len(kinds["train"]) == 4 * len(kinds["validation"])
-    assert not {one.name for one in kinds["train"]} & {one.name for one in kinds["validation"]}
+    assert len(train) == 4 * len(validation) == 4 * len(of_the_data)
+    assert not {*train} & {*validation} and not {*train, *validation} & {*of_the_data}
+    assert read_plane(validation[0]).shape == (context_training.SOURCE_PX,) * 2
 
 
 # --- a run
@@ -167,8 +167,8 @@ def test_run_writes_a_checkpoint_with_both_networks(uninterrupted, focus_run):
 
 def test_scores_are_those_of_encoder_and_context_together(uninterrupted, stream):
     estimator = load_estimator(uninterrupted)
-    images = stream.images(3, (2, 3))
-    seen = encode(estimator, images, images.blurred, stream.scaler)
+    drawn = stream.images(3, (2, 3))
+    seen = encode(estimator, drawn, drawn.blurred, stream.scaler)
     loss, scores, found = train_context.validate(estimator, estimator.context, {"a": [seen]})
     outputs = train_context.outputs_of(estimator, estimator.context, seen).detach()
     values = split_outputs(outputs)[0]
@@ -227,6 +227,14 @@ def test_data_of_another_patch_size_are_refused(config, tmp_path):
     data = json.loads((config.data / "config.json").read_text("utf-8"))
     write_json(tmp_path / "data" / "config.json", {**data, "patch_size": 96})
     refused(config, tmp_path, "patches of 64 px and .* of 96 px", data=tmp_path / "data")
+
+
+def test_models_without_focus_are_refused(config, gaussian_data, tmp_path, monkeypatch):
+    estimator = load_estimator(config.checkpoint)
+    model = json.loads((gaussian_data / "config.json").read_text("utf-8"))["psf_model"]
+    gaussian = replace(estimator, config={**estimator.config, "psf_model": model})
+    monkeypatch.setattr(train_context, "load_estimator", lambda *_: gaussian)
+    refused(config, tmp_path, "gaussian1d has no focus in waves", data=gaussian_data)
 
 
 def test_encoders_without_features_are_refused(config, tmp_path, monkeypatch):
