@@ -4,13 +4,14 @@
 
 The encoder, which is the network of the checkpoint, stays as it is. Images are simulated with the
 settings of the data folder: one kind of object, specimen, optics and light each, with focus that
-changes over the image, and focal stacks. Writes a checkpoint folder with both networks. After an
-interrupted run the same command continues.
+changes over the image, and focal stacks. They are seen by the encoder once; its features are kept
+in features/ while the second network is trained on them. Writes a checkpoint folder with both
+networks. After an interrupted run the same command continues.
 """
 
 import math
+import shutil
 import time
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ from common.output import hold_folder
 from models import error_bars
 from models.checkpoint import load_estimator, save_checkpoint, save_context
 from models.context import ContextNet
-from models.context_training import ImageStream, Seen, encode, image_sources, record_images
+from models.context_training import (
+    ImageStream,
+    Seen,
+    encode,
+    image_sources,
+    read_features,
+    record_images,
+    some_places,
+    write_features,
+)
 from models.data import Exposure, read_data_config
 from models.estimator import Estimator
 from models.loss import estimation_loss, output_count, split_outputs, value_loss
@@ -37,9 +47,10 @@ from models.trainer import learning_rate
 from psf.errors import InputError
 from simulation.settings import Simulation, from_config
 
+BATCH = 4  # exposed draws in a step, so that it sees several kinds of images
 SAVE_EVERY = 100  # steps between validations, after which a stopped run goes on
 VALIDATION_SIZES = ((1, 1), (1, 25), (9, 12))  # planes and places
-VALIDATION_DRAWS = 2  # of each size, of about 256 patches
+VALIDATION_DRAWS = 3  # of each size, of about 256 patches
 VALIDATION_PHOTONS = (math.inf, 1000.0, 100.0, 10.0)
 
 
@@ -50,7 +61,8 @@ class Config:
     checkpoint: Path  # encoder: a folder of train.py, or the name of shipped weights
     data: Path  # folder of generate_training_set.py, whose settings the images have
     out: Path  # folder to write
-    steps: int = 2000  # of about 256 patches each
+    draws: int = 600  # of about 256 patches; each is exposed three times
+    steps: int = 3000  # training steps, on BATCH exposed draws each
     learning_rate: float = 5e-4  # highest, after the warm-up
     weight_decay: float = 0.02  # of weight matrices
     exposure: Exposure = field(default_factory=Exposure)  # light and noise of the images
@@ -127,7 +139,7 @@ def check_encoder(config: Config, estimator: Estimator, simulation: Simulation) 
 
 def describe(config: Config, estimator: Estimator, data: dict[str, Any]) -> dict[str, Any]:
     """Content of run_config.json; a resumed run must have the same."""
-    fixed = ("steps", "learning_rate", "weight_decay", "seed")
+    fixed = ("draws", "steps", "learning_rate", "weight_decay", "seed")
     return {
         "encoder": estimator.fingerprint,
         "data": data,
@@ -183,24 +195,16 @@ def train(config: Config) -> None:
         return ImageStream(estimator, simulation, sources, config.exposure, seed)
 
     validation = make_validation(stream_of("validation", config.seed + 1), config)
-    started, first = time.perf_counter(), facts["step"]
-    losses: list[float] = []
-    stream = stream_of("train", config.seed + 2)
-    bar = tqdm(total=config.steps, initial=first, unit="step", mininterval=5)
-    with bar, closing(stream.steps(first)) as steps:
+    folder = config.out / "features"
+    folder.mkdir(exist_ok=True)
+    write_features(stream_of("train", config.seed + 2), folder, config.draws)
+    seen = read_features(folder, config.draws)
+    started, losses = time.perf_counter(), []
+    first = facts["step"]
+    bar = tqdm(total=config.steps, initial=first, unit="step", desc="train", mininterval=5)
+    with bar:
         for step in range(first, config.steps):
-            context.train()
-            seen = next(steps)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step / config.steps, config.learning_rate)
-            loss = estimation_loss(
-                outputs_of(estimator, context, seen), seen.targets, seen.has_content
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(context.parameters(), 1.0)
-            optimizer.step()
-            losses.append(float(loss.detach()))
+            losses.append(train_step(config, estimator, context, optimizer, seen, step))
             bar.update()
             if (step + 1) % SAVE_EVERY and step + 1 < config.steps:
                 continue
@@ -216,8 +220,35 @@ def train(config: Config) -> None:
             write_csv(config.out / "metrics.csv", pd.DataFrame(facts["rows"]), "%.5g")
             save_state(state, context, optimizer, facts)
     write_json(config.out / "run.json", run_record(minutes=(time.perf_counter() - started) / 60))
+    shutil.rmtree(folder)
     print(f"wrote {config.out} (see {config.out / 'metrics.csv'})")
     print(next_command("estimate_psf_map.py", "image.tif", ("--checkpoint", config.out)))
+
+
+def train_step(
+    config: Config,
+    estimator: Estimator,
+    context: ContextNet,
+    optimizer: torch.optim.Optimizer,
+    seen: list[Seen],
+    step: int,
+) -> float:
+    """Loss of one step, whose images depend on its number only."""
+    context.train()
+    rng = np.random.default_rng([config.seed, step])
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step / config.steps, config.learning_rate)
+    optimizer.zero_grad()
+    total = 0.0
+    for number in rng.integers(0, len(seen), BATCH):
+        some = some_places(seen[number], rng)
+        outputs = outputs_of(estimator, context, some)
+        loss = estimation_loss(outputs, some.targets, some.has_content) / BATCH
+        loss.backward()
+        total += float(loss.detach())
+    torch.nn.utils.clip_grad_norm_(context.parameters(), 1.0)
+    optimizer.step()
+    return total
 
 
 def main(config: Config) -> None:

@@ -1,14 +1,16 @@
-"""Training of the network that sees the patches of an image together, on a fixed encoder."""
+"""Images as a fixed encoder sees them, for the training of the network that sees them whole."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
+from tqdm import tqdm
 
+from common.files import whole_file
 from models.context import facts_of
 from models.data import Exposure, normalise
 from models.estimator import Estimator
@@ -22,9 +24,10 @@ from simulation.settings import Simulation
 from simulation.sources import Source, load_sources, procedural_sources
 from simulation.stream import training_sources
 
-# Planes and places of the images of a step: single patches, images, and focal stacks.
-SIZES = ((1, 1), (1, 4), (1, 9), (1, 25), (1, 64), (1, 160), (5, 5), (9, 12), (20, 8))
-PER_STEP = 256  # patches of a step, about
+# Planes and places of the images of a draw: images, and focal stacks. A training step sees a random
+# number of the places.
+SIZES = ((1, 4), (1, 9), (1, 16), (1, 36), (1, 64), (1, 160), (5, 5), (9, 12), (20, 8))
+PER_DRAW = 256  # patches that are simulated together, about
 EXPOSURES = 3  # of each simulated image, since the simulation takes most of the time
 SOURCE_PX = 1024  # edge of the procedural images, so that an image has places far from each other
 SOURCES_PER_KIND = 12  # procedural images of each kind
@@ -133,21 +136,67 @@ class ImageStream:
         """Simulated images of one draw."""
         rng = np.random.default_rng([self.seed, number])
         planes, places = sizes or SIZES[rng.integers(len(SIZES))]
-        count = max(1, PER_STEP // (planes * places))
+        count = max(1, PER_DRAW // (planes * places))
         return draw_images(self.simulation, self.bank, count, places, planes, rng)
 
-    def steps(self, first: int) -> Iterator[Seen]:
-        """Batches from step `first` on; images are simulated in the turn of the bank.
+    def seen(self, number: int, images: Images) -> list[Seen]:
+        """The images of a draw, exposed several times, as the encoder sees them."""
+        found = []
+        for exposure in range(EXPOSURES):
+            rng = np.random.default_rng([self.seed, number, 1 + exposure])
+            recorded = expose_images(images.blurred, self.exposure, rng)
+            found.append(encode(self.estimator, images, recorded, self.scaler))
+        return found
 
-        Drawing changes the bank, so it is done by one thread, one draw ahead.
-        """
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
-            number, exposures_done = divmod(first, EXPOSURES)
-            pending = ahead.submit(self.images, number)
-            while True:
-                images, pending = pending.result(), ahead.submit(self.images, number + 1)
-                for exposure in range(exposures_done, EXPOSURES):
-                    rng = np.random.default_rng([self.seed, number, 1 + exposure])
-                    recorded = expose_images(images.blurred, self.exposure, rng)
-                    yield encode(self.estimator, images, recorded, self.scaler)
-                number, exposures_done = number + 1, 0
+
+def write_features(stream: ImageStream, folder: Path, draws: int) -> None:
+    """Simulate and encode images, one file for each draw; files that are there stay.
+
+    Drawing changes the bank of source images, so one thread does it, one draw ahead.
+    """
+    missing = [number for number in range(draws) if not feature_path(folder, number).is_file()]
+    bar = tqdm(total=draws, initial=draws - len(missing), unit="draw", desc="images", mininterval=5)
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead, bar:
+        pending = [ahead.submit(stream.images, number) for number in missing[:1]]
+        for following, number in zip([*missing[1:], None], missing, strict=True):
+            images = pending.pop().result()
+            if following is not None:
+                pending.append(ahead.submit(stream.images, following))
+            tensors = {
+                f"{name}/{exposure}": value.clone()
+                for exposure, seen in enumerate(stream.seen(number, images))
+                for name, value in vars(seen).items()
+            }
+            with whole_file(feature_path(folder, number)) as partial:
+                partial.write_bytes(save(tensors))
+            bar.update()
+
+
+def feature_path(folder: Path, number: int) -> Path:
+    """File of the features of a draw."""
+    return folder / f"{number:05d}.safetensors"
+
+
+def read_features(folder: Path, draws: int) -> list[Seen]:
+    """All images of `write_features`, each exposure by itself."""
+    found = []
+    for number in range(draws):
+        tensors = load_file(feature_path(folder, number))
+        for exposure in range(EXPOSURES):
+            names = [field.name for field in fields(Seen)]
+            found.append(Seen(*(tensors[f"{name}/{exposure}"] for name in names)))
+    return found
+
+
+def some_places(seen: Seen, rng: np.random.Generator) -> Seen:
+    """The images with a random number of their places, so that the network knows small ones."""
+    count = seen.features.shape[2]
+    kept = torch.from_numpy(np.sort(rng.permutation(count)[: rng.integers(1, count + 1)]))
+    shape = seen.features.shape[:3]
+    return Seen(
+        seen.features[:, :, kept],
+        seen.facts[:, :, kept],
+        seen.places[:, kept],
+        seen.targets.unflatten(0, shape)[:, :, kept].flatten(0, 2),
+        seen.has_content.unflatten(0, shape)[:, :, kept].flatten(),
+    )
