@@ -1,13 +1,18 @@
 """Exact defocus: its path is that of steep rays, and its wave the one that fits rho^2 best."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+import generate_training_set
+from models.data import read_data_config
 from psf import InputError, Microscope, psf_model, synthesize
 from psf.defocus import exact_shape, um_per_exact_wave
 from psf.model import from_config, um_per_label
+from simulation.settings import from_config as from_data
 
 HIGH = Microscope(1.2, 0.52, 0.1, 1.33)
 
@@ -46,10 +51,11 @@ def test_at_high_na_a_wave_of_exact_defocus_is_shorter():
 def test_exact_psf_equals_that_of_gibson_lanni_without_mismatch():
     """Two independent roads to the wavefront: by waves of focus, and by the z of the stage."""
     focus = torch.tensor([[1.5]])
-    exact = synthesize(psf_model("zernike1d", defocus="exact"), focus, HIGH, 95)
+    light = "vectorial"
+    exact = synthesize(psf_model("zernike1d", defocus="exact", light=light), focus, HIGH, 127)
     z_um = focus * um_per_exact_wave(HIGH)
-    layered = synthesize(psf_model("gibson_lanni"), z_um, HIGH, 95)
-    seidel = synthesize(psf_model("zernike1d"), focus, HIGH, 95)
+    layered = synthesize(psf_model("gibson_lanni", light=light), z_um, HIGH, 127)
+    seidel = synthesize(psf_model("zernike1d", light=light), focus, HIGH, 127)
     peak = float(layered.max())
     assert float((exact - layered).abs().max()) < 2e-5 * peak
     assert float((seidel - layered).abs().max()) > 0.05 * peak
@@ -59,3 +65,19 @@ def test_a_model_without_focus_has_no_exact_defocus():
     with pytest.raises(InputError, match="defocus 'exact' for gaussian1d"):
         psf_model("gaussian1d", defocus="exact")
     assert math.isfinite(um_per_exact_wave(HIGH))
+
+
+def test_training_set_of_exact_defocus_says_so(tmp_path, focus_config):
+    counts = {"train_patches": 4, "validation_patches": 2, "test_patches": 2}
+    exact = replace(focus_config, out=tmp_path / "data", defocus="exact", **counts)
+    generate_training_set.main(exact)
+    found = from_data(read_data_config(exact.out))
+    assert (
+        json.loads((exact.out / "config.json").read_text("utf-8"))["psf_model"]["defocus"]
+        == "exact"
+    )
+    assert found.model == psf_model("zernike1d", {"focus": (0.0, 1.0)}, defocus="exact")
+    with pytest.raises(InputError, match="defocus 'exact' for gaussian1d"):
+        generate_training_set.main(
+            replace(exact, out=tmp_path / "no", psf_model="gaussian1d", focus_waves=None)
+        )

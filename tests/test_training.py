@@ -1,6 +1,7 @@
 """Training: what the loss sees, the schedule, and that a kill leaves no trace in the weights."""
 
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from models.loss import (
 from models.run_state import load_state, save_state
 from models.trainer import (
     WARM_UP,
+    Trainer,
     build_optimizer,
     learning_rate,
     step_generator,
@@ -97,9 +99,32 @@ def test_loss_masks_the_values_of_blank_patches():
     estimation_loss(outputs, torch.randn(6, 2).clamp(-1, 1), has_content).backward()
     assert (outputs.grad[~has_content, :-1] == 0).all()
     assert (outputs.grad[has_content, :-1] != 0).all()
-    # the flag is learned from all; more content lowers the loss where there is some
-    assert (outputs.grad[has_content, -1] < 0).all()
-    assert (outputs.grad[~has_content, -1] > 0).all()
+    # random histograms tell no more than the range of the labels: no patch counts as content
+    assert (outputs.grad[:, -1] > 0).all()
+
+
+def test_flag_is_learned_from_patches_with_narrow_histograms():
+    narrow = torch.full((4, BINS + 1), -20.0)
+    narrow[:, 30], narrow[:, -1] = 20.0, 0.0
+    wide = torch.zeros(4, BINS + 1)  # uniform: standard deviation 1.25 / sqrt(3)
+    outputs = torch.cat([narrow, wide]).requires_grad_()
+    has_content = torch.tensor([True, True, False, False] * 2)
+    estimation_loss(outputs, torch.zeros(8, 1), has_content).backward()
+    # more content lowers the loss where there is some, and where focus can be told
+    falls = outputs.grad[:, -1] < 0
+    assert falls.tolist() == [True, True, *[False] * 6]
+    assert torch.allclose(outputs.grad[:, -1].abs(), torch.tensor(0.1 * 0.5 / 8))
+
+
+@pytest.mark.parametrize("deviation", [0.25, 0.32])
+def test_patches_count_as_content_below_half_of_the_deviation_of_the_labels(deviation):
+    places = torch.linspace(-SUPPORT, SUPPORT, BINS + 1).unfold(0, 2, 1).mean(1)
+    outputs = torch.zeros(1, BINS + 1)
+    outputs[0, :BINS] = -0.5 * (places / deviation) ** 2
+    outputs.requires_grad_()
+    estimation_loss(outputs, torch.zeros(1, 1), torch.tensor([True])).backward()
+    # labels that are uniform over -1 to 1 deviate by 0.577
+    assert (float(outputs.grad[0, -1]) < 0) == (deviation < 0.577 / 2)
 
 
 def test_loss_of_a_batch_of_blanks_is_that_of_the_flag():
@@ -113,7 +138,7 @@ def test_loss_of_a_batch_of_blanks_is_that_of_the_flag():
     assert torch.allclose(outputs.grad[:, -1], 0.1 * flags.sigmoid() / 4)
 
 
-def test_loss_is_least_for_a_histogram_at_the_truth_as_wide_as_the_errors():
+def test_loss_is_least_for_a_histogram_at_the_truth_as_wide_as_the_errors(monkeypatch):
     truth = 0.3 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(1))
     content = torch.ones(4000, dtype=torch.bool)
     edges = torch.linspace(-SUPPORT, SUPPORT, BINS + 1)
@@ -123,28 +148,29 @@ def test_loss_is_least_for_a_histogram_at_the_truth_as_wide_as_the_errors():
         outputs = outputs_of(shares.expand(4000, 1, BINS), torch.full((4000,), 9.0))
         return float(estimation_loss(outputs, truth.clamp(-1, 1), content))
 
+    monkeypatch.setattr("models.loss.UNINFORMATIVE", math.inf)  # the flag of all counts alike
     assert loss(0, 0.3) < min(loss(0.1, 0.3), loss(-0.1, 0.3))
     assert loss(0, 0.3) < min(loss(0, 0.2), loss(0, 0.4))
 
 
-def test_large_errors_count_linearly_beyond_a_quarter_of_half_a_range():
-    content, width = torch.ones(1, dtype=torch.bool), 0.25
+def test_errors_above_half_a_range_count_linearly():
+    content, width = torch.ones(1, dtype=torch.bool), 1.0
 
     def loss(error):
         return float(value_loss(torch.tensor([[error]]), torch.zeros(1, 1), content))
 
     assert loss(0.1) == pytest.approx(0.1**2 / (2 * width))
-    assert loss(-0.25) == pytest.approx(width / 2)
+    assert loss(-width) == pytest.approx(width / 2)
     assert loss(2.0) == pytest.approx(2 - width / 2)
     assert loss(-3.0) - loss(2.0) == pytest.approx(1)
 
 
 def test_loss_adds_histograms_values_and_flag_with_their_weights():
     outputs, targets = torch.zeros(1, BINS + 1), torch.full((1, 1), 0.5)
-    entropy, fit, flag = math.log(BINS), 0.5 - 0.25 / 2, 0.1 * math.log(2)
+    entropy, fit, flag = math.log(BINS), 0.5**2 / 2, 0.1 * math.log(2)
     some, none = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
     found = float(estimation_loss(outputs, targets, some))
-    assert found == pytest.approx(entropy + 5 * fit + flag)
+    assert found == pytest.approx(entropy + 10 * fit + flag)
     assert float(estimation_loss(outputs, targets, some, 0)) == pytest.approx(entropy + flag)
     assert float(estimation_loss(outputs, targets, none)) == pytest.approx(flag)
 
@@ -307,6 +333,34 @@ def test_training_starts_from_the_weights_of_another(two_epochs, uninterrupted, 
     weights = [name for name in expected if name.endswith("weight")]
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in weights)
     assert f"starting from {uninterrupted}" in (config.out / "README.md").read_text()
+
+
+def test_weights_that_fit_are_taken_from_another_architecture(
+    two_epochs, uninterrupted, tmp_path, capsys
+):
+    """The wide network has the spectral branch of the other, and more channels in pixels."""
+    wide = replace(two_epochs, out=tmp_path / "wide", model="spectral_resnet_wide")
+    with closing(Trainer(wide, 0, 1)) as trainer:
+        before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+        train.start_from(uninterrupted, trainer)
+        found = trainer.network.state_dict()
+    given = load_file(uninterrupted / "model.safetensors")
+    fitting = {k for k, v in given.items() if k in found and found[k].shape == v.shape}
+    for name, tensor in found.items():
+        assert torch.equal(tensor, given[name] if name in fitting else before[name]), name
+    spectral = {name for name in given if name.startswith("spectral.")}
+    assert spectral and spectral <= fitting
+    assert any(name.startswith("pixel.") for name in found.keys() - fitting)
+    assert f"{len(fitting)} of {len(found)} arrays of weights are those of" in (
+        capsys.readouterr().out
+    )
+
+
+def test_training_does_not_start_from_another_psf_model(two_epochs, gaussian_data, focus_run):
+    config = replace(two_epochs, data=gaussian_data)
+    with closing(Trainer(config, 0, 1)) as trainer:
+        with pytest.raises(InputError, match=r"for zernike1d; this training is of a .* gaussian1d"):
+            train.start_from(focus_run, trainer)
 
 
 def test_training_does_not_start_from_another_kind_of_network(two_epochs, uninterrupted, tmp_path):
