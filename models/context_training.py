@@ -158,7 +158,7 @@ def write_features(stream: ImageStream, folder: Path, draws: int) -> None:
     bar = tqdm(total=draws, initial=draws - len(missing), unit="draw", desc="images", mininterval=5)
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead, bar:
         pending = [ahead.submit(stream.images, number) for number in missing[:1]]
-        for following, number in zip([*missing[1:], None], missing, strict=True):
+        for number, following in zip(missing, [*missing[1:], None], strict=False):
             images = pending.pop().result()
             if following is not None:
                 pending.append(ahead.submit(stream.images, following))

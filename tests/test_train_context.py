@@ -2,7 +2,7 @@
 
 import json
 import math
-from contextlib import closing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,16 @@ import train_context
 from common.files import write_json
 from models import context_training
 from models.checkpoint import load_estimator
-from models.context_training import ImageStream, encode, image_sources, record_images
+from models.context_training import (
+    ImageStream,
+    encode,
+    feature_path,
+    image_sources,
+    read_features,
+    record_images,
+    some_places,
+    write_features,
+)
 from models.data import Exposure, read_data_config
 from models.loss import split_outputs, value_loss
 from psf import InputError
@@ -33,7 +42,7 @@ def small():
     """Few patches in each step and in the validation, and no procedural images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context_training, "SIZES", SMALL)
-        patch.setattr(context_training, "PER_STEP", 12)
+        patch.setattr(context_training, "PER_DRAW", 12)
         patch.setattr(images, "BLANK_IMAGES", 0.0)
         patch.setattr(images, "MOST_FOCUS", 1.0)  # the range of focus of the data
         patch.setattr(context_training, "ROWS", 64)
@@ -47,7 +56,7 @@ def small():
 @pytest.fixture(scope="module")
 def config(focus_run, focus_data):
     return train_context.Config(
-        checkpoint=focus_run, data=focus_data, out=Path(), steps=5, device="cpu", seed=2
+        checkpoint=focus_run, data=focus_data, out=Path(), draws=3, steps=5, device="cpu", seed=2
     )
 
 
@@ -69,20 +78,35 @@ def stream(config):
 # --- images of a step
 
 
-def test_steps_do_not_depend_on_where_a_run_starts(stream):
-    def first(count, start):
-        with closing(stream.steps(start)) as steps:
-            return [next(steps) for _ in range(count)]
-
-    every = first(5, 0)
-    for start in (2, 4):  # in the middle of the exposures of an image, and at the second one
-        (found,) = first(1, start)
-        for name in ("features", "facts", "places", "targets", "has_content"):
-            assert torch.equal(getattr(found, name), getattr(every[start], name)), (start, name)
+def test_features_do_not_depend_on_where_a_run_goes_on(stream, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for folder in (whole, resumed):
+        folder.mkdir()
+    write_features(stream, whole, 3)
+    for name in (0, 2):  # a stopped run leaves some of the files
+        shutil.copy(feature_path(whole, name), feature_path(resumed, name))
+    write_features(stream, resumed, 3)
+    every, found = read_features(whole, 3), read_features(resumed, 3)
+    assert len(found) == 3 * context_training.EXPOSURES
+    for one, other in zip(every, found, strict=True):
+        for name, value in vars(one).items():
+            assert torch.equal(value, getattr(other, name)), name
     # the exposures of an image share its objects, not its noise
     assert torch.equal(every[0].targets, every[1].targets)
     assert not torch.equal(every[0].features, every[1].features)
-    assert not torch.equal(every[2].places, every[3].places)
+
+
+def test_some_places_keep_all_that_belongs_to_a_place(stream):
+    drawn = stream.images(0, (2, 3))
+    seen = encode(stream.estimator, drawn, drawn.blurred, stream.scaler)
+    some = some_places(seen, np.random.default_rng(1))
+    count = some.places.shape[1]
+    kept = [int((seen.places[0] == place).all(1).nonzero()) for place in some.places[0]]
+    assert 1 <= count < 3
+    assert torch.equal(some.features, seen.features[:, :, kept])
+    shape = seen.features.shape[:3]
+    targets = seen.targets.unflatten(0, shape)[:, :, kept]
+    assert torch.equal(some.targets.unflatten(0, (*shape[:2], count)), targets)
 
 
 def test_an_image_has_one_light(stream):
@@ -191,7 +215,7 @@ def test_killed_run_resumes_onto_the_same_weights(config, uninterrupted, tmp_pat
 
     def killed_at_the_fourth_step(*given):
         steps.append(1)
-        if len(steps) == 4:
+        if len(steps) == 3 * train_context.BATCH + 1:
             raise Killed
         return loss_of(*given)
 
