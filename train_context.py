@@ -189,6 +189,9 @@ def train(config: Config) -> None:
     if state.exists():
         facts = load_state(state, context, optimizer)
         print(f"resumed after step {facts['step']}")
+    if facts["step"] == config.steps:
+        print(f"{config.out} is finished; give another --out to train again")
+        return
 
     def stream_of(split: str, seed: int) -> ImageStream:
         sources = image_sources(config.data, data, simulation.crop_size, split)
@@ -198,7 +201,7 @@ def train(config: Config) -> None:
     folder = config.out / "features"
     folder.mkdir(exist_ok=True)
     write_features(stream_of("train", config.seed + 2), folder, config.draws)
-    seen = read_features(folder, config.draws)
+    seen = read_features(folder, config.draws, device)
     started, losses = time.perf_counter(), []
     first = facts["step"]
     bar = tqdm(total=config.steps, initial=first, unit="step", desc="train", mininterval=5)

@@ -115,7 +115,7 @@ def encode(estimator: Estimator, images: Images, recorded: torch.Tensor, scaler:
 
 
 class ImageStream:
-    """Endless images as the encoder sees them; those of a step depend on its number only."""
+    """Endless images as the encoder sees them; those of a draw depend on its number only."""
 
     def __init__(
         self,
@@ -177,11 +177,11 @@ def feature_path(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
 
 
-def read_features(folder: Path, draws: int) -> list[Seen]:
-    """All images of `write_features`, each exposure by itself."""
+def read_features(folder: Path, draws: int, device: torch.device) -> list[Seen]:
+    """All images of `write_features` on a device, each exposure by itself."""
     found = []
     for number in range(draws):
-        tensors = load_file(feature_path(folder, number))
+        tensors = load_file(feature_path(folder, number), str(device))
         for exposure in range(EXPOSURES):
             names = [field.name for field in fields(Seen)]
             found.append(Seen(*(tensors[f"{name}/{exposure}"] for name in names)))

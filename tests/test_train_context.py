@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from models import context_training
 from models.checkpoint import load_estimator
 from models.context_training import (
     ImageStream,
+    Seen,
     encode,
     feature_path,
     image_sources,
@@ -50,6 +50,7 @@ def small():
         patch.setattr(train_context, "VALIDATION_DRAWS", 1)
         patch.setattr(train_context, "VALIDATION_PHOTONS", (math.inf, 100.0))
         patch.setattr(train_context, "SAVE_EVERY", 2)
+        patch.setattr(train_context, "BATCH", 2)
         yield
 
 
@@ -75,38 +76,59 @@ def stream(config):
     return ImageStream(estimator, simulation, sources, Exposure(), seed=7)
 
 
-# --- images of a step
+# --- images of a draw
 
 
-def test_features_do_not_depend_on_where_a_run_goes_on(stream, tmp_path):
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    for folder in (whole, resumed):
+def assert_equal(found, expected):
+    for name in vars(expected):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def test_draws_do_not_depend_on_where_a_run_goes_on(stream, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
         folder.mkdir()
-    write_features(stream, whole, 3)
-    for name in (0, 2):  # a stopped run leaves some of the files
-        shutil.copy(feature_path(whole, name), feature_path(resumed, name))
-    write_features(stream, resumed, 3)
-    every, found = read_features(whole, 3), read_features(resumed, 3)
-    assert len(found) == 3 * context_training.EXPOSURES
-    for one, other in zip(every, found, strict=True):
-        for name, value in vars(one).items():
-            assert torch.equal(value, getattr(other, name)), name
+    write_features(stream, whole, 4)
+    write_features(stream, killed, 2)
+    feature_path(killed, 0).unlink()
+    kept = feature_path(killed, 1).stat().st_mtime_ns
+    write_features(stream, killed, 4)
+    assert feature_path(killed, 1).stat().st_mtime_ns == kept
+    expected = read_features(whole, 4, stream.bank.device)
+    found = read_features(killed, 4, stream.bank.device)
+    assert len(found) == 4 * context_training.EXPOSURES
+    for one, other in zip(found, expected, strict=True):
+        assert_equal(one, other)
+    for one, other in zip(stream.seen(3, stream.images(3)), expected[9:], strict=True):
+        assert_equal(one, other)
     # the exposures of an image share its objects, not its noise
-    assert torch.equal(every[0].targets, every[1].targets)
-    assert not torch.equal(every[0].features, every[1].features)
+    assert torch.equal(expected[0].targets, expected[1].targets)
+    assert not torch.equal(expected[0].features, expected[1].features)
+    assert expected[2].places.shape != expected[3].places.shape or not torch.equal(
+        expected[2].places, expected[3].places
+    )
 
 
-def test_some_places_keep_all_that_belongs_to_a_place(stream):
-    drawn = stream.images(0, (2, 3))
-    seen = encode(stream.estimator, drawn, drawn.blurred, stream.scaler)
-    some = some_places(seen, np.random.default_rng(1))
-    count = some.places.shape[1]
-    kept = [int((seen.places[0] == place).all(1).nonzero()) for place in some.places[0]]
-    assert 1 <= count < 3
-    assert torch.equal(some.features, seen.features[:, :, kept])
-    shape = seen.features.shape[:3]
-    targets = seen.targets.unflatten(0, shape)[:, :, kept]
-    assert torch.equal(some.targets.unflatten(0, (*shape[:2], count)), targets)
+def test_some_places_keep_what_belongs_to_them():
+    number = torch.arange(2.0 * 3 * 7).view(2, 3, 7)
+    seen = Seen(
+        features=number[..., None].expand(2, 3, 7, 4),
+        facts=number[..., None].expand(2, 3, 7, 2),
+        places=torch.arange(7.0).view(1, 7, 1).expand(2, 7, 2),
+        targets=number.view(-1, 1),
+        has_content=number.flatten() % 2 == 0,
+    )
+    counts = set()
+    for seed in range(60):
+        found = some_places(seen, np.random.default_rng(seed))
+        kept = found.places[0, :, 0].long()
+        counts.add(len(kept))
+        assert (kept.diff() > 0).all()
+        assert torch.equal(found.features[..., 0], number[:, :, kept])
+        assert torch.equal(found.facts[..., 1], number[:, :, kept])
+        assert torch.equal(found.targets[:, 0], number[:, :, kept].flatten())
+        assert torch.equal(found.has_content, number[:, :, kept].flatten() % 2 == 0)
+    assert counts == {1, 2, 3, 4, 5, 6, 7}
 
 
 def test_an_image_has_one_light(stream):
@@ -185,6 +207,7 @@ def test_run_writes_a_checkpoint_with_both_networks(uninterrupted, focus_run):
     for name, score in scores.items():
         assert table[f"r2 {name}"][best] == pytest.approx(score, rel=1e-4)
     assert estimator.config["context"]["settings"]["steps"] == 5
+    assert not (uninterrupted / "features").exists()
     # the context has learned something: its last layer was zero
     assert (estimator.context.leave[1].weight != 0).any()
 
@@ -210,17 +233,15 @@ class Killed(BaseException):
 
 
 def test_killed_run_resumes_onto_the_same_weights(config, uninterrupted, tmp_path, monkeypatch):
-    killed, loss_of = replace(config, out=tmp_path / "killed"), train_context.estimation_loss
-    steps = []
+    killed, train_step = replace(config, out=tmp_path / "killed"), train_context.train_step
 
     def killed_at_the_fourth_step(*given):
-        steps.append(1)
-        if len(steps) == 3 * train_context.BATCH + 1:
+        if given[-1] == 3:
             raise Killed
-        return loss_of(*given)
+        return train_step(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_context, "estimation_loss", killed_at_the_fourth_step)
+        patch.setattr(train_context, "train_step", killed_at_the_fourth_step)
         with pytest.raises(Killed):
             train_context.main(killed)
     assert pd.read_csv(killed.out / "metrics.csv")["step"].tolist() == [2]
@@ -231,6 +252,15 @@ def test_killed_run_resumes_onto_the_same_weights(config, uninterrupted, tmp_pat
         found, expected = load_file(killed.out / name), load_file(uninterrupted / name)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected), name
+
+
+def test_finished_run_simulates_nothing_again(config, uninterrupted, monkeypatch, capsys):
+    before = {path.name: path.read_bytes() for path in uninterrupted.iterdir() if path.is_file()}
+    monkeypatch.setattr(train_context, "write_features", None)  # calling it would be an error
+    train_context.main(replace(config, out=uninterrupted))
+    assert "is finished" in capsys.readouterr().out
+    after = {path.name: path.read_bytes() for path in uninterrupted.iterdir() if path.is_file()}
+    assert after == before
 
 
 # --- what cannot be trained
