@@ -62,9 +62,9 @@ def radial_spectrum(plane: Plane) -> RadialSpectrum | None:
         return None
     _, count = _rings(edge)
     found = [_ring_powers(windows, edge) for windows in _windows(plane, edge)]
-    powers = torch.cat(found)
-    if len(powers) < 2:
+    if sum(map(len, found)) < 2:
         return None
+    powers = torch.cat(found)
     mean = powers.mean(0)
     top = powers[:, len(count) // 2 :].sum(1)
     alike = float(top.sum() ** 2 / top.square().sum())  # windows that count in a mean
@@ -91,7 +91,8 @@ def _windows(plane: Plane, edge: int) -> Iterator[torch.Tensor]:
             whole = windows.isfinite().all(2).all(1) & (windows.amax((1, 2)) > windows.amin((1, 2)))
             if tops:
                 whole &= (windows == max(tops)).double().mean((1, 2)) <= CLIPPED_SHARE
-            yield windows[whole].double()
+            if whole.any():  # the FFT refuses an empty batch
+                yield windows[whole].double()
 
 
 def _ring_powers(windows: torch.Tensor, edge: int) -> torch.Tensor:
