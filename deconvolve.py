@@ -1,10 +1,10 @@
 """Restore an image that is blurred differently everywhere: IMAGE + map of its PSF -> DIR/.
 
     python deconvolve.py image.tif --map maps/image --out restored/image
-    python deconvolve.py image.tif --checkpoint zernike1d_tilted --na 0.45 --wavelength-um 0.5 \
+    python deconvolve.py image.tif --checkpoint focus --na 0.45 --wavelength-um 0.5 \
         --pixel-size-um 0.278 --refractive-index 1.33 --out restored/image
 
-The map is that of estimate_psf_map.py, or the network --checkpoint (default zernike1d_tilted)
+The map is that of estimate_psf_map.py, or the network --checkpoint (default focus)
 estimates it first. The folder DIR then holds
 
     side_by_side.png    the image and its restoration, with enlarged details
@@ -69,7 +69,7 @@ class Config(MapOptions):
     """Settings of a restoration."""
 
     map: Path | None = None  # folder of estimate_psf_map.py; default: the map is estimated here
-    checkpoint: Path | None = None  # network that estimates the map; default zernike1d_tilted
+    checkpoint: Path | None = None  # network that estimates the map; default focus
     iterations: Literal["auto"] | int = "auto"  # auto: until held-out photons are predicted best
     tv: Literal["auto"] | float = "auto"  # weight of total variation, 0 to 0.1; auto: by the light
     background_counts: float = 0.0  # out-of-focus light, above the camera's offset
