@@ -32,8 +32,8 @@ CONTEXT_FILE = "context.safetensors"  # weights of the network that sees whole i
 LARGEST_PATCH_PX = 4096  # more than any network can take at once; a larger number is damage
 SHIPPED = Path(__file__).parents[1] / "checkpoints"  # the weights that come with the project
 AUTO = "auto"  # the value of --checkpoint that stands for the advised network
-# Advised for widefield images: it saw real kinds of objects and the widest range of optics, and sees
-# images as a whole.
+# Advised for widefield images: it saw real kinds of objects and the widest range of optics, and
+# sees images as a whole.
 ADVISED = "focus"
 
 
