@@ -160,12 +160,13 @@ class Estimator:
         by itself.
         """
         flat, noise = features.flatten(0, 1).to(self.device), facts[..., 1].flatten()
-        outputs = self.fast_network.outputs(flat)
-        if self.context is None:
-            return self._prediction(outputs.cpu(), noise, self.config)
-        keys = spread_keys(len(flat), self.device)
-        seen = (t[None].to(self.device) for t in (features, facts, places))
-        outputs = outputs + self.context(*seen, keys)[0].flatten(0, 1)
+        with exact_float32(self.device):
+            outputs = self.fast_network.outputs(flat)
+            if self.context is None:
+                return self._prediction(outputs.cpu(), noise, self.config)
+            keys = spread_keys(len(flat), self.device)
+            seen = (t[None].to(self.device) for t in (features, facts, places))
+            outputs = outputs + self.context(*seen, keys)[0].flatten(0, 1)
         return self._prediction(outputs.cpu(), noise, self.config["context"])
 
     def _prediction(
