@@ -25,7 +25,9 @@ MOST_TILES = 9  # of the source of an image: 1024 x 1024 px
 EMPTY = 0.02  # standard deviation of an empty patch, in that of its whole image
 BLANK_IMAGES = 0.04  # share of images without any content
 HAZE_ONLY = 0.1  # share of the places of a hazy image without an object
-MOST_FOCUS = 5.0  # waves, of the middle of an image; the networks' range of focus ends at 4
+# The next numbers are for models whose range of focus ends here; they are scaled for others.
+RANGE_WAVES = 4.0
+MOST_FOCUS = 5.0  # waves, of the middle of an image
 MOST_CHANGE = 2.0  # waves, of focus from the middle of an image to its highest or lowest place
 PLANE_STEP_WAVES = (0.05, 1.0)  # between the planes of a stack
 
@@ -57,7 +59,8 @@ def draw_images(
     device, model = bank.device, simulation.model
     crops, where, is_empty = _draw_objects(simulation, bank, images, places, rng)
     if focus is None:
-        focus = _draw_focus(where, planes, rng)
+        ends = np.abs(model.ranges["focus"])
+        focus = _draw_focus(where, planes, rng) * (ends.max() / RANGE_WAVES)
     labels = draw_labels(model, images, rng)[:, None, None].repeat(1, planes, places, 1)
     low, high = model.ranges["focus"]
     labels[..., 0] = torch.from_numpy(np.float32(np.abs(focus) if low >= 0 else focus))

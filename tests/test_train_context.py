@@ -44,7 +44,7 @@ def small():
         patch.setattr(context_training, "SIZES", SMALL)
         patch.setattr(context_training, "PER_DRAW", 12)
         patch.setattr(images, "BLANK_IMAGES", 0.0)
-        patch.setattr(images, "MOST_FOCUS", 1.0)  # the range of focus of the data
+        patch.setattr(images, "MOST_FOCUS", 4.0)  # the end of the range
         patch.setattr(context_training, "ROWS", 64)
         patch.setattr(train_context, "VALIDATION_SIZES", ((1, 1), (2, 3)))
         patch.setattr(train_context, "VALIDATION_DRAWS", 1)
