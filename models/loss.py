@@ -23,6 +23,9 @@ VALUE_WEIGHT = 10.0  # of the Huber loss, half the squared error; 0 scored lower
 # Standard deviation of a histogram above which a patch counts as without content: half of that of
 # labels that are uniform over their range.
 UNINFORMATIVE = 0.5 / math.sqrt(3)
+# Mean standard deviation from which a network has hardly learned anything. It would refuse every
+# patch, so its flag follows the objects alone.
+UNTRAINED = 0.4
 FLAG_WEIGHT = 0.1  # of the content flag, which is easy to learn; not tuned
 SMALLEST_VARIANCE = 1e-6  # standard units squared; keeps the logarithm finite
 
@@ -118,7 +121,8 @@ def estimation_loss(
     targets = torch.where(has_content[:, None], targets, torch.zeros_like(targets))
     entropies = -(target_histograms(targets) * histogram_logits(outputs).log_softmax(2)).sum(2)
     fit = (entropies * mask).sum() / mask.sum().clamp(min=1) / targets.shape[1]
-    informative = (log_variances[:, 0] / 2).exp() < UNINFORMATIVE
+    widths = (log_variances[:, 0] / 2).exp().detach()
+    informative = (widths < UNINFORMATIVE) | (widths.mean() > UNTRAINED)
     flags = (has_content & informative).to(logits)
     flag_loss = functional.binary_cross_entropy_with_logits(logits, flags)
     value_fit = value_loss(values, targets, has_content)

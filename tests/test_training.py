@@ -99,8 +99,8 @@ def test_loss_masks_the_values_of_blank_patches():
     estimation_loss(outputs, torch.randn(6, 2).clamp(-1, 1), has_content).backward()
     assert (outputs.grad[~has_content, :-1] == 0).all()
     assert (outputs.grad[has_content, :-1] != 0).all()
-    # random histograms tell no more than the range of the labels: no patch counts as content
-    assert (outputs.grad[:, -1] > 0).all()
+    # the histograms of an untrained network are all wide: the flag follows the objects
+    assert torch.equal(outputs.grad[:, -1] < 0, has_content)
 
 
 def test_flag_is_learned_from_patches_with_narrow_histograms():
