@@ -112,6 +112,8 @@ def resolve_optics(
             place = facts.sources.get("na", "metadata")
             notes.append(f"--na auto overrules {facts.na:g} of the file ({place})")
     missing = [flag_of(name) for name in OPTICS_NAMES if name not in values]
+    if automatic and estimate_na and len(missing) > 1:  # the NA itself was asked for
+        missing.remove(flag_of("na"))
     if missing:
         raise InputError(f"the file does not tell its optics; give {', '.join(missing)}.")
     return KnownOptics(Microscope(**values), sources, tuple(notes))

@@ -172,5 +172,5 @@ def test_automatic_na_is_recorded_with_its_source():
 
 
 def test_automatic_na_needs_the_other_optics():
-    with pytest.raises(InputError, match="give --na, --wavelength-um"):
+    with pytest.raises(InputError, match="give --wavelength-um, --refractive-index"):
         resolve_optics({"na": "auto"}, OpticsFacts(pixel_size_um=0.2), estimate_na=pytest.fail)
