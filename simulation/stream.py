@@ -47,69 +47,43 @@ CPU_PART = 64  # patches that a thread simulates together on a CPU
 BATCHES = 3  # part of the seed of each batch
 
 
-class PatchStream:
-    """Endless fresh training patches of a data folder, simulated on a device.
+class ObjectStream:
+    """A bank of source images whose procedural ones are replaced by fresh ones without end.
 
     Parameters
     ----------
-    folder, config : the data folder, and the content of its config.json
-    device : where the patches are simulated
-    seed : of all random numbers besides the source images
-    rank, world : number of this process among those that train together; each has other patches
-
-    Raises
-    ------
-    InputError
-        If source images are gone or were changed after the folder was made.
+    sources : the images to begin with
+    seed : of the source images
+    sizes : of a crop and of the patch in its middle, px
+    device : of the bank
+    rank, world : number of this process among those that train together; each has other images
     """
 
     def __init__(
         self,
-        folder: Path,
-        config: Mapping[str, Any],
-        device: torch.device,
+        sources: list[Source],
         seed: int,
+        sizes: tuple[int, int],
+        device: torch.device,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.simulation = from_config(config)
-        self.seed, self.rank = seed, rank
-        sources = training_sources(folder, config, self.simulation.crop_size)
-        sizes = self.simulation.crop_size, self.simulation.patch_size
-        self.rotation = Rotation(sources, config["seed"], sizes[0], rank, world)
+        self.rank = rank
+        self.rotation = Rotation(sources, seed, sizes[0], rank, world)
         rows = len(self.rotation.fixed) + self.rotation.rows
         self.bank = Bank(sources, *sizes, device, rows)
         self._load = partial(load_tile, side=self.bank.side, patch_size=sizes[1])
-        # On a CPU each thread simulates parts by itself, since its operations are small.
-        self._threads = ThreadPoolExecutor(
-            torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
-        )
         self._pool: Pool | None = None
         self._pending: dict[int, ApplyResult] = {}
         self._arrived = -1  # tiles of the rotation that are or were in the bank; -1: none is loaded
 
-    def draw(self, step: int, count: int) -> list[Patches]:
-        """`count` patches of one step, on the device, in parts; the steps must not fall."""
-        self._renew(step * count // RENEWAL)
-        size = CPU_PART if self.bank.device.type == "cpu" else count
-        sizes = [min(size, count - start) for start in range(0, count, size)]
-        work = partial(self._simulated, step)
-        if len(sizes) == 1:
-            return [work(0, count)]
-        return list(self._threads.map(work, range(len(sizes)), sizes))
-
     def close(self) -> None:
-        """End the threads that simulate and the processes that render images."""
-        self._threads.shutdown()
+        """End the processes that render images."""
         if self._pool is not None:
             self._pool.terminate()
             self._pool = None
 
-    def _simulated(self, step: int, part: int, count: int) -> Patches:
-        rng = np.random.default_rng([self.seed, self.rank, BATCHES, step, part])
-        return simulate(self.simulation, self.bank, count, rng, augment=True)
-
-    def _renew(self, renewals: int) -> None:
+    def renew(self, renewals: int) -> None:
         """Bring the bank to its state after this number of new images."""
         rotation = self.rotation
         arrived = rotation.start + (renewals if rotation.turns else 0)
@@ -177,6 +151,66 @@ class PatchStream:
             count = min(MOST_PROCESSES, os.cpu_count() or 1)
             self._pool = multiprocessing.get_context("spawn").Pool(count, _begin)
         return self._pool
+
+
+class PatchStream:
+    """Endless fresh training patches of a data folder, simulated on a device.
+
+    Parameters
+    ----------
+    folder, config : the data folder, and the content of its config.json
+    device : where the patches are simulated
+    seed : of all random numbers besides the source images
+    rank, world : number of this process among those that train together; each has other patches
+
+    Raises
+    ------
+    InputError
+        If source images are gone or were changed after the folder was made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        device: torch.device,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.simulation = from_config(config)
+        self.seed, self.rank = seed, rank
+        sizes = self.simulation.crop_size, self.simulation.patch_size
+        sources = training_sources(folder, config, sizes[0])
+        self.objects = ObjectStream(sources, config["seed"], sizes, device, rank, world)
+        # On a CPU each thread simulates parts by itself, since its operations are small.
+        self._threads = ThreadPoolExecutor(
+            torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    @property
+    def bank(self) -> Bank:
+        """The source images."""
+        return self.objects.bank
+
+    def draw(self, step: int, count: int) -> list[Patches]:
+        """`count` patches of one step, on the device, in parts; the steps must not fall."""
+        self.objects.renew(step * count // RENEWAL)
+        size = CPU_PART if self.bank.device.type == "cpu" else count
+        sizes = [min(size, count - start) for start in range(0, count, size)]
+        work = partial(self._simulated, step)
+        if len(sizes) == 1:
+            return [work(0, count)]
+        return list(self._threads.map(work, range(len(sizes)), sizes))
+
+    def close(self) -> None:
+        """End the threads that simulate and the processes that render images."""
+        self._threads.shutdown()
+        self.objects.close()
+
+    def _simulated(self, step: int, part: int, count: int) -> Patches:
+        rng = np.random.default_rng([self.seed, self.rank, BATCHES, step, part])
+        return simulate(self.simulation, self.bank, count, rng, augment=True)
 
 
 class Rotation:

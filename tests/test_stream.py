@@ -15,7 +15,7 @@ import simulation.stream as stream_module
 from psf import InputError
 from simulation.bank import Bank, Tile, load_tile, tiles_of
 from simulation.sources import Source, builtin_sources, procedural_sources
-from simulation.stream import PatchStream, Rotation, training_sources
+from simulation.stream import ObjectStream, PatchStream, Rotation, training_sources
 
 CPU = torch.device("cpu")
 CROP_PX = 80
@@ -114,15 +114,15 @@ def test_new_images_replace_the_oldest_and_a_late_start_has_the_same(
     monkeypatch.setattr(stream_module, "ROTATING_ROWS", 12)
     monkeypatch.setattr(stream_module, "RENEWAL", 10)
     monkeypatch.setattr(stream_module, "training_sources", lambda *_: sources)
-    monkeypatch.setattr(PatchStream, "_render_ahead", lambda *_: None)
+    monkeypatch.setattr(ObjectStream, "_render_ahead", lambda *_: None)
     gradual, late = (PatchStream(gaussian_data, config, CPU, seed=0) for _ in range(2))
     for step in range(8):
         (kept,) = gradual.draw(step, 10)
     (again,) = late.draw(7, 10)
     assert torch.equal(kept.blurred, again.blurred)
     inside = {tile for tile in gradual.bank.occupants if tile is not None}
-    rotating = [gradual.rotation.tile(number) for number in range(6, 18)]
-    wanted = {*rotating, *gradual.rotation.fixed}
+    rotating = [gradual.objects.rotation.tile(number) for number in range(6, 18)]
+    wanted = {*rotating, *gradual.objects.rotation.fixed}
     assert inside <= {tile for tile in wanted if tile.source.index != 35}
     assert len(inside) > 0.7 * (len(wanted) - 7)
     assert [t for t in gradual.bank.occupants if t] == [t for t in late.bank.occupants if t]
@@ -136,7 +136,7 @@ def test_images_of_a_lost_process_are_rendered_here(stream):
             raise multiprocessing.TimeoutError
 
     tile = tiles_of(builtin_sources()[0], CROP_PX)[0]
-    found = stream._result(tile, Lost())
+    found = stream.objects._result(tile, Lost())
     assert np.array_equal(found.values, load_tile(tile, 512, stream.bank.patch_size).values)
 
 
@@ -201,7 +201,7 @@ def test_the_tiles_of_an_image_are_loaded_together(folder_of_images, config, mon
     assert len(images) > len(set(images)) > 1
     assert changes == len(set(images)) - 1
     # the rows are in the shuffled order, as if the tiles had been loaded in it
-    assert stream.bank.occupants == stream.rotation.files != loaded
+    assert stream.bank.occupants == stream.objects.rotation.files != loaded
 
 
 def test_a_folder_of_an_older_version_is_refused(gaussian_data, config):
