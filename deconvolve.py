@@ -12,12 +12,13 @@ estimates it first. The folder DIR then holds
                         else for ImageJ, with the scale and the channel names of the image
     restoration.json    optics, camera, settings and what was chosen
 
-The method is Richardson-Lucy with total variation under the PSF of every place. First the map is
-scaled, place by place, to predict held-out photons best (--refine). PSFs are shrunk where they are
-uncertain or do not fit the image, and places without content are only denoised (--no-cautious
-trusts the map). With --all-planes, all channels, planes and time points of a file are restored with
-the map of the chosen plane. A map of another image is refused without --other-image. The files
-replace those of the last restoration in DIR.
+The method is Richardson-Lucy under the PSF of every place. Its prior is what a network learned of
+microscope objects, or total variation where that predicts held-out photons better (--prior). First
+the map is scaled, place by place, to predict held-out photons best (--refine). PSFs are shrunk
+where they do not fit the image, and places without content are only denoised (--no-cautious trusts
+the map). With --all-planes, all channels, planes and time points of a file are restored with the
+map of the chosen plane. A map of another image is refused without --other-image. The files replace
+those of the last restoration in DIR.
 """
 
 import time
@@ -57,7 +58,7 @@ from psf.microscope import OPTICS_NAMES
 from restoration.blur_map import PLACE, check_belongs, choose_plane, continue_to_borders, read_map
 from restoration.iteration import Restored
 from restoration.richardson_lucy import check_restoration
-from restoration.with_map import restore_with_map
+from restoration.with_map import PriorName, prior_to_try, restore_with_map
 
 MADE = ("side_by_side.png", "restored.tif")
 WHITE_16 = 2**16 - 1
@@ -72,6 +73,9 @@ class Config(MapOptions):
     checkpoint: Path | None = None  # network that estimates the map; default focus
     iterations: Literal["auto"] | int = "auto"  # auto: until held-out photons are predicted best
     tv: Literal["auto"] | float = "auto"  # weight of total variation, 0 to 0.1; auto: by the light
+    # What is assumed of objects: total variation, or what a network learned of microscope objects;
+    # auto: what predicts held-out photons better, and tv if --iterations or --tv is given.
+    prior: PriorName = "auto"
     background_counts: float = 0.0  # out-of-focus light, above the camera's offset
     # Shrink PSFs that do not fit the image; where the map found no content, only denoise.
     cautious: bool = True
@@ -192,6 +196,7 @@ class Outcome:
         fit = self.restored.fit
         return {
             **self.plane,
+            "prior": self.restored.prior,
             "iterations": self.restored.iterations,
             "tv": self.restored.tv,
             "deviance_per_pixel": round(self.restored.deviance, 4),
@@ -236,6 +241,7 @@ def restore_plane(
         {"auto": None, "yes": True, "no": False}[config.refine],
         None if outliers.usable.all() else outliers.usable,
         camera.white_noise,
+        config.prior,
     )
     after = restored.image.cpu().numpy()
     return Outcome(light.cpu().numpy(), after, restored, blur.rank, place, outliers, camera)
@@ -274,6 +280,7 @@ def check_config(config: Config) -> None:
     if config.map is not None and config.checkpoint is not None:
         raise InputError("give --map or --checkpoint, not both.")
     check_restoration(config.iterations, config.tv, "momentum")
+    prior_to_try(config.prior, None, (config.iterations, config.tv))
     if not 0 <= config.background_counts < float("inf"):
         raise InputError(f"--background-counts is {config.background_counts:g}; give 0 or more.")
 
@@ -300,6 +307,13 @@ def describe(config: Config, outcomes: list[Outcome], psf_map: PsfMap, camera: C
     }
 
 
+def described(restored: Restored) -> str:
+    """Prior and iterations in words."""
+    if restored.prior == "learned":
+        return f"learned prior, {restored.iterations} iterations"
+    return f"total variation {restored.tv:.3g}, {restored.iterations} iterations"
+
+
 def report(outcomes: list[Outcome], first: Outcome, camera: Camera, seconds: float) -> list[str]:
     """What was done, in lines for the user; the numbers are those of the plane `first`."""
     count = len(outcomes)
@@ -309,8 +323,7 @@ def report(outcomes: list[Outcome], first: Outcome, camera: Camera, seconds: flo
     )
     return [
         f"{count} plane{'s' if count > 1 else ''} in {seconds:.1f} s; "
-        f"{first.name}: {first.restored.iterations} iterations, total variation "
-        f"{first.restored.tv:.3g}, {first.eigen_psfs} eigen-PSFs; deviance "
+        f"{first.name}: {described(first.restored)}, {first.eigen_psfs} eigen-PSFs; deviance "
         f"{first.restored.deviance:.2f} per pixel ({meaning})",
         *(f"note: {outcome.note}" for outcome in outcomes if outcome.note),
     ]

@@ -48,6 +48,7 @@ class Restored:
     deviance: float  # Poisson deviance per pixel: near 1 where blur and noise explain the image
     expected: torch.Tensor  # (H, W), the restored object blurred again, with the background
     note: str = ""  # a sentence for the user, if something needs to be said
+    prior: str = "total variation"  # or "learned"
     fit: Fit | None = None  # judged by `restoration.with_map` only
 
 
@@ -61,12 +62,16 @@ class Settings:
     mean: float  # of the whole image, photons
     level: float  # mean without the background: brightness of the uniform start
     usable: torch.Tensor | None = None  # (H, W) bool; pixels without it have weight 0. None: all
+    # (H, W) of the PSFs, from 0 to 1; only the learned restoration uses it. None: they are certain
+    uncertainty: torch.Tensor | None = None
 
     def of_part(self, part: tuple[slice, slice]) -> "Settings":
         """The same settings for a part of the image."""
         background = self.background[part] if self.background.ndim else self.background
-        usable = None if self.usable is None else self.usable[part]
-        return replace(self, background=background, usable=usable)
+        usable, uncertainty = (
+            None if image is None else image[part] for image in (self.usable, self.uncertainty)
+        )
+        return replace(self, background=background, usable=usable, uncertainty=uncertainty)
 
 
 def restore(

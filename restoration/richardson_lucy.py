@@ -6,8 +6,9 @@ the rule that ends it.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -31,6 +32,7 @@ ACCELERATIONS = ("momentum", "biggs")
 SMOOTHEST_TV_AT_ONE_PHOTON, TYPICAL_TV_AT_ONE_PHOTON = 0.09, 0.045
 MOST_ITERATIONS = 10_000  # a larger count is taken for a typing mistake
 FEWEST_SHOWN = 8  # tiles that get a progress bar
+Work = Callable[[torch.Tensor, VariantBlur, Settings], Restored]  # restores photons (H, W)
 
 
 def richardson_lucy(
@@ -87,7 +89,8 @@ def richardson_lucy(
             restored = restore(photons, blur, settings, count)
         else:
             parts = list(tiles(blur.shape, tile))
-            restored = restore_tiles(photons, blur, settings, count, parts, margin)
+            work = partial(restore, iterations=count)
+            restored = restore_tiles(photons, blur, settings, work, parts, margin)
     return keep_regions(in_unit(restored, gain), image, gain * background, usable)
 
 
@@ -129,14 +132,14 @@ def restore_tiles(
     photons: torch.Tensor,
     blur: VariantBlur,
     settings: Settings,
-    iterations: int,
+    work: Work,
     parts: Sequence[tuple[slice, slice]],
     margin: int | None = None,
     before: Restored | None = None,
 ) -> Restored:
     """Restoration of photons (H, W) in the tiles `parts`; other places are those of `before`.
 
-    Each tile is restored with a margin of the image around it (by default the size of the PSF),
+    `work` restores each tile with a margin of the image around it (by default the size of the PSF),
     which is cut off afterwards. Outside the margin the object is estimated, as it is outside the
     image, so that tiles agree with the whole without blending.
     """
@@ -147,13 +150,13 @@ def restore_tiles(
         image, expected = before.image.clone(), before.expected.clone()
     for kept in tqdm(parts, desc="tiles", disable=len(parts) < FEWEST_SHOWN, leave=False):
         part = _grown(kept, margin, blur)
-        found = restore(photons[part], blur.part(part), settings.of_part(part), iterations)
+        found = work(photons[part], blur.part(part), settings.of_part(part))
         inside = tuple(
             slice(k.start - p.start, k.stop - p.start) for k, p in zip(kept, part, strict=True)
         )
         image[kept], expected[kept] = found.image[inside], found.expected[inside]
     deviance = deviance_per_pixel(photons, expected, settings.usable)
-    return Restored(image, iterations, found.tv, deviance, expected, found.note)
+    return replace(found, image=image, expected=expected, deviance=deviance)
 
 
 def tiles(shape: tuple[int, int], edge: int) -> Iterator[tuple[slice, slice]]:

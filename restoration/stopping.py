@@ -101,14 +101,17 @@ def _stop(windows: Sequence[tuple], tv: float) -> Choice:
     return best
 
 
-def search_windows(photons: torch.Tensor, smallest: int) -> list[tuple[slice, slice]]:
+def search_windows(
+    photons: torch.Tensor, smallest: int, most_px: int = SEARCH_PX
+) -> list[tuple[slice, slice]]:
     """Parts of an image (H, W) to search: all of a small one, four windows of a large one.
 
-    Each quarter gives the window with the largest variance. Windows measure at least `smallest` px,
-    the edge of the PSF, or the whole length of the image if that is shorter.
+    An image of more than `most_px` pixels is large. Each quarter gives the window with the largest
+    variance. Windows measure at least `smallest` px, the edge of the PSF, or the whole length of
+    the image if that is shorter.
     """
     height, width = photons.shape
-    if height * width <= SEARCH_PX:
+    if height * width <= most_px:
         return [(slice(0, height), slice(0, width))]
     edge_y, edge_x = (min(max(WINDOW, smallest), length) for length in (height, width))
     return [

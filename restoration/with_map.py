@@ -1,6 +1,8 @@
 """Restoration of an image with the map of its PSF, with care where the map may be wrong."""
 
 from dataclasses import replace
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,8 +14,11 @@ from psf.errors import InputError
 from restoration.blur_map import at_pixels, blur_of_map, map_on, support_px
 from restoration.fit import BAD_FROM, DARKEST, INPUT_FROM, NOISE_ALLOWED, Fit, judge
 from restoration.iteration import Restored, Settings, restore
+from restoration.learned import Prior, load_prior
 from restoration.narrowing import fit_map_scale, scaled
+from restoration.prior_choice import learned_is_better
 from restoration.richardson_lucy import (
+    Work,
     check_image,
     check_restoration,
     in_unit,
@@ -22,8 +27,10 @@ from restoration.richardson_lucy import (
     settle,
     tiles,
 )
+from restoration.unrolled import START_STEPS
 from restoration.variant_blur import VariantBlur, psf_grid_from_map
 
+PriorName = Literal["auto", "tv", "learned"]
 ACCELERATION = "momentum"  # gives the same result in tiles as in one piece
 SCALED_PX = 1024**2  # pixels of the largest image whose map is scaled by default: bounds the time
 WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece: bounds the memory
@@ -52,6 +59,8 @@ def restore_with_map(
     refined: bool | None = None,
     usable: torch.Tensor | None = None,
     white_noise: bool = True,
+    prior: PriorName = "auto",
+    learned: Prior | None = None,
 ) -> tuple[Restored, VariantBlur]:
     """Restored image, in the unit of the input, and the operator that was inverted.
 
@@ -69,6 +78,10 @@ def restore_with_map(
         if `cautious` is set and the image has at most 1024 x 1024 px
     white_noise : False for registered, denoised or compressed images. They get back what the
         restoration cannot explain, see `return_residuals`.
+    prior : what is assumed of objects: total variation, or what a network learned of microscope
+        objects (`restoration.unrolled`); by default the one that predicts held-out photons better,
+        and total variation if its weight or the iterations are given
+    learned : the learned prior; by default the one that comes with the project
 
     Raises
     ------
@@ -80,13 +93,17 @@ def restore_with_map(
     psf_map = map_on(psf_map, image.device)
     rules = (iterations, tv, ACCELERATION)
     check_restoration(*rules)
+    learned = prior_to_try(prior, learned, rules)
     if refined is None:
         refined = cautious and image.numel() <= SCALED_PX
     may_fall_back = cautious and iterations == "auto"  # a given count is what the user wants to see
     used = gain
     for is_last in (False, True):
         photons, behind = check_image(image, background, used, shape, psf_map.values, usable)
-        restored, blur = _restore(photons, behind, psf_map, rules, cautious, refined, usable)
+        choice = (prior, learned)
+        restored, blur = _restore(
+            photons, behind, psf_map, rules, cautious, refined, usable, choice
+        )
         if not restored.iterations:  # the image is the input
             return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
         fit = judge(photons, restored.expected, usable)
@@ -108,6 +125,25 @@ def noise_gain(image: torch.Tensor, usable: torch.Tensor | None) -> float:
     return estimate_camera(image.cpu(), usable, offset_counts=0.0).gain_counts_per_e or 0.0
 
 
+def prior_to_try(prior: PriorName, learned: Prior | None, rules: tuple) -> Prior | None:
+    """The learned prior where it may be used, else None.
+
+    Raises
+    ------
+    InputError
+        If the learned prior is asked for together with a setting of total variation.
+    """
+    by_hand = rules[:2] != ("auto", "auto")
+    if prior == "learned" and by_hand:
+        raise InputError(
+            "the learned prior has no weight of total variation and a fixed number of iterations; "
+            "leave --tv and --iterations out, or give --prior tv."
+        )
+    if prior == "tv" or by_hand:
+        return None
+    return learned or load_prior()
+
+
 def _restore(
     photons: torch.Tensor,
     behind: torch.Tensor,
@@ -116,6 +152,7 @@ def _restore(
     cautious: bool,
     refined: bool,
     usable: torch.Tensor | None,
+    choice: tuple[PriorName, Prior | None],
 ) -> tuple[Restored, VariantBlur]:
     """Restoration of photons (H, W) with a background, and the operator that was inverted."""
     shape = (photons.shape[0], photons.shape[1])
@@ -126,19 +163,51 @@ def _restore(
         better = fit_map_scale(photons, psf_map, blur, *chosen)
         if better is not psf_map:
             psf_map, chosen = better, None
+    prior, learned = choice
+    if learned is not None:
+        blur = blur_of_map(psf_map, shape)
+        settings = learned_settings(photons, blur, behind, psf_map, usable)
+        if prior == "learned" or learned_is_better(photons, blur, settings, learned.restore):
+            return _finish(photons, psf_map, blur, settings, learned.restore, cautious)
     if cautious:
         lowered = LOWERED_WHERE_UNCERTAIN * psf_uncertainty(psf_map, shape)
         psf_map = scaled(psf_map, 1 - lowered)
     blur = blur_of_map(psf_map, shape)
     settings, count = chosen or settle(photons, blur, behind, *rules, usable=usable)
+    work = partial(restore, iterations=count)
+    return _finish(photons, psf_map, blur, settings, work, cautious and count > 0)
+
+
+def learned_settings(
+    photons: torch.Tensor,
+    blur: VariantBlur,
+    behind: torch.Tensor,
+    psf_map: PsfMap,
+    usable: torch.Tensor | None,
+) -> Settings:
+    """Settings of the learned restoration of photons (H, W)."""
+    rules = (START_STEPS, "auto", ACCELERATION)
+    settings, _ = settle(photons, blur, behind, *rules, usable=usable)
+    changes = at_pixels(psf_changes(psf_map, blur.shape), psf_map, blur.shape)
+    return replace(settings, uncertainty=changes)
+
+
+def _finish(
+    photons: torch.Tensor,
+    psf_map: PsfMap,
+    blur: VariantBlur,
+    settings: Settings,
+    work: Work,
+    cautious: bool,
+) -> tuple[Restored, VariantBlur]:
+    """Restoration by `work`, in tiles if the image is large, and again where a PSF is too large."""
     if photons.numel() > WHOLE_PX:
-        parts = list(tiles(shape, TILE))
-        restored = restore_tiles(photons, blur, settings, count, parts)
+        restored = restore_tiles(photons, blur, settings, work, list(tiles(blur.shape, TILE)))
     else:
-        restored = restore(photons, blur, settings, count)
-    if cautious and count:
-        restored, psf_map, blur = restore_misfits(photons, psf_map, blur, settings, restored)
-        restored = denoise_blank_places(photons, psf_map, settings, restored)
+        restored = work(photons, blur, settings)
+    if cautious:
+        restored, psf_map, blur = restore_misfits(photons, psf_map, blur, settings, work, restored)
+        restored = denoise_blank_places(photons, psf_map, settings, work, restored)
     return restored, blur
 
 
@@ -155,8 +224,16 @@ def check_map_fits(psf_map: PsfMap, shape: tuple[int, int]) -> None:
 def psf_uncertainty(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
     """Uncertainty of the PSF at each place of the map, (R, C), from 0 to 1.
 
+    The fourth power of `psf_changes`: moderate errors of the PSF do little harm.
+    """
+    return psf_changes(psf_map, shape) ** 4
+
+
+def psf_changes(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
+    """Largest change of each PSF of the map within its error bars, (R, C), from 0 to 1.
+
     |h(v + s) - h(v - s)| / (2 |h(v)|) for the parameter whose standard deviation s changes the PSF
-    most, to the fourth power: moderate errors of the PSF do little harm.
+    most.
     """
     model, microscope, values = psf_map.model, psf_map.microscope, psf_map.values
     deviations = psf_map.standard_deviations
@@ -171,7 +248,7 @@ def psf_uncertainty(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
             psf_grid_from_map(model, values + sign * shift, microscope, size) for sign in (1, -1)
         )
         changes.append((above - below).flatten(2).norm(dim=2) / (2 * norm))
-    return torch.stack(changes).amax(0).clamp(0, 1) ** 4
+    return torch.stack(changes).amax(0).clamp(0, 1)
 
 
 def shrunk_where_misfit(psf_map: PsfMap, misfit: torch.Tensor) -> PsfMap | None:
@@ -194,6 +271,7 @@ def restore_misfits(
     psf_map: PsfMap,
     blur: VariantBlur,
     settings: Settings,
+    work: Work,
     restored: Restored,
 ) -> tuple[Restored, PsfMap, VariantBlur]:
     """Restoration, map and blur after the places whose PSF is too large were restored again."""
@@ -207,14 +285,12 @@ def restore_misfits(
         touched = at_pixels(changed, psf_map, shape) > 0
         parts = [part for part in tiles(shape, MISFIT_TILE) if touched[part].any()]
         psf_map, blur = smaller, blur_of_map(smaller, shape)
-        restored = restore_tiles(
-            photons, blur, settings, restored.iterations, parts, before=restored
-        )
+        restored = restore_tiles(photons, blur, settings, work, parts, before=restored)
     return restored, psf_map, blur
 
 
 def denoise_blank_places(
-    photons: torch.Tensor, psf_map: PsfMap, settings: Settings, restored: Restored
+    photons: torch.Tensor, psf_map: PsfMap, settings: Settings, work: Work, restored: Restored
 ) -> Restored:
     """The restoration with denoised input where the map found no content; the blur stays there."""
     blank = (~psf_map.has_content).to(photons)
@@ -223,7 +299,7 @@ def denoise_blank_places(
     shape = (photons.shape[0], photons.shape[1])
     share = at_pixels(blank, psf_map, shape).clamp(0, 1)
     point = VariantBlur.from_psf(photons.new_ones(1, 1), shape)
-    denoised = restore(photons, point, settings, restored.iterations).image
+    denoised = work(photons, point, replace(settings, uncertainty=None)).image
     return replace(restored, image=torch.lerp(restored.image, denoised, share))
 
 
