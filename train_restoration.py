@@ -4,7 +4,7 @@
 
 Objects are crops of built-in and fresh procedural images. They are blurred by PSFs that vary over
 the image, exposed, and restored with maps that are as wrong as estimated ones. Writes
-model.safetensors (the weights with the highest gain on validation images), config.json, README.md
+restoration.safetensors (the weights with the highest gain on validation images), config.json, README.md
 (model card) and metrics.csv. The same command continues a run that was stopped.
 """
 

@@ -21,6 +21,8 @@ from restoration.unrolled import CHANNELS, STEPS, Design, Problem, restore_unrol
 from restoration.variant_blur import VariantBlur
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "restoration"
+# another name than that of the networks that estimate PSFs, which are listed by it
+WEIGHTS = "restoration.safetensors"
 KIND = "restoration"  # in config.json, apart from the networks that estimate PSFs
 REQUIRED = ("design", "steps", "start_steps", "channels")
 
@@ -56,7 +58,7 @@ class Prior:
 def save_prior(folder: Path, network: StepNetwork, config: Mapping[str, Any]) -> None:
     """Write weights, config and model card, each whole or not at all."""
     weights = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-    with whole_file(folder / "model.safetensors") as partial:
+    with whole_file(folder / WEIGHTS) as partial:
         partial.write_bytes(save(weights))
     write_json(folder / "config.json", config)
     with whole_file(folder / "README.md") as partial:
@@ -73,7 +75,7 @@ def load_prior(folder: Path = SHIPPED, device: str | torch.device = "cpu") -> Pr
         If the folder holds no learned restoration, or its files are damaged.
     """
     config = read_json(folder / "config.json", "learned restoration")
-    weights = folder / "model.safetensors"
+    weights = folder / WEIGHTS
     if config.get("kind") != KIND or not weights.is_file():
         raise InputError(
             f"{folder} is no learned restoration; train one with train_restoration.py."

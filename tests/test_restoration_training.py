@@ -187,7 +187,7 @@ def test_a_stopped_run_ends_with_the_weights_of_one_without_a_stop(
     monkeypatch.undo()
     monkeypatch.setattr(train_restoration, "SAVE_EVERY", 2)
     train_restoration.main(stopped)
-    for name in ("model.safetensors", "state.safetensors"):
+    for name in ("restoration.safetensors", "state.safetensors"):
         found, wanted = load_file(stopped.out / name), load_file(uninterrupted / name)
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)

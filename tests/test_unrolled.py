@@ -204,7 +204,7 @@ def test_a_network_comes_back_from_its_folder(tmp_path):
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, found.network.state_dict()[name])
     assert "| 10 to 100 | 1.00 | 2.00 |" in (tmp_path / "README.md").read_text()
-    size = (tmp_path / "model.safetensors").stat().st_size
+    size = (tmp_path / "restoration.safetensors").stat().st_size
     assert size < 1e6
 
 
@@ -224,7 +224,7 @@ def test_a_wrong_folder_is_refused(tmp_path, facts, message):
 
 def test_damaged_weights_are_refused(tmp_path):
     save_prior(tmp_path, untrained(), config())
-    weights = tmp_path / "model.safetensors"
+    weights = tmp_path / "restoration.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match="damaged"):
         load_prior(tmp_path)
