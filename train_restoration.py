@@ -4,8 +4,8 @@
 
 Objects are crops of built-in and fresh procedural images. They are blurred by PSFs that vary over
 the image, exposed, and restored with maps that are as wrong as estimated ones. Writes
-restoration.safetensors (the weights with the highest gain on validation images), config.json, README.md
-(model card) and metrics.csv. The same command continues a run that was stopped.
+restoration.safetensors (the weights with the highest gain on validation images), config.json,
+README.md (model card) and metrics.csv. The same command continues a run that was stopped.
 """
 
 import math
