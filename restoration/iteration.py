@@ -92,17 +92,20 @@ def restore(
 
 
 def steps(
-    photons: torch.Tensor, blur: VariantBlur, settings: Settings
+    photons: torch.Tensor,
+    blur: VariantBlur,
+    settings: Settings,
+    begun: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Objects (N, field) and the images (N, H, W) expected of them, after 0, 1, 2... updates.
 
-    Pixels that are not usable have weight 0: the factor of an update is
-    A^T (w photons / expected) / A^T w.
+    The first object is `begun` (N, field), or uniform. Pixels that are not usable have weight 0:
+    the factor of an update is A^T (w photons / expected) / A^T w.
     """
     level, background, usable = settings.level, settings.background, settings.usable
     seen = blur.seen if usable is None else blur.seen_by(usable)
     unseen = (UNSEEN - seen).clamp(min=0)  # pulls the factor of such points to 1
-    objects = uniform_start(photons, blur, settings, seen)
+    objects = uniform_start(photons, blur, settings, seen) if begun is None else begun
     seen = seen + unseen
     momentum = Momentum(settings.acceleration)
     if settings.tv:

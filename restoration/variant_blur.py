@@ -195,6 +195,21 @@ class VariantBlur:
         rows, columns = self.rows - top, self.columns - left
         return VariantBlur(self.eigen_psfs, self.coefficients, rows, columns, shape, self.error)
 
+    def binned(self) -> "VariantBlur":
+        """The same blur for the image of half the edges, whose pixels sum 2 x 2 of this one.
+
+        Object points count as blocks of 2 x 2 pixels. Along each axis the PSF of such blocks is the
+        PSF convolved with (1/2, 1, 1/2), at every second place.
+        """
+        half, line = self.psf_size // 2, self.eigen_psfs.new_tensor([0.5, 1.0, 0.5])
+        reach = (half + 1) // 2  # of the binned PSF, to each side
+        margin = 2 * reach + 1 - half
+        padded = torch.nn.functional.pad(self.eigen_psfs[:, None], [margin] * 4)
+        psfs = torch.nn.functional.conv2d(padded, (line[:, None] * line)[None, None], stride=2)
+        shape = (self.shape[0] // 2, self.shape[1] // 2)
+        places = (self.rows - 0.5) / 2, (self.columns - 0.5) / 2
+        return VariantBlur(psfs[:, 0], self.coefficients, *places, shape, self.error)
+
     def psf_at(self, row: float, column: float) -> torch.Tensor:
         """PSF (K, K) of the object point at a place of the image, pixels."""
         y, x = self.rows.new_tensor([row]), self.columns.new_tensor([column])
