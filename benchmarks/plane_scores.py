@@ -1,0 +1,167 @@
+"""Scores of a restored plane against the sharpest plane of its stack, tile by tile.
+
+Registration and grey values are fitted to the truth in the same way for every method. Squared
+errors are kept as sums over tiles, so that gains of any set of tiles and their intervals follow
+from them.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter, shift
+from scipy.signal import fftconvolve
+from skimage.registration import phase_cross_correlation
+
+from benchmarks.restoration_methods import INPUT, Estimate
+from common.overviews import busiest
+from micrographs.camera import estimate_camera
+from psf.microscope import Microscope
+from psf.synthesis import synthesize_with_loss
+
+BORDER_PX = 32  # of the field that no score counts: shifts and PSFs reach into it
+DETAIL_PX = (1.2, 2.4)  # widths of the Gaussians whose difference holds the finest detail
+LARGEST_SHIFT_PX = 16.0  # a larger one is no drift between planes but a failed registration
+UPSAMPLING = 20  # of the registration: shifts are found to a twentieth of a pixel
+TILE_PX = 128
+FEWEST_TILES = 5  # for an interval
+DRAWS = 2000  # bootstrap samples of the tiles
+SHOWN_PX = 200
+KINDS = ("in_focus", "as_is")  # the two comparisons; the first is the main one
+FOCUS_PSF_PX = 63  # holds 98 % of the light at NA 0.14 and 1 um per pixel, and more elsewhere
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The sharpest plane of a stack."""
+
+    image: np.ndarray  # (H, W)
+    noise_variance: float  # of a pixel
+    focus_psf: np.ndarray  # (K, K) of an object in focus, without aberrations
+
+    @property
+    def ceiling_db(self) -> float:
+        """SNR of a perfect image of the object, which this noisy plane would give it."""
+        signal = inner(self.image).var() - self.noise_variance
+        return float(10 * np.log10(signal / self.noise_variance)) if signal > 0 else 0.0
+
+    @cached_property
+    def errors_of_mean(self) -> float:
+        """Squared differences of the plane to its mean, summed over the scored field."""
+        field = inner(self.image)
+        return float(np.square(field - field.mean()).sum())
+
+
+def find_sharpest(planes: np.ndarray) -> int:
+    """Index of the plane with most fine detail."""
+    fine, coarse = DETAIL_PX
+    detail = [gaussian_filter(one, fine) - gaussian_filter(one, coarse) for one in planes]
+    return int(np.argmax([one.var() for one in detail]))
+
+
+def make_truth(planes: np.ndarray, sharpest: int, microscope: Microscope) -> Truth:
+    """Truth of a stack (K, H, W).
+
+    The variance of its noise is that of the camera. It is at most half the mean square difference
+    to the nearest planes, since that holds the noise of both.
+    """
+    image = planes[sharpest]
+    camera = estimate_camera(torch.from_numpy(image).float())
+    light = max(float(image.mean()) - camera.offset_counts, 0.0)
+    variances = [(camera.gain_counts_per_e or 0.0) * light]
+    for neighbour in (sharpest - 1, sharpest + 1):
+        if 0 <= neighbour < len(planes):
+            errors = tile_errors(planes[neighbour], planes[neighbour], image)
+            variances.append(float(errors.sum()) / inner(image).size / 2)
+    label = torch.zeros(1, 1)
+    psf, _ = synthesize_with_loss("zernike1d", label, microscope, FOCUS_PSF_PX)
+    return Truth(image, min(variances), psf[0].double().numpy())
+
+
+def inner(image: np.ndarray) -> np.ndarray:
+    """The part of an image that is scored."""
+    return image[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
+
+
+def in_focus(objects: np.ndarray, psf: np.ndarray) -> np.ndarray:
+    """Image (H, W) of objects (H, W) in focus."""
+    padded = np.pad(objects, len(psf) // 2, mode="edge")
+    return fftconvolve(padded, psf, mode="valid")
+
+
+def shown_part(truth: np.ndarray) -> tuple[slice, slice]:
+    """The part of the field with most detail."""
+    edge = min(SHOWN_PX, *truth.shape)
+    top, left = busiest(truth - gaussian_filter(truth, 8), edge, 1)[0]
+    return slice(top, top + edge), slice(left, left + edge)
+
+
+def score(
+    estimate: Estimate, method: str, truth: Truth, plane: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Squared errors of an estimate by tile, for both comparisons, and a detail of it."""
+    found = estimate.objects.double().cpu().numpy()
+    if method == INPUT:  # an image already; the original pixels, as the others are compared with
+        found = again = plane
+    else:
+        again = in_focus(found, truth.focus_psf)
+    images = {"in_focus": again, "as_is": found}
+    errors = {
+        kind: tile_errors(image, plane, truth.image).ravel().tolist()
+        for kind, image in images.items()
+    }
+    return {"errors": errors, **estimate.facts}, found[shown_part(truth.image)]
+
+
+def tile_errors(found: np.ndarray, blurred: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Squared errors (R, C), summed over tiles, of an image that is fitted to the truth.
+
+    It is shifted, and its grey values follow a straight line. The shift is that of the image itself
+    or that of the blurred plane, whichever leaves less error: a blind method may move the object,
+    and a failed registration must not decide the score.
+    """
+    best = None
+    for moving in (found, blurred):
+        offset = phase_cross_correlation(truth, moving, upsample_factor=UPSAMPLING)[0]
+        if np.abs(offset).max() > LARGEST_SHIFT_PX:
+            offset = np.zeros(2)
+        moved = shift(found, offset, order=3, mode="nearest")
+        slope, intercept = np.polyfit(inner(moved).ravel(), inner(truth).ravel(), 1)
+        errors = np.square(inner(slope * moved + intercept - truth))
+        if best is None or errors.sum() < best.sum():
+            best = errors
+        if found is blurred:
+            break
+    return tile_sums(best)
+
+
+def tile_sums(values: np.ndarray) -> np.ndarray:
+    """Sums (R, C) over tiles of nearly equal size that cover an image (H, W)."""
+    for axis in (0, 1):
+        count = max(1, round(values.shape[axis] / TILE_PX))
+        starts = [values.shape[axis] * i // count for i in range(count)]
+        values = np.add.reduceat(values, starts, axis)
+    return values
+
+
+def gain_db(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Gain in SNR (...) from the squared errors of tiles (..., T)."""
+    return 10 * np.log10(before.sum(-1) / after.sum(-1))
+
+
+def mean_gain(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
+    """Mean gain over planes in dB and its 95 % interval, from errors (planes, tiles).
+
+    The interval is a bootstrap over tiles. A tile is drawn in all planes at once, since they show
+    the same object. It is NaN if there are few tiles.
+    """
+    mean, count = float(gain_db(before, after).mean()), before.shape[-1]
+    if count < FEWEST_TILES:
+        return mean, np.nan, np.nan
+    drawn = np.random.default_rng(0).integers(count, size=(DRAWS, count))
+    weights = np.stack([np.bincount(one, minlength=count) for one in drawn])  # (DRAWS, tiles)
+    gains = 10 * np.log10((weights @ before.T) / (weights @ after.T)).mean(1)
+    low, high = np.quantile(gains, (0.025, 0.975))
+    return mean, float(low), float(high)
