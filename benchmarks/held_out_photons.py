@@ -43,7 +43,7 @@ from benchmarks.held_out_scores import (
     SMOOTHED,
     Halves,
     best_width,
-    mean_advantage,
+    per_pixel,
     score,
     split_in_half,
 )
@@ -55,6 +55,7 @@ from benchmarks.restored_planes import (
     kept_results,
     open_view,
 )
+from benchmarks.tiles import bootstrap
 from common.command import keep_freed_memory, pick_device, print_notes, run
 from common.files import code_fingerprint, run_record, whole_file, write_csv
 from common.pictures import save_figure
@@ -67,7 +68,7 @@ from models.map_files import pixels_hash
 from models.recording import file_cutoff, open_recording
 from psf.errors import InputError
 
-SCORES = Path(__file__).with_name("held_out_scores.py")
+SCORES = [Path(__file__).with_name(name) for name in ("held_out_scores.py", "tiles.py")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def view_of(halves: Halves, config: Config, estimator: Estimator) -> View:
 def restore_all(config: Config, chosen: list[int]) -> Iterator[tuple[int, dict[str, Scored]]]:
     """Each plane with its results by method."""
     estimator = load_estimator(config.checkpoint, pick_device(config.device))
-    methods, code = available_methods(), code_fingerprint(SCORES)
+    methods, code = available_methods(), code_fingerprint(*SCORES)
     name = config.image.stem + ("" if config.second is None else f"_{config.second.stem}")
     for plane in tqdm(chosen, desc="restore", unit="plane"):
         halves = make_halves(config, estimator, plane)
@@ -173,7 +174,7 @@ def tabulate(results: Mapping[int, Mapping[str, Scored]]) -> pd.DataFrame:
         for name, (facts, _) in methods.items():
             tiles, pixels = np.array(facts["advantage"]), np.array(facts["pixels"])
             row = {"plane": plane, "method": "first half as it is" if name == INPUT else name}
-            numbers = mean_advantage(tiles[None], pixels[None])
+            numbers = bootstrap(per_pixel, tiles[None], pixels[None])
             row |= dict(zip(("advantage", "advantage_low", "advantage_high"), numbers, strict=True))
             rows.append(row | {k: v for k, v in facts.items() if k not in ("advantage", "pixels")})
     return pd.DataFrame(rows)
@@ -184,7 +185,7 @@ def summarise(results: Mapping[int, Mapping[str, Scored]]) -> pd.DataFrame:
     rows, pixels = [], np.array([one[INPUT][0]["pixels"] for one in results.values()])
     for name in next(iter(results.values())):
         tiles = np.array([one[name][0]["advantage"] for one in results.values()])
-        numbers = mean_advantage(tiles, pixels)
+        numbers = bootstrap(per_pixel, tiles, pixels)
         row: dict[str, Any] = {"method": "first half as it is" if name == INPUT else name}
         row |= dict(zip(("advantage", "advantage_low", "advantage_high"), numbers, strict=True))
         by_plane = tiles.sum(1) / pixels.sum(1)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.held_out_scores import SMOOTHED
 from benchmarks.real_restoration_report import style_of
@@ -52,6 +53,7 @@ def draw(
         middle, low, high = (SCALE * part[column] for column in columns)
         axes.plot(part["plane"], middle, "o", ls=style.pop("ls", "-"), ms=3, label=name, **style)
         axes.fill_between(part["plane"], low, high, color=style["color"], alpha=0.12, lw=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("plane", fontsize=8)
     axes.set_ylabel(f"log likelihood above the\n{SMOOTHED} (0.001 nat / px)", fontsize=8)
     axes.set_yscale("symlog", linthresh=1.0)

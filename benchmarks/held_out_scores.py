@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.plane_scores import DRAWS, FEWEST_TILES, inner, shown_part, tile_sums
 from benchmarks.restoration_methods import INPUT, Estimate
+from benchmarks.tiles import inner, shown_part, tile_sums
 
 SMOOTHED = "first half, smoothed"
 # Widths of the Gaussian that are tried, px, from none to wider than any detail, a factor 1.4 apart
@@ -86,17 +86,6 @@ def score(
     return {**facts, **estimate.facts}, objects[shown_part(smooth)]
 
 
-def mean_advantage(tiles: np.ndarray, pixels: np.ndarray) -> tuple[float, float, float]:
-    """Mean over planes of the advantage per pixel, and its 95 % interval.
-
-    `tiles` (planes, T) are sums over tiles, `pixels` (planes, T) how many they hold. The interval
-    is a bootstrap over tiles, each drawn in all planes at once. It is NaN if there are few tiles.
-    """
-    mean, count = float((tiles.sum(1) / pixels.sum(1)).mean()), tiles.shape[1]
-    if count < FEWEST_TILES:
-        return mean, np.nan, np.nan
-    drawn = np.random.default_rng(0).integers(count, size=(DRAWS, count))
-    weights = np.stack([np.bincount(one, minlength=count) for one in drawn])
-    found = ((weights @ tiles.T) / (weights @ pixels.T).clip(1)).mean(1)
-    low, high = np.quantile(found, (0.025, 0.975))
-    return mean, float(low), float(high)
+def per_pixel(advantage: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Advantage of usable pixels, from sums."""
+    return advantage / np.maximum(pixels, 1)

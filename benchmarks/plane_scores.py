@@ -2,7 +2,7 @@
 
 Registration and grey values are fitted to the truth in the same way for every method. Squared
 errors are kept as sums over tiles, so that gains of any set of tiles and their intervals follow
-from them.
+from them, see `benchmarks.tiles`.
 """
 
 from dataclasses import dataclass
@@ -16,19 +16,17 @@ from scipy.signal import fftconvolve
 from skimage.registration import phase_cross_correlation
 
 from benchmarks.restoration_methods import INPUT, Estimate
-from common.overviews import busiest
+from benchmarks.tiles import inner, shown_part, tile_sums
 from micrographs.camera import estimate_camera
 from psf.microscope import Microscope
 from psf.synthesis import synthesize_with_loss
 
-BORDER_PX = 32  # of the field that no score counts: shifts and PSFs reach into it
 DETAIL_PX = (1.2, 2.4)  # widths of the Gaussians whose difference holds the finest detail
 LARGEST_SHIFT_PX = 16.0  # a larger one is no drift between planes but a failed registration
+# Widths of the Gaussians whose difference is registered. Finer structure is noise and the fixed
+# pattern of the camera, wider one is illumination, and neither moves with the object.
+STRUCTURE_PX = (2.0, 16.0)
 UPSAMPLING = 20  # of the registration: shifts are found to a twentieth of a pixel
-TILE_PX = 128
-FEWEST_TILES = 5  # for an interval
-DRAWS = 2000  # bootstrap samples of the tiles
-SHOWN_PX = 200
 KINDS = ("in_focus", "as_is")  # the two comparisons; the first is the main one
 FOCUS_PSF_PX = 63  # holds 98 % of the light at NA 0.14 and 1 um per pixel, and more elsewhere
 
@@ -80,22 +78,10 @@ def make_truth(planes: np.ndarray, sharpest: int, microscope: Microscope) -> Tru
     return Truth(image, min(variances), psf[0].double().numpy())
 
 
-def inner(image: np.ndarray) -> np.ndarray:
-    """The part of an image that is scored."""
-    return image[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
-
-
 def in_focus(objects: np.ndarray, psf: np.ndarray) -> np.ndarray:
     """Image (H, W) of objects (H, W) in focus."""
     padded = np.pad(objects, len(psf) // 2, mode="edge")
     return fftconvolve(padded, psf, mode="valid")
-
-
-def shown_part(truth: np.ndarray) -> tuple[slice, slice]:
-    """The part of the field with most detail."""
-    edge = min(SHOWN_PX, *truth.shape)
-    top, left = busiest(truth - gaussian_filter(truth, 8), edge, 1)[0]
-    return slice(top, top + edge), slice(left, left + edge)
 
 
 def score(
@@ -122,46 +108,33 @@ def tile_errors(found: np.ndarray, blurred: np.ndarray, truth: np.ndarray) -> np
     or that of the blurred plane, whichever leaves less error: a blind method may move the object,
     and a failed registration must not decide the score.
     """
-    best = None
-    for moving in (found, blurred):
-        offset = phase_cross_correlation(truth, moving, upsample_factor=UPSAMPLING)[0]
-        if np.abs(offset).max() > LARGEST_SHIFT_PX:
-            offset = np.zeros(2)
-        moved = shift(found, offset, order=3, mode="nearest")
-        slope, intercept = np.polyfit(inner(moved).ravel(), inner(truth).ravel(), 1)
-        errors = np.square(inner(slope * moved + intercept - truth))
-        if best is None or errors.sum() < best.sum():
-            best = errors
-        if found is blurred:
-            break
-    return tile_sums(best)
+    images = (found,) if found is blurred else (found, blurred)
+    fitted = [squared_errors(found, offset_px(image, truth), truth) for image in images]
+    return tile_sums(min(fitted, key=np.sum))
 
 
-def tile_sums(values: np.ndarray) -> np.ndarray:
-    """Sums (R, C) over tiles of nearly equal size that cover an image (H, W)."""
-    for axis in (0, 1):
-        count = max(1, round(values.shape[axis] / TILE_PX))
-        starts = [values.shape[axis] * i // count for i in range(count)]
-        values = np.add.reduceat(values, starts, axis)
-    return values
+def squared_errors(found: np.ndarray, offset: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Squared errors of the scored field after a shift (y, x) in px and a fit of grey values."""
+    moved = shift(found, offset, order=3, mode="nearest")
+    slope, intercept = np.polyfit(inner(moved).ravel(), inner(truth).ravel(), 1)
+    return np.square(inner(slope * moved + intercept - truth))
+
+
+def offset_px(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Shift (y, x) in px that moves an image onto the truth; 0 if none is found.
+
+    It is the peak of the cross-correlation of their structure. Phase correlation, which weights all
+    frequencies alike, finds the fixed pattern of the camera and not the shift of a blurred object.
+    """
+    window = np.outer(*(np.hanning(length) for length in truth.shape))
+    parts = []
+    for one in (truth, image):
+        fine, coarse = (gaussian_filter(one, width) for width in STRUCTURE_PX)
+        parts.append((fine - coarse) * window)
+    found = phase_cross_correlation(*parts, upsample_factor=UPSAMPLING, normalization=None)[0]
+    return found if np.abs(found).max() <= LARGEST_SHIFT_PX else np.zeros(2)
 
 
 def gain_db(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Gain in SNR (...) from the squared errors of tiles (..., T)."""
-    return 10 * np.log10(before.sum(-1) / after.sum(-1))
-
-
-def mean_gain(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
-    """Mean gain over planes in dB and its 95 % interval, from errors (planes, tiles).
-
-    The interval is a bootstrap over tiles. A tile is drawn in all planes at once, since they show
-    the same object. It is NaN if there are few tiles.
-    """
-    mean, count = float(gain_db(before, after).mean()), before.shape[-1]
-    if count < FEWEST_TILES:
-        return mean, np.nan, np.nan
-    drawn = np.random.default_rng(0).integers(count, size=(DRAWS, count))
-    weights = np.stack([np.bincount(one, minlength=count) for one in drawn])  # (DRAWS, tiles)
-    gains = 10 * np.log10((weights @ before.T) / (weights @ after.T)).mean(1)
-    low, high = np.quantile(gains, (0.025, 0.975))
-    return mean, float(low), float(high)
+    """Gain in SNR from squared errors."""
+    return 10 * np.log10(before / after)

@@ -38,11 +38,8 @@ from benchmarks.plane_scores import (
     Truth,
     find_sharpest,
     gain_db,
-    inner,
     make_truth,
-    mean_gain,
     score,
-    shown_part,
 )
 from benchmarks.real_restoration_report import draw, markdown
 from benchmarks.restoration_methods import INPUT, available_methods, rivals_of
@@ -53,6 +50,7 @@ from benchmarks.restored_planes import (
     kept_results,
     open_view,
 )
+from benchmarks.tiles import bootstrap, inner, shown_part
 from common.command import keep_freed_memory, pick_device, run
 from common.files import code_fingerprint, run_record, whole_file, write_csv
 from common.pictures import save_figure
@@ -65,7 +63,7 @@ from psf.microscope import Microscope
 STEPS = 5  # planes on each side of the sharpest one that are restored by default
 JUDGED = (2, 5)  # steps from the sharpest plane whose gains are averaged
 WORSE_DB = 0.1  # loss from which a tile counts as worse
-SCORES = Path(__file__).with_name("plane_scores.py")
+SCORES = [Path(__file__).with_name(name) for name in ("plane_scores.py", "tiles.py")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ def restore_all(
     """Results by plane and method."""
     estimator = load_estimator(config.checkpoint, pick_device(config.device))
     methods, results = available_methods(), {}
-    code = code_fingerprint(SCORES)
+    code = code_fingerprint(*SCORES)
     for plane in tqdm(chosen, desc="restore", unit="plane"):
         options = config.of_file(config.stack, plane)
         settings = {name: str(value) for name, value in vars(options).items() if name != "out"}
@@ -118,8 +116,8 @@ def tabulate(
             row: dict[str, Any] = {"plane": plane, "steps": plane - sharpest, "method": name}
             for kind in KINDS:
                 after = np.array(facts["errors"][kind])
-                gains = gain_db(before[kind][:, None], after[:, None])  # of single tiles
-                gain, low, high = mean_gain(before[kind][None], after[None])
+                gains = gain_db(before[kind], after)  # of single tiles
+                gain, low, high = bootstrap(gain_db, before[kind][None], after[None])
                 row[f"snr_{kind}_db"] = 10 * np.log10(truth.errors_of_mean / after.sum())
                 row |= {f"gain_{kind}_db": gain, f"gain_{kind}_low": low, f"gain_{kind}_high": high}
                 row[f"worse_tiles_{kind}"] = float((gains < -WORSE_DB).mean())
@@ -140,20 +138,20 @@ def summarise(
             name: np.array([results[plane][name][0]["errors"][kind] for plane in judged])
             for name in names
         }
-        means = {name: mean_gain(errors[INPUT], errors[name]) for name in names}
+        means = {name: bootstrap(gain_db, errors[INPUT], errors[name]) for name in names}
         order = sorted(names, key=lambda name: -means[name][0])
         best = next((name for name in order if name in rivals_of(names)), None)
         for name in names:
-            gains = gain_db(errors[INPUT], errors[name])
+            gains = gain_db(errors[INPUT].sum(1), errors[name].sum(1))
             row = {"comparison": kind, "method": name, "planes": len(judged)}
             row |= dict(zip(("gain_db", "gain_low", "gain_high"), means[name], strict=True))
             row |= {"least_gain_db": float(gains.min()), "worse_planes": int((gains < 0).sum())}
-            without = [errors[one].sum(1, keepdims=True) - noise for one in (INPUT, name)]
+            without = [errors[one].sum(1) - noise for one in (INPUT, name)]
             possible = (without[0] > 0).all() and (without[1] > 0).all()
             row["gain_without_noise_db"] = gain_db(*without).mean() if possible else np.nan
             row["rank"] = order.index(name) + 1
             if best is not None:
-                lead = mean_gain(errors[best], errors[name])
+                lead = bootstrap(gain_db, errors[best], errors[name])
                 row |= dict(zip(("lead_db", "lead_low", "lead_high"), lead, strict=True))
                 ahead = errors[name].sum(1) < errors[best].sum(1)
                 row |= {"best_rival": best, "planes_ahead": int(ahead.sum())}

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.plane_scores import Truth
 from benchmarks.restoration_methods import INPUT, is_ours
@@ -24,9 +25,9 @@ def markdown(
     """The tables for people."""
     noise = truth.noise_variance**0.5
     parts = [
-        f"{stack}: the truth is plane {sharpest}. Its noise is at most {noise:.3g} counts rms, under "
-        f"which a perfect restoration has an SNR of {truth.ceiling_db:.1f} dB. Gains in SNR over "
-        "the blurred plane, dB, by steps from the truth:"
+        f"{stack}: the truth is plane {sharpest}. Its noise is at most {noise:.3g} counts rms; so "
+        f"much limits the SNR of a perfect restoration to {truth.ceiling_db:.1f} dB. Gains in SNR "
+        "over the blurred plane, dB, by steps from the truth:"
     ]
     for kind, title in TITLES.items():
         parts += [f"**{title}**", gains_by_step(table, kind)]
@@ -125,6 +126,7 @@ def draw_gains(axes: Axes, table: pd.DataFrame, kind: str) -> None:
         axes.plot(part["steps"], gain, "o", ls=style.pop("ls", "-"), ms=3, label=name, **style)
         ends = (part[f"gain_{kind}_low"], part[f"gain_{kind}_high"])
         axes.fill_between(part["steps"], *ends, color=style["color"], alpha=0.12, lw=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("steps from the sharpest plane", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
