@@ -54,6 +54,7 @@ from benchmarks.restored_planes import (
     chosen_planes,
     kept_results,
     open_view,
+    settings_for_key,
 )
 from benchmarks.tiles import bootstrap
 from common.command import keep_freed_memory, pick_device, print_notes, run
@@ -144,8 +145,8 @@ def restore_all(config: Config, chosen: list[int]) -> Iterator[tuple[int, dict[s
         halves = make_halves(config, estimator, plane)
         key: dict[str, Any] = {"scores": code, "pixels": hash_of(config.image, config, plane)}
         key["second"] = None if config.second is None else hash_of(config.second, config, plane)
-        settings = vars(config.of_file(config.image, plane)) | {"seed": config.seed}
-        key["settings"] = {n: str(value) for n, value in settings.items() if n != "out"}
+        options = config.of_file(config.image, plane)
+        key["settings"] = settings_for_key(options, seed=config.seed)
         width = best_width(halves.first, halves.usable, config.seed + plane)
         smooth = gaussian_filter(halves.first.numpy(), width)
         yield (
@@ -201,7 +202,7 @@ def main(config: Config) -> None:
     keep_freed_memory()
     with open_micrograph(config.image, config.channel) as micrograph:
         count = len(micrograph.focal_planes()[0])
-    chosen = chosen_planes(config.planes, list(range(count)), count)
+    chosen = chosen_planes(config.planes, range(count), count)
     results = dict(restore_all(config, chosen))
     table, summary = tabulate(results), summarise(results)
     write_csv(config.out / "held_out_photons.csv", table)

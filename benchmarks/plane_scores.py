@@ -52,29 +52,25 @@ class Truth:
         return float(np.square(field - field.mean()).sum())
 
 
-def find_sharpest(planes: np.ndarray) -> int:
-    """Index of the plane with most fine detail."""
-    fine, coarse = DETAIL_PX
-    detail = [gaussian_filter(one, fine) - gaussian_filter(one, coarse) for one in planes]
-    return int(np.argmax([one.var() for one in detail]))
+def detail(plane: np.ndarray) -> float:
+    """Variance of the fine detail of a plane (H, W)."""
+    fine, coarse = (gaussian_filter(plane, width) for width in DETAIL_PX)
+    return float((fine - coarse).var())
 
 
-def make_truth(planes: np.ndarray, sharpest: int, microscope: Microscope) -> Truth:
-    """Truth of a stack (K, H, W).
+def make_truth(image: np.ndarray, neighbours: list[np.ndarray], microscope: Microscope) -> Truth:
+    """Truth of the sharpest plane (H, W) of a stack, and the planes beside it.
 
     The variance of its noise is that of the camera. It is at most half the mean square difference
-    to the nearest planes, since that holds the noise of both.
+    to a plane beside it, since that holds the noise of both.
     """
-    image = planes[sharpest]
     camera = estimate_camera(torch.from_numpy(image).float())
     light = max(float(image.mean()) - camera.offset_counts, 0.0)
     variances = [(camera.gain_counts_per_e or 0.0) * light]
-    for neighbour in (sharpest - 1, sharpest + 1):
-        if 0 <= neighbour < len(planes):
-            errors = tile_errors(planes[neighbour], planes[neighbour], image)
-            variances.append(float(errors.sum()) / inner(image).size / 2)
-    label = torch.zeros(1, 1)
-    psf, _ = synthesize_with_loss("zernike1d", label, microscope, FOCUS_PSF_PX)
+    for plane in neighbours:
+        errors = tile_errors(plane, plane, image)
+        variances.append(float(errors.sum()) / inner(image).size / 2)
+    psf, _ = synthesize_with_loss("zernike1d", torch.zeros(1, 1), microscope, FOCUS_PSF_PX)
     return Truth(image, min(variances), psf[0].double().numpy())
 
 
@@ -88,10 +84,8 @@ def score(
     estimate: Estimate, method: str, truth: Truth, plane: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Squared errors of an estimate by tile, for both comparisons, and a detail of it."""
-    found = estimate.objects.double().cpu().numpy()
-    if method == INPUT:  # an image already; the original pixels, as the others are compared with
-        found = again = plane
-    else:
+    found = again = estimate.objects.double().cpu().numpy()
+    if method != INPUT:  # which is an image already
         again = in_focus(found, truth.focus_psf)
     images = {"in_focus": again, "as_is": found}
     errors = {

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.plane_scores import (
     KINDS,
     Truth,
-    find_sharpest,
+    detail,
     gain_db,
     make_truth,
     score,
@@ -49,16 +49,19 @@ from benchmarks.restored_planes import (
     chosen_planes,
     kept_results,
     open_view,
+    settings_for_key,
 )
 from benchmarks.tiles import bootstrap, inner, shown_part
 from common.command import keep_freed_memory, pick_device, run
 from common.files import code_fingerprint, run_record, whole_file, write_csv
 from common.pictures import save_figure
-from micrographs.micrograph import open_micrograph
+from micrographs.micrograph import Micrograph, open_micrograph
+from micrographs.neighbours import fill_outliers
+from micrographs.outliers import find_outliers
 from models.checkpoint import load_estimator
 from models.map_files import pixels_hash
 from psf.errors import InputError
-from psf.microscope import Microscope
+from psf.microscope import OPTICS_NAMES, Microscope
 
 STEPS = 5  # planes on each side of the sharpest one that are restored by default
 JUDGED = (2, 5)  # steps from the sharpest plane whose gains are averaged
@@ -74,33 +77,52 @@ class Config(PlaneOptions):
     sharpest: int | None = None  # index of the sharpest plane, from 0; default: found
 
 
-def read_planes(config: Config) -> tuple[np.ndarray, list[str]]:
-    """All planes of the stack (K, H, W), float64, and the hash of each."""
-    with open_micrograph(config.stack, config.channel, z=0) as micrograph:
-        planes = micrograph.focal_planes()[0]
-        hashes = [pixels_hash(one) for one in planes]
-        return np.stack([one.plane().double().numpy() for one in planes]), hashes
+@dataclass(frozen=True)
+class Stack:
+    """The planes of an open file, read one at a time, so that memory holds few of them."""
+
+    planes: list[Micrograph]
+    microscope: Microscope
+
+    def __len__(self) -> int:
+        return len(self.planes)
+
+    def read(self, plane: int) -> np.ndarray:
+        """A plane (H, W) with the median of neighbours in pixels that are not usable, float64."""
+        micrograph = self.planes[plane]
+        pixels = micrograph.plane()
+        cutoff = self.microscope.cutoff_cycles_per_pixel
+        usable = find_outliers(pixels, micrograph.full_scale, cutoff).usable
+        return fill_outliers(pixels, usable).double().numpy()
+
+    def sharpest(self) -> int:
+        """Index of the plane with most fine detail."""
+        return int(np.argmax([detail(self.read(plane)) for plane in range(len(self))]))
+
+    def truth(self, sharpest: int) -> Truth:
+        """The sharpest plane as a truth."""
+        beside = [p for p in (sharpest - 1, sharpest + 1) if 0 <= p < len(self)]
+        return make_truth(self.read(sharpest), [self.read(p) for p in beside], self.microscope)
 
 
 def restore_all(
-    config: Config, planes: np.ndarray, hashes: list[str], chosen: list[int], truth: Truth
+    config: Config, stack: Stack, chosen: list[int], sharpest: int, truth: Truth
 ) -> dict[int, dict[str, Scored]]:
     """Results by plane and method."""
     estimator = load_estimator(config.checkpoint, pick_device(config.device))
     methods, results = available_methods(), {}
-    code = code_fingerprint(*SCORES)
+    code, truth_hash = code_fingerprint(*SCORES), pixels_hash(stack.planes[sharpest])
     for plane in tqdm(chosen, desc="restore", unit="plane"):
         options = config.of_file(config.stack, plane)
-        settings = {name: str(value) for name, value in vars(options).items() if name != "out"}
-        key = {"pixels": hashes[plane], "settings": settings, "scores": code}
-        key["truth"] = float(truth.image.sum())
+        key = {"pixels": pixels_hash(stack.planes[plane]), "truth": truth_hash, "scores": code}
+        key["settings"] = settings_for_key(options)
         results[plane] = kept_results(
             config.scratch / config.stack.stem / f"plane_{plane:03d}",
             key,
             methods,
             estimator.fingerprint,
             partial(open_view, options, estimator),
-            partial(score, truth=truth, plane=planes[plane]),
+            partial(score, truth=truth, plane=stack.read(plane)),
         )
     return results
 
@@ -159,23 +181,10 @@ def summarise(
     return pd.DataFrame(rows)
 
 
-def main(config: Config) -> None:
-    """Restore, score, write, draw."""
-    torch.set_num_threads(1)  # so that seconds of different methods compare
-    keep_freed_memory()
-    planes, hashes = read_planes(config)
-    sharpest = find_sharpest(planes) if config.sharpest is None else config.sharpest
-    if not 0 <= sharpest < len(planes):
-        raise InputError(f"--sharpest is {sharpest}; the stack has planes 0 to {len(planes) - 1}.")
-    near = range(max(0, sharpest - STEPS), min(len(planes), sharpest + STEPS + 1))
-    default = [plane for plane in near if plane != sharpest]
-    chosen = [p for p in chosen_planes(config.planes, default, len(planes)) if p != sharpest]
-    if not chosen:
-        raise InputError(f"no plane beside the sharpest one, {sharpest}, is left; give --planes.")
-    names = ("na", "wavelength_um", "pixel_size_um", "refractive_index")
-    microscope = Microscope(**{name: getattr(config, name) for name in names})
-    truth = make_truth(planes, sharpest, microscope)
-    results = restore_all(config, planes, hashes, chosen, truth)
+def write_results(
+    config: Config, results: Mapping[int, Mapping[str, Scored]], sharpest: int, truth: Truth
+) -> None:
+    """Write the tables and the figure."""
     table = tabulate(results, sharpest, truth)
     summary = summarise(results, table, truth)
     write_csv(config.out / "real_restoration.csv", table)
@@ -183,14 +192,33 @@ def main(config: Config) -> None:
     text = markdown(config.stack.name, sharpest, truth, table, summary)
     with whole_file(config.out / "real_restoration.md") as path:
         path.write_text(f"{text}\nCommit {run_record()['commit']}.\n", encoding="utf-8")
-    pictures = {
-        plane: {n: shown for n, (_, shown) in one.items()} for plane, one in results.items()
-    }
-    detail = truth.image[shown_part(truth.image)]
-    figure = draw(table, pictures, detail, config.pixel_size_um)
+    pictures = {p: {name: shown for name, (_, shown) in one.items()} for p, one in results.items()}
+    figure = draw(table, pictures, truth.image[shown_part(truth.image)], config.pixel_size_um)
     save_figure(config.out / "real_restoration.png", figure)
     print(text)
     print(f"wrote real_restoration.csv, .md, .png and _summary.csv to {config.out}")
+
+
+def main(config: Config) -> None:
+    """Restore, score, write, draw."""
+    torch.set_num_threads(1)  # so that seconds of different methods compare
+    keep_freed_memory()
+    microscope = Microscope(**{name: getattr(config, name) for name in OPTICS_NAMES})
+    with open_micrograph(config.stack, config.channel, z=0) as micrograph:
+        stack = Stack(micrograph.focal_planes()[0], microscope)
+        sharpest = stack.sharpest() if config.sharpest is None else config.sharpest
+        if not 0 <= sharpest < len(stack):
+            last = len(stack) - 1
+            raise InputError(f"--sharpest is {sharpest}; the stack has planes 0 to {last}.")
+        near = range(max(0, sharpest - STEPS), min(len(stack), sharpest + STEPS + 1))
+        chosen = [p for p in chosen_planes(config.planes, near, len(stack)) if p != sharpest]
+        if not chosen:
+            raise InputError(
+                f"no plane is left beside the sharpest one, {sharpest}; give --planes."
+            )
+        truth = stack.truth(sharpest)
+        results = restore_all(config, stack, chosen, sharpest, truth)
+    write_results(config, results, sharpest, truth)
 
 
 if __name__ == "__main__":

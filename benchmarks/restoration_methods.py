@@ -108,7 +108,7 @@ def unchanged(view: View) -> Estimate:
 
 
 def with_map(view: View, **options: Any) -> Estimate:
-    """Our restoration with its default options, as `deconvolve.py` makes it."""
+    """Our restoration, by default as `deconvolve.py` makes it; options of `restore_with_map`."""
     restored, blur = restore_with_map(
         view.light,
         view.psf_map,
@@ -162,13 +162,15 @@ def blurred(objects: torch.Tensor, blur: VariantBlur) -> torch.Tensor:
 
 INPUT, OURS = "blurred input", "ours"
 RIVALS = ("restoration/rivals.py", "restoration/variant_blur.py")
-# Weights of a learned prior, if there are any: they decide the result as the code does.
-WEIGHTS = sorted(
-    str(p.relative_to(ROOT)) for p in ROOT.glob("checkpoints/restoration*/*.safetensors")
+# The learned prior that comes with the project decides the result as the code does.
+PRIOR = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.glob("checkpoints/restoration/*")
+    if path.suffix in (".safetensors", ".json")
 )
 METHODS: dict[str, Method] = {
     INPUT: Method(unchanged, (), uses_map=False),
-    OURS: Method(with_map, ("restoration", *WEIGHTS)),
+    OURS: Method(with_map, ("restoration", *PRIOR)),
     "blind Richardson-Lucy": Method(
         blind, RIVALS, {"function": "blind_richardson_lucy"}, uses_map=False
     ),
@@ -183,6 +185,11 @@ METHODS: dict[str, Method] = {
         needs="deepinv",
     ),
 }
+if PRIOR:  # without one, ours is that with total variation
+    METHODS |= {
+        f"{OURS}, total variation": Method(with_map, ("restoration",), {"prior": "tv"}),
+        f"{OURS}, learned": Method(with_map, ("restoration", *PRIOR), {"prior": "learned"}),
+    }
 
 
 def available_methods() -> dict[str, Method]:

@@ -3,7 +3,7 @@
 A file is read as `deconvolve.py` reads it, and the map is that of the network for this plane alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from models.estimator import Estimator
 from models.map_image import map_image
 from models.recording import MapOptions, file_cutoff, open_recording
 from psf.errors import InputError
+from psf.microscope import OPTICS_NAMES
 from restoration.blur_map import continue_to_borders
 
 Scored = tuple[dict[str, Any], np.ndarray]  # facts of a result, and its picture (H, W)
@@ -42,10 +43,16 @@ class PlaneOptions:
 
     def of_file(self, path: Path, z: int | None, **changed: Any) -> MapOptions:
         """Options with which one plane is mapped."""
-        names = ("na", "wavelength_um", "pixel_size_um", "refractive_index", "checkpoint")
-        names += ("channel", "offset_counts", "gain_counts_per_e", "allow_other_optics", "device")
+        names = (*OPTICS_NAMES, "checkpoint", "channel", "offset_counts", "gain_counts_per_e")
+        names += ("allow_other_optics", "device")
         given = {name: getattr(self, name) for name in names} | changed
         return MapOptions(image=path, out=self.out, z=z, **given)
+
+
+def settings_for_key(options: MapOptions, **more: Any) -> dict[str, str]:
+    """The options that decide a result, as plain values; the place of files is none of them."""
+    given = vars(options) | more
+    return {name: str(value) for name, value in given.items() if name not in ("image", "out")}
 
 
 def open_view(options: MapOptions, estimator: Estimator) -> View:
@@ -103,7 +110,7 @@ def kept_results(
     return found
 
 
-def chosen_planes(asked: tuple[int, ...] | None, default: list[int], count: int) -> list[int]:
+def chosen_planes(asked: Sequence[int] | None, default: Sequence[int], count: int) -> list[int]:
     """The planes to restore of a file with `count` planes.
 
     Raises
@@ -111,7 +118,7 @@ def chosen_planes(asked: tuple[int, ...] | None, default: list[int], count: int)
     InputError
         If the file has no such plane.
     """
-    planes = default if asked is None else list(asked)
+    planes = list(default if asked is None else asked)
     if lost := [plane for plane in planes if not 0 <= plane < count]:
         raise InputError(
             f"--planes asks for {', '.join(map(str, lost))}; the file has planes 0 to {count - 1}."

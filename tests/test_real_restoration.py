@@ -1,5 +1,7 @@
 """Restorations of real stacks: scores of known errors, kept results, tables that add up."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from scipy.ndimage import gaussian_filter, shift
 from benchmarks import real_restoration, restoration_methods, restored_planes
 from benchmarks.plane_scores import (
     Truth,
-    find_sharpest,
+    detail,
     gain_db,
     in_focus,
     make_truth,
@@ -22,7 +24,9 @@ from benchmarks.real_restoration import Config, summarise, tabulate
 from benchmarks.restoration_methods import INPUT, METHODS, Estimate, Method, View, blurred
 from benchmarks.restored_planes import chosen_planes, kept_results
 from benchmarks.tiles import bootstrap, inner, tile_sums
+from models.estimator import Estimator
 from models.mapping import PsfMap
+from models.recording import MapOptions
 from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import psf_model
@@ -116,8 +120,8 @@ def test_the_mean_gain_is_over_planes_and_its_interval_over_tiles():
 def test_the_sharpest_plane_and_its_noise():
     planes = [gaussian_filter(texture(256), width) for width in (2.5, 1.0, 0.2, 1.5)]
     counts = np.random.default_rng(0).poisson(np.stack(planes)).astype(float)
-    assert find_sharpest(counts) == 2
-    truth = make_truth(counts, 2, MICROSCOPE)
+    assert np.argmax([detail(plane) for plane in counts]) == 2
+    truth = make_truth(counts[2], [counts[1], counts[3]], MICROSCOPE)
     assert truth.noise_variance == pytest.approx(100, rel=0.1)
     signal = inner(planes[2]).var()
     assert truth.ceiling_db == pytest.approx(10 * np.log10(signal / 100), abs=0.5)
@@ -131,12 +135,13 @@ def test_the_noise_is_bounded_by_the_difference_to_the_next_plane(monkeypatch):
         offset_counts, gain_counts_per_e = 0.0, 10.0
 
     monkeypatch.setattr("benchmarks.plane_scores.estimate_camera", lambda _: TooLarge())
-    assert make_truth(planes, 1, MICROSCOPE).noise_variance == pytest.approx(1, rel=0.15)
+    assert make_truth(
+        planes[1], [planes[0], planes[2]], MICROSCOPE
+    ).noise_variance == pytest.approx(1, rel=0.15)
 
 
 def test_the_object_itself_is_the_best_restoration_when_blurred_again():
-    planes = np.stack([texture(200)] * 2)
-    psf = make_truth(planes, 0, MICROSCOPE).focus_psf
+    psf = make_truth(texture(), [], MICROSCOPE).focus_psf
     objects = np.random.default_rng(0).uniform(0, 1, (200, 200))
     truth = Truth(in_focus(objects, psf), 1.0, psf)
     light = torch.from_numpy(objects)
@@ -146,7 +151,8 @@ def test_the_object_itself_is_the_best_restoration_when_blurred_again():
     assert in_focus_error < 1e-6 * power
     assert as_it_is > 0.1 * power
     # the input is an image already: it is never blurred again
-    facts, _ = score(Estimate(light, light), INPUT, truth, truth.image)
+    image = torch.from_numpy(truth.image)
+    facts, _ = score(Estimate(image, image), INPUT, truth, truth.image)
     assert sum(facts["errors"]["in_focus"]) < 1e-6 * power
 
 
@@ -297,7 +303,7 @@ def test_noise_of_the_truth_hides_part_of_a_gain():
 def stack(tmp_path, monkeypatch):
     """A stack whose plane 1 is sharp; its methods are the input, and one that knows the object."""
     objects = texture(224, 0.8)
-    sharp = in_focus(objects, make_truth(np.stack([objects] * 2), 0, MICROSCOPE).focus_psf)
+    sharp = in_focus(objects, make_truth(objects, [], MICROSCOPE).focus_psf)
     planes = np.stack([gaussian_filter(sharp, 3), sharp, gaussian_filter(sharp, 2)])
     planes = np.random.default_rng(0).poisson(20 * planes)
     tifffile.imwrite(tmp_path / "flat.tif", planes.astype(np.uint16), photometric="minisblack")
@@ -308,8 +314,12 @@ def stack(tmp_path, monkeypatch):
         "blind": Method(lambda view: Estimate(0.5 * view.light, view.light), (), uses_map=False),
     }
     monkeypatch.setattr(restoration_methods, "METHODS", methods)
-    view = a_view(edge=224)
-    monkeypatch.setattr(real_restoration, "open_view", lambda options, estimator: view)
+
+    def open_view(options: MapOptions, _: Estimator) -> View:
+        seen = torch.from_numpy(planes[options.z]).float()
+        return replace(a_view(edge=224), light=seen, usable=torch.ones_like(seen).bool())
+
+    monkeypatch.setattr(real_restoration, "open_view", open_view)
     return tmp_path / "flat.tif"
 
 
@@ -321,7 +331,7 @@ def test_a_stack_is_judged_by_its_sharpest_plane(stack, tmp_path):
     assert set(table["steps"]) == {-1, 1}
     known = table.loc[(0, "ours")]
     counts = tifffile.imread(stack).astype(float)
-    ceiling = make_truth(counts, 1, MICROSCOPE).ceiling_db
+    ceiling = make_truth(counts[1], [counts[0], counts[2]], MICROSCOPE).ceiling_db
     assert known["snr_in_focus_db"] == pytest.approx(ceiling, abs=1)
     assert known["gain_in_focus_db"] > 5
     assert known["gain_as_is_db"] < known["gain_in_focus_db"] - 3
@@ -333,7 +343,7 @@ def test_a_stack_is_judged_by_its_sharpest_plane(stack, tmp_path):
 
 def test_a_stack_without_other_planes_is_refused(stack, tmp_path):
     config = Config(stack=stack, **OPTICS, out=tmp_path, planes=(1,), scratch=tmp_path / "kept")
-    with pytest.raises(InputError, match="no plane beside the sharpest one, 1, is left"):
+    with pytest.raises(InputError, match="no plane is left beside the sharpest one, 1"):
         real_restoration.main(config)
     config = Config(stack=stack, **OPTICS, out=tmp_path, sharpest=3, scratch=tmp_path / "kept")
     with pytest.raises(InputError, match="--sharpest is 3; the stack has planes 0 to 2"):
