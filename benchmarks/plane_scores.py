@@ -68,8 +68,8 @@ def make_truth(image: np.ndarray, neighbours: list[np.ndarray], microscope: Micr
     light = max(float(image.mean()) - camera.offset_counts, 0.0)
     variances = [(camera.gain_counts_per_e or 0.0) * light]
     for plane in neighbours:
-        errors = tile_errors(plane, plane, image)
-        variances.append(float(errors.sum()) / inner(image).size / 2)
+        errors = squared_errors(plane, offset_px(plane, image), image)
+        variances.append(float(errors.mean()) / 2)
     psf, _ = synthesize_with_loss("zernike1d", torch.zeros(1, 1), microscope, FOCUS_PSF_PX)
     return Truth(image, min(variances), psf[0].double().numpy())
 
@@ -81,30 +81,26 @@ def in_focus(objects: np.ndarray, psf: np.ndarray) -> np.ndarray:
 
 
 def score(
-    estimate: Estimate, method: str, truth: Truth, plane: np.ndarray
+    estimate: Estimate, method: str, truth: Truth, plane_offset: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Squared errors of an estimate by tile, for both comparisons, and a detail of it."""
+    """Squared errors of an estimate by tile, for both comparisons, and a detail of it.
+
+    The estimate is moved by the shift that registers it, or by that of its blurred plane, whichever
+    leaves less error: a blind method may move the object, and a failed registration must not decide
+    the score.
+    """
     found = again = estimate.objects.double().cpu().numpy()
+    offsets = [plane_offset]
     if method != INPUT:  # which is an image already
         again = in_focus(found, truth.focus_psf)
-    images = {"in_focus": again, "as_is": found}
-    errors = {
-        kind: tile_errors(image, plane, truth.image).ravel().tolist()
-        for kind, image in images.items()
-    }
-    return {"errors": errors, **estimate.facts}, found[shown_part(truth.image)]
-
-
-def tile_errors(found: np.ndarray, blurred: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Squared errors (R, C), summed over tiles, of an image that is fitted to the truth.
-
-    It is shifted, and its grey values follow a straight line. The shift is that of the image itself
-    or that of the blurred plane, whichever leaves less error: a blind method may move the object,
-    and a failed registration must not decide the score.
-    """
-    images = (found,) if found is blurred else (found, blurred)
-    fitted = [squared_errors(found, offset_px(image, truth), truth) for image in images]
-    return tile_sums(min(fitted, key=np.sum))
+        offsets.append(offset_px(again, truth.image))
+    fits = [(squared_errors(again, offset, truth.image), offset) for offset in offsets]
+    best, offset = min(fits, key=lambda fit: fit[0].sum())
+    as_is = best if method == INPUT else squared_errors(found, offset, truth.image)
+    pairs = zip(KINDS, (best, as_is), strict=True)
+    errors = {kind: tile_sums(one).ravel().tolist() for kind, one in pairs}
+    facts = {"errors": errors, "shift_px": offset.tolist(), **estimate.facts}
+    return facts, found[shown_part(truth.image)]
 
 
 def squared_errors(found: np.ndarray, offset: np.ndarray, truth: np.ndarray) -> np.ndarray:

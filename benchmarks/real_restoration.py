@@ -39,6 +39,7 @@ from benchmarks.plane_scores import (
     detail,
     gain_db,
     make_truth,
+    offset_px,
     score,
 )
 from benchmarks.real_restoration_report import draw, markdown
@@ -116,13 +117,14 @@ def restore_all(
         options = config.of_file(config.stack, plane)
         key = {"pixels": pixels_hash(stack.planes[plane]), "truth": truth_hash, "scores": code}
         key["settings"] = settings_for_key(options)
+        offset = offset_px(stack.read(plane), truth.image)
         results[plane] = kept_results(
             config.scratch / config.stack.stem / f"plane_{plane:03d}",
             key,
             methods,
             estimator.fingerprint,
             partial(open_view, options, estimator),
-            partial(score, truth=truth, plane=stack.read(plane)),
+            partial(score, truth=truth, plane_offset=offset),
         )
     return results
 
@@ -143,7 +145,9 @@ def tabulate(
                 row[f"snr_{kind}_db"] = 10 * np.log10(truth.errors_of_mean / after.sum())
                 row |= {f"gain_{kind}_db": gain, f"gain_{kind}_low": low, f"gain_{kind}_high": high}
                 row[f"worse_tiles_{kind}"] = float((gains < -WORSE_DB).mean())
-            rows.append(row | {k: v for k, v in facts.items() if k != "errors"})
+            row |= dict(zip(("shift_y_px", "shift_x_px"), facts["shift_px"], strict=True))
+            left = ("errors", "shift_px")
+            rows.append(row | {k: v for k, v in facts.items() if k not in left})
     return pd.DataFrame(rows)
 
 
