@@ -170,7 +170,8 @@ PRIOR = sorted(
 )
 METHODS: dict[str, Method] = {
     INPUT: Method(unchanged, (), uses_map=False),
-    OURS: Method(with_map, ("restoration", *PRIOR)),
+    # without a learned prior, ours is that with total variation
+    OURS: Method(with_map, ("restoration", *PRIOR), {} if PRIOR else {"prior": "tv"}),
     "blind Richardson-Lucy": Method(
         blind, RIVALS, {"function": "blind_richardson_lucy"}, uses_map=False
     ),
@@ -185,7 +186,7 @@ METHODS: dict[str, Method] = {
         needs="deepinv",
     ),
 }
-if PRIOR:  # without one, ours is that with total variation
+if PRIOR:
     METHODS |= {
         f"{OURS}, total variation": Method(with_map, ("restoration",), {"prior": "tv"}),
         f"{OURS}, learned": Method(with_map, ("restoration", *PRIOR), {"prior": "learned"}),
