@@ -76,7 +76,8 @@ SCORES = [Path(__file__).with_name(name) for name in ("held_out_scores.py", "til
 class Config(PlaneOptions):
     """Settings of the benchmark."""
 
-    image: tyro.conf.Positional[Path]  # image or stack; by default every plane counts
+    image: tyro.conf.Positional[Path]  # image or focal stack
+    planes: tuple[int, ...] | None = None  # planes to restore, from 0; default: all
     second: Path | None = None  # second exposure of the same planes, with the same camera settings
     seed: int = 0  # of the split of the photons
 
@@ -98,7 +99,8 @@ def read_photons(path: Path, config: Config, estimator: Estimator, plane: int) -
     InputError
         If the image shows no noise, and no gain is given.
     """
-    with open_recording(path, config.of_file(path, plane), estimator, plane) as recording:
+    options = config.of_file(path, plane)
+    with open_recording(path, options, estimator, options.z) as recording:
         camera, pixels = recording.camera, recording.micrograph.plane()
         cutoff = file_cutoff(recording.microscope, estimator.psf_model)
         usable = find_outliers(pixels, recording.micrograph.full_scale, cutoff).usable
@@ -132,7 +134,7 @@ def view_of(halves: Halves, config: Config, estimator: Estimator) -> View:
         path = Path(folder) / "first.tif"
         tifffile.imwrite(path, halves.first.float().numpy())
         camera = {"offset_counts": 0.0, "gain_counts_per_e": 1.0}
-        options = config.of_file(path, None, channel=None, **camera)
+        options = config.of_file(path, channel=None, **camera)
         return open_view(options, estimator)
 
 
@@ -164,8 +166,8 @@ def restore_all(config: Config, chosen: list[int]) -> Iterator[tuple[int, dict[s
 
 def hash_of(path: Path, config: Config, plane: int) -> str:
     """Hash of the pixels of a plane."""
-    with open_micrograph(path, config.channel, plane) as micrograph:
-        return pixels_hash(micrograph)
+    with open_micrograph(path, config.channel, z=0) as micrograph:
+        return pixels_hash(micrograph.focal_planes()[0][plane])
 
 
 def tabulate(results: Mapping[int, Mapping[str, Scored]]) -> pd.DataFrame:

@@ -75,6 +75,8 @@ class Config(PlaneOptions):
     """Settings of the benchmark."""
 
     stack: Path  # TIFF z-stack of a flat object
+    # planes to restore, from 0; default: those up to 5 steps from the sharpest one
+    planes: tuple[int, ...] | None = None
     sharpest: int | None = None  # index of the sharpest plane, from 0; default: found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.restoration_methods import Estimate, Method, View, file_name
 from common.files import read_json, whole_file, write_json
+from micrographs.micrograph import open_micrograph
 from micrographs.outliers import find_outliers
 from models.estimator import Estimator
 from models.map_image import map_image
@@ -32,7 +33,6 @@ class PlaneOptions:
     pixel_size_um: float  # camera pixel / magnification, um
     refractive_index: float  # of the medium around the object
     out: Path  # folder of the tables and the figure
-    planes: tuple[int, ...] | None = None  # planes to restore, from 0; default: see above
     checkpoint: Path = Path("focus")  # network that estimates the maps
     channel: int | None = None  # of the file, from 0; default: the first
     offset_counts: float | None = None  # counts of the camera without light; default: estimated
@@ -41,12 +41,14 @@ class PlaneOptions:
     device: str = "auto"  # of the network: auto, cpu, cuda, mps
     scratch: Path = Path("data/real_restoration")  # folder of finished results, to resume from
 
-    def of_file(self, path: Path, z: int | None, **changed: Any) -> MapOptions:
-        """Options with which one plane is mapped."""
+    def of_file(self, path: Path, plane: int = 0, **changed: Any) -> MapOptions:
+        """Options with which a plane of the focal stack in a file is mapped."""
         names = (*OPTICS_NAMES, "checkpoint", "channel", "offset_counts", "gain_counts_per_e")
         names += ("allow_other_optics", "device")
         given = {name: getattr(self, name) for name in names} | changed
-        return MapOptions(image=path, out=self.out, z=z, **given)
+        with open_micrograph(path, given["channel"], z=0) as micrograph:
+            chosen = micrograph.focal_planes()[0][plane]  # of some files the time points
+        return MapOptions(image=path, out=self.out, z=chosen.z, t=chosen.t, **given)
 
 
 def settings_for_key(options: MapOptions, **more: Any) -> dict[str, str]:
@@ -61,10 +63,15 @@ def open_view(options: MapOptions, estimator: Estimator) -> View:
     Raises
     ------
     InputError
-        If the file cannot be read, or the network finds nothing in it.
+        If the file cannot be read, or the network finds nothing in the plane.
     """
     with open_recording(options.image, options, estimator, options.z) as recording:
-        found, camera = map_image(recording), recording.camera
+        try:
+            found, camera = map_image(recording), recording.camera
+        except InputError as error:
+            raise InputError(
+                f"plane z {options.z}, t {options.t}: {error} Leave it out with --planes."
+            ) from error
         plane = recording.micrograph.plane()
         strengths = [one.strength for one in found.smoothing]
         psf_map = continue_to_borders(found.patches, strengths, recording.patch_px, plane.shape)
@@ -101,7 +108,7 @@ def kept_results(
             if stored.get("key") == own:
                 found[name] = stored["facts"], np.load(path.with_suffix(".npy"))
                 continue
-        seen = seen or view()
+        seen = seen or view()  # the map takes seconds
         facts, picture = score(method(seen), name)
         with whole_file(path.with_suffix(".npy")) as partial, partial.open("wb") as file:
             np.save(file, picture)

@@ -348,7 +348,7 @@ def test_a_plane_is_read_as_by_the_script_that_restores(tmp_path):
     path = tmp_path / "plane.tif"
     tifffile.imwrite(path, image.astype(np.uint16))
     options = restored_planes.PlaneOptions(**OPTICS, out=tmp_path).of_file(
-        path, None, offset_counts=100.0, gain_counts_per_e=2.0
+        path, offset_counts=100.0, gain_counts_per_e=2.0
     )
     estimator = real_restoration.load_estimator("focus", torch.device("cpu"))
     view = restored_planes.open_view(options, estimator)
@@ -356,3 +356,12 @@ def test_a_plane_is_read_as_by_the_script_that_restores(tmp_path):
     assert view.photons.mean() == pytest.approx((image.mean() - 100) / 2, rel=1e-4)
     assert float(view.psf_map.rows[-1]) == 159  # the map reaches the borders
     assert isinstance(view.blur, VariantBlur)
+
+
+@pytest.mark.parametrize(("axes", "place"), [("ZYX", (2, 0)), ("TYX", (0, 2))])
+def test_time_points_may_be_the_planes_of_a_stack(tmp_path, axes, place):
+    planes = np.arange(3 * 32 * 32, dtype=np.uint16).reshape(3, 32, 32)
+    path = tmp_path / "stack.ome.tif"
+    tifffile.imwrite(path, planes, metadata={"axes": axes})
+    options = restored_planes.PlaneOptions(**OPTICS, out=tmp_path).of_file(path, 2)
+    assert (options.z, options.t) == place
