@@ -36,12 +36,12 @@ class Truth:
     """The sharpest plane of a stack."""
 
     image: np.ndarray  # (H, W)
-    noise_variance: float  # of a pixel
+    noise_variance: float  # of a pixel, at most
     focus_psf: np.ndarray  # (K, K) of an object in focus, without aberrations
 
     @property
     def ceiling_db(self) -> float:
-        """SNR of a perfect image of the object, which this noisy plane would give it."""
+        """Least SNR that this noisy plane would give to a perfect image of the object."""
         signal = inner(self.image).var() - self.noise_variance
         return float(10 * np.log10(signal / self.noise_variance)) if signal > 0 else 0.0
 

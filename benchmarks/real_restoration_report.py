@@ -25,8 +25,8 @@ def markdown(
     """The tables for people."""
     noise = truth.noise_variance**0.5
     parts = [
-        f"{stack}: the truth is plane {sharpest}. Its noise is at most {noise:.3g} counts rms; so "
-        f"much limits the SNR of a perfect restoration to {truth.ceiling_db:.1f} dB. Gains in SNR "
+        f"{stack}: the truth is plane {sharpest}. Its noise is at most {noise:.3g} counts rms, "
+        f"so a perfect restoration has an SNR of {truth.ceiling_db:.1f} dB or more. Gains in SNR "
         "over the blurred plane, dB, by steps from the truth:"
     ]
     for kind, title in TITLES.items():
