@@ -1,15 +1,14 @@
-"""Simulated images of known truth for measuring restorations, and the scores of a restoration."""
+"""Simulated images of known truth, to measure restorations with."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity
 
 from models.mapping import PsfMap
 from psf.microscope import Microscope
 from psf.model import PsfModel, psf_model
+from restoration.real_objects import MICROGRAPHS, read_micrograph
 from restoration.variant_blur import VariantBlur, psf_grid_from_map
 from simulation.objects import OBJECTS
 from simulation.sources import Source, read_plane
@@ -24,10 +23,10 @@ RANGES = {
 }
 GRID = 33  # PSFs along an edge of the true blur
 DARK_LEVEL = 0.02  # added to objects of brightness 0 to 1, so that no place is without light
-BORDER = 32  # px that the centre leaves out
 SHARP = 0.15  # share of the largest label below which a place counts as sharp
-FEWEST_SHARP = 0.02  # share of the field below which the score of sharp places is left out
 PROCEDURAL_SEED = {"test": 70_001, "validation": 70_002}  # far from those of training sets
+SECOND_EXPOSURE = 500_000  # added to the seed of the noise
+PHOTOGRAPHED_MICROGRAPH = "immunohistochemistry"  # the photograph that shows a microscope image
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Case:
     """One object, one map, one exposure."""
 
     index: int
-    name: str  # of a photograph or a kind of procedural objects
+    name: str  # of a photograph, a micrograph or a kind of procedural objects
     model: str  # PSF model
     map_kind: str  # "tilted plane" or "random map"
     photons: float  # mean per pixel
@@ -45,8 +44,17 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Name of its file."""
-        return f"{self.split}_{self.index:03d}_{self.photons:g}_{self.size}_{self.seed}"
+        """Name of its folder."""
+        name = f"{self.index:03d}_{self.name}_{self.model}"
+        return f"{self.split}_{name}_{self.photons:g}_{self.size}_{self.seed}"
+
+    @property
+    def objects(self) -> str:
+        """Kind of its object: photograph, micrograph or procedural."""
+        if self.name in OBJECTS:
+            return "procedural"
+        real = (*MICROGRAPHS, PHOTOGRAPHED_MICROGRAPH)
+        return "micrograph" if self.name in real else "photograph"
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Scene:
     """An image to restore, and the truth."""
 
     image: torch.Tensor  # (H, W) photons
+    second: torch.Tensor  # (H, W) photons: another exposure of the same
     truth: torch.Tensor  # (H, W) photons
     labels: PsfMap  # true
     blur: VariantBlur  # true
@@ -71,11 +80,12 @@ def make_scene(case: Case) -> Scene:
     objects = load_object(case, case.size + size - 1)
     objects = objects * case.photons / objects[blur.image_part].mean()
     clean = blur.forward(objects[None])[0].clamp(min=0)
-    noise = torch.Generator().manual_seed(1000 * case.seed + case.index)
-    image = torch.poisson(clean, generator=noise)
+    seeds = (start + 1000 * case.seed + case.index for start in (0, SECOND_EXPOSURE))
+    exposures = [torch.poisson(clean, torch.Generator().manual_seed(seed)) for seed in seeds]
     ones = torch.ones(GRID, GRID)
     labels = PsfMap(model, Microscope(), values, torch.zeros_like(values), ones, places, places)
-    return Scene(image, objects[blur.image_part], labels, blur, sharp_places(values, model, case))
+    truth, sharp = objects[blur.image_part], sharp_places(values, model, case)
+    return Scene(*exposures, truth, labels, blur, sharp)
 
 
 def smooth_labels(case: Case, rng: np.random.Generator) -> torch.Tensor:
@@ -101,18 +111,29 @@ def sharp_places(values: torch.Tensor, model: PsfModel, case: Case) -> torch.Ten
     return (blurredness < SHARP)[nearest[:, None], nearest]
 
 
+def largest_size(name: str) -> int | None:
+    """Edge in px of the largest square that a real object fills; None for a procedural one."""
+    return None if name in OBJECTS else min(_read_real(name).shape)
+
+
 def load_object(case: Case, edge: int) -> torch.Tensor:
-    """Sharp object (edge, edge), positive; a photograph is mirrored where it is too small."""
+    """Sharp object (edge, edge), positive; a real one that is too small is mirrored outwards."""
     if case.name not in OBJECTS:
-        plane = np.asarray(read_plane(Source(case.name, "builtin")), np.float32)
+        plane = _read_real(case.name)
         top, left = (max(0, (length - edge) // 2) for length in plane.shape)
         plane = plane[top : top + edge, left : left + edge]
-        missing = [(0, edge - length) for length in plane.shape]
-        plane = np.pad(plane, missing, mode="symmetric")
+        missing = [edge - length for length in plane.shape]
+        plane = np.pad(plane, [(m // 2, m - m // 2) for m in missing], mode="symmetric")
     else:
         rng = np.random.default_rng([PROCEDURAL_SEED[case.split], case.seed, case.index])
         plane = OBJECTS[case.name](rng, edge)
     return torch.from_numpy(plane.astype(np.float32)) + DARK_LEVEL
+
+
+def _read_real(name: str) -> np.ndarray:
+    if name in MICROGRAPHS:
+        return read_micrograph(name)
+    return np.asarray(read_plane(Source(name, "builtin")), np.float32)
 
 
 def mean_psf(scene: Scene) -> torch.Tensor:
@@ -120,32 +141,3 @@ def mean_psf(scene: Scene) -> torch.Tensor:
     mean = torch.einsum("krc,kyx->yx", scene.blur.coefficients, scene.blur.eigen_psfs)
     mean = mean.clamp(min=0)
     return mean / mean.sum()
-
-
-def snr_db(found: torch.Tensor, truth: torch.Tensor) -> float:
-    """Power of the truth over that of the error, dB."""
-    error = (found - truth).double().square().mean()
-    return float(10 * torch.log10(truth.double().square().mean() / error))
-
-
-def score(found: torch.Tensor, scene: Scene) -> dict[str, float]:
-    """SNR gain, PSNR and SSIM of the field and its centre, and SNR gain of the sharp places.
-
-    Gains are over the blurred input, in dB. That of the sharp places is NaN if there are few.
-    """
-    inner = slice(BORDER, -BORDER)
-    row = {}
-    parts = (("", (slice(None), slice(None))), ("_centre", (inner, inner)))
-    for name, part in parts:
-        one, truth, image = found[part], scene.truth[part], scene.image[part]
-        peak = float(truth.max())
-        rms = float((one - truth).double().square().mean().sqrt())
-        row[f"snr_gain{name}_db"] = snr_db(one, truth) - snr_db(image, truth)
-        row[f"psnr{name}_db"] = 20 * math.log10(peak / rms)
-        ssim = structural_similarity(one.numpy(), truth.numpy(), data_range=peak)
-        row[f"ssim{name}"] = float(ssim)
-    sharp = scene.sharp
-    enough = float(sharp.float().mean()) > FEWEST_SHARP
-    gain = snr_db(found[sharp], scene.truth[sharp]) - snr_db(scene.image[sharp], scene.truth[sharp])
-    row["snr_gain_sharp_db"] = gain if enough else math.nan
-    return row

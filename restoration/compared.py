@@ -1,0 +1,267 @@
+"""The methods that the restoration experiment compares, ours and others.
+
+Each takes a `Problem` and a setting. What a result depends on is hashed: the image, the map, the
+setting and the code of the method. So a change of our code leaves the results of the others valid.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.code import imported_files
+from common.files import code_fingerprint
+from models.checkpoint import load_estimator
+from models.map_image import smooth_parameters
+from models.mapping import PsfMap, predict_map
+from psf.microscope import Microscope
+from restoration import peers, rivals
+from restoration.blur_map import blur_of_map, continue_to_borders
+from restoration.scenes import Scene, mean_psf
+from restoration.scores import snr_db
+from restoration.variant_blur import VariantBlur
+from restoration.with_map import restore_with_map
+
+ROOT = Path(__file__).parents[1]
+LEARNED = ROOT / "checkpoints" / "restoration"  # weights of the learned restoration, if any
+# networks for maps of these PSF models; for others, the network of the model's own name
+NETWORKS = {"zernike1d": "zernike1d_tilted", "zernike2d": "zernike2d_tilted"}
+STRIDE = 32  # px between the patches of an estimated map, as estimate_psf_map.py has by default
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method may use: the image, the estimated map and, for oracles, the truth."""
+
+    scene: Scene
+    psf_map: PsfMap  # estimated
+    blur: VariantBlur  # of the estimated map
+
+    @property
+    def image(self) -> torch.Tensor:
+        """Image (H, W) to restore, photons."""
+        return self.scene.image
+
+    def of_second_exposure(self) -> "Problem":
+        """The same with the second exposure as the image, and the map of the first."""
+        return replace(self, scene=replace(self.scene, image=self.scene.second))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A restoration, its settings and its code."""
+
+    restore: Callable[[Problem, Any], torch.Tensor]  # a function with a name: its text is hashed
+    code: tuple[str, ...] = ()  # modules of this project that it calls
+    settings: tuple[float, ...] = ()  # tried on the validation split
+    setting: str = ""  # what they are
+    # images of several settings in less time than one by one
+    several: Callable[[Problem, Sequence[float]], list[torch.Tensor]] | None = None
+    packages: tuple[str, ...] = ()  # other programs that it calls
+    uses_map: bool = False  # the estimated one
+    twice: bool = True  # restore the second exposure too
+    shown: bool = False  # keep the image for the figure
+
+
+def problem_of(scene: Scene) -> Problem:
+    """The scene with the map that the shipped network of its PSF model estimates."""
+    estimator = load_estimator(network_of(scene.labels.model.name))
+    raw = predict_map(estimator, scene.image, Microscope(), STRIDE)
+    _, smooth = smooth_parameters(raw, estimator.patch_size / STRIDE, "auto")
+    strengths = [one.strength for one in smooth]
+    psf_map = continue_to_borders(raw, strengths, estimator.patch_size, scene.blur.shape)
+    return Problem(scene, psf_map, blur_of_map(psf_map, scene.blur.shape))
+
+
+def network_of(model: str) -> str:
+    """Name of the shipped network that maps a PSF model."""
+    return NETWORKS.get(model, model)
+
+
+def problem_key(method: Method, problem: Problem) -> dict[str, str]:
+    """Hashes of the numbers that a method is given: the scene, and the estimated map if used."""
+    scene, psf_map = problem.scene, problem.psf_map
+    tensors = [scene.image, scene.second, scene.truth, scene.sharp, *_numbers(scene.labels)]
+    tensors += [scene.blur.eigen_psfs, scene.blur.coefficients]
+    found = {"scene": _hash(tensors)}
+    if method.uses_map:
+        blur = problem.blur
+        found["map"] = _hash([*_numbers(psf_map), blur.eigen_psfs, blur.coefficients])
+    return found
+
+
+def _numbers(psf_map: PsfMap) -> list[torch.Tensor]:
+    return [psf_map.values, psf_map.standard_deviations, psf_map.content]
+
+
+def _hash(tensors: Sequence[torch.Tensor]) -> str:
+    hashed = hashlib.sha256()
+    for tensor in tensors:
+        hashed.update(tensor.contiguous().numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def method_key(method: Method, setting: float | None) -> dict[str, Any]:
+    """What decides the result of a method, other than the problem."""
+    text = inspect.getsource(method.restore)
+    files = imported_files(ROOT, *method.code)
+    learned = sorted(LEARNED.rglob("*")) if method.restore in (ours, ours_true_map) else []
+    weights = b"".join(path.read_bytes() for path in learned if path.is_file())
+    return {
+        "setting": setting,
+        "function": hashlib.sha256(text.encode()).hexdigest(),
+        "code": code_fingerprint(*files) if files else "",
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "packages": {name: version(name) for name in method.packages},
+        "twice": method.twice,
+    }
+
+
+def blurred_input(problem: Problem, _: None) -> torch.Tensor:
+    """The image itself."""
+    return problem.image
+
+
+def skimage_mean_psf(problem: Problem, iterations: float) -> torch.Tensor:
+    """scikit-image's Richardson-Lucy with one PSF for the whole field."""
+    return peers.skimage_richardson_lucy(problem.image, mean_psf(problem.scene), round(iterations))
+
+
+def skimage_wiener(problem: Problem, _: None) -> torch.Tensor:
+    """scikit-image's unsupervised Wiener filter with one PSF for the whole field."""
+    return peers.skimage_wiener(problem.image, mean_psf(problem.scene))
+
+
+def blind_richardson_lucy(problem: Problem, rounds: float) -> torch.Tensor:
+    """Blind Richardson-Lucy."""
+    return rivals.blind_richardson_lucy(problem.image, round(rounds))[0]
+
+
+def blind_total_variation(problem: Problem, share: float) -> torch.Tensor:
+    """Blind total variation; its weight is `share` / sqrt(mean photons)."""
+    weight = share / float(problem.image.mean()) ** 0.5
+    return rivals.blind_total_variation(problem.image, weight)[0]
+
+
+def oracle_richardson_lucy(problem: Problem, _: None) -> torch.Tensor:
+    """Blind Richardson-Lucy with the number of rounds that suits the truth."""
+    return best_by_truth(problem, blind_richardson_lucy, (1, 3, 10, 30))
+
+
+def oracle_total_variation(problem: Problem, _: None) -> torch.Tensor:
+    """Blind total variation with the weight that suits the truth."""
+    return best_by_truth(problem, blind_total_variation, (0.1, 0.3, 0.8))
+
+
+def scheme_2018(problem: Problem, iterations: float) -> torch.Tensor:
+    """Richardson-Lucy of 2018, with weights on the blurred image."""
+    return rivals.weights_after_blur(problem.image, problem.blur, round(iterations))
+
+
+def deepinv_richardson_lucy(problem: Problem, iterations: float) -> torch.Tensor:
+    """Deepinv's Richardson-Lucy on our eigen-PSFs."""
+    blur = problem.blur
+    count = round(iterations)
+    return peers.deepinv_richardson_lucy(problem.image, blur.eigen_psfs, blur.weights, count)
+
+
+def deepinv_counts(problem: Problem, counts: Sequence[float]) -> list[torch.Tensor]:
+    """The same after several numbers of iterations."""
+    blur = problem.blur
+    steps = peers.deepinv_richardson_lucy_steps(problem.image, blur.eigen_psfs, blur.weights)
+    return [found for n, found in zip(range(1, round(max(counts)) + 1), steps) if n in counts]
+
+
+def deepinv_plug_and_play(problem: Problem, share: float) -> torch.Tensor:
+    """Deepinv's plug-and-play scheme on our eigen-PSFs; its strength is `share` / sqrt(photons)."""
+    blur, strength = problem.blur, share / float(problem.image.mean()) ** 0.5
+    return peers.deepinv_plug_and_play(problem.image, blur.eigen_psfs, blur.weights, strength)
+
+
+def ours(problem: Problem, _: None) -> torch.Tensor:
+    """Our restoration with the estimated map."""
+    return restore_with_map(problem.image, problem.psf_map)[0].image
+
+
+def ours_total_variation(problem: Problem, _: None) -> torch.Tensor:
+    """Our restoration with the estimated map and total variation as its prior."""
+    return restore_with_map(problem.image, problem.psf_map, prior="tv")[0].image
+
+
+def ours_true_map(problem: Problem, _: None) -> torch.Tensor:
+    """Our restoration with the true map."""
+    return restore_with_map(problem.image, problem.scene.labels, refined=False)[0].image
+
+
+def best_by_truth(
+    problem: Problem, method: Callable[[Problem, float], torch.Tensor], settings: Sequence[float]
+) -> torch.Tensor:
+    """Restoration by the setting that gives the highest SNR."""
+    found = [method(problem, setting) for setting in settings]
+    return max(found, key=lambda image: snr_db(image, problem.scene.truth))
+
+
+INPUT, OURS, ORACLE = "blurred input", "ours, estimated map", "ours, true map"
+OURS_TV = "ours, total variation, estimated map"
+BLIND = ("blind Richardson-Lucy", "blind total variation")
+BLIND_BEST = tuple(f"{name}, best setting (oracle)" for name in BLIND)
+DEEPINV = "deepinv Richardson-Lucy, estimated map"
+DEEPINV_PNP = "deepinv plug-and-play, estimated map"
+SCHEME_2018 = "weights on the blurred image (2018), estimated map"
+SINGLE = "scikit-image Richardson-Lucy, mean of the true PSFs"
+WIENER = "scikit-image unsupervised Wiener, mean of the true PSFs"
+
+_RIVALS, _PEERS, _OURS = ("restoration.rivals",), ("restoration.peers",), ("restoration.with_map",)
+_SKIMAGE, _DEEPINV = ("scikit-image",), ("deepinv",)
+# The settings are tried on the validation split; all gains are in
+# results/deconvolution_settings.csv. Slow methods and oracles restore one exposure only.
+METHODS = {
+    INPUT: Method(blurred_input, shown=True),
+    SINGLE: Method(skimage_mean_psf, _PEERS, (1, 3, 10, 30), "iterations", packages=_SKIMAGE),
+    WIENER: Method(skimage_wiener, _PEERS, packages=_SKIMAGE, twice=False),
+    BLIND[0]: Method(blind_richardson_lucy, _RIVALS, (1, 2, 3, 5, 10, 20), "rounds", shown=True),
+    BLIND[1]: Method(
+        blind_total_variation,
+        _RIVALS,
+        (0.03, 0.1, 0.2, 0.3, 0.5, 0.8, 1.5),
+        "weight times sqrt(photons)",
+        shown=True,
+    ),
+    BLIND_BEST[0]: Method(oracle_richardson_lucy, _RIVALS, twice=False),
+    BLIND_BEST[1]: Method(oracle_total_variation, _RIVALS, twice=False),
+    SCHEME_2018: Method(scheme_2018, _RIVALS, (2, 5, 10, 20, 40), "iterations", uses_map=True),
+    DEEPINV: Method(
+        deepinv_richardson_lucy,
+        _PEERS,
+        (5, 10, 20, 40, 80),
+        "iterations",
+        deepinv_counts,
+        packages=_DEEPINV,
+        uses_map=True,
+        shown=True,
+    ),
+    DEEPINV_PNP: Method(
+        deepinv_plug_and_play,
+        _PEERS,
+        (0.1, 0.3, 1.0),
+        "strength times sqrt(photons)",
+        packages=_DEEPINV,
+        uses_map=True,
+        twice=False,
+    ),
+    OURS: Method(ours, _OURS, uses_map=True, shown=True),
+    ORACLE: Method(ours_true_map, _OURS, shown=True, twice=False),
+}
+if "prior" in inspect.signature(restore_with_map).parameters:
+    METHODS[OURS_TV] = Method(ours_total_variation, _OURS, uses_map=True)
+
+
+def installed_methods() -> dict[str, Method]:
+    """The methods whose programs are installed."""
+    installed = peers.is_installed("deepinv")
+    return {n: m for n, m in METHODS.items() if installed or "deepinv" not in m.packages}
