@@ -6,8 +6,10 @@ setting and the code of the method. So a change of our code leaves the results o
 
 import hashlib
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,17 +111,22 @@ def _hash(tensors: Sequence[torch.Tensor]) -> str:
 def method_key(method: Method, setting: float | None) -> dict[str, Any]:
     """What decides the result of a method, other than the problem."""
     text = inspect.getsource(method.restore)
-    files = imported_files(ROOT, *method.code)
-    learned = sorted(LEARNED.rglob("*")) if method.restore in (ours, ours_true_map) else []
+    learned = sorted(LEARNED.rglob("*")) if method.code == _OURS else []
     weights = b"".join(path.read_bytes() for path in learned if path.is_file())
     return {
         "setting": setting,
         "function": hashlib.sha256(text.encode()).hexdigest(),
-        "code": code_fingerprint(*files) if files else "",
+        "code": _code_hash(method.code),
         "weights": hashlib.sha256(weights).hexdigest(),
         "packages": {name: version(name) for name in method.packages},
         "twice": method.twice,
     }
+
+
+@cache
+def _code_hash(modules: tuple[str, ...]) -> str:
+    """Hash of modules of this project and all that they import."""
+    return code_fingerprint(*imported_files(ROOT, *modules))
 
 
 def blurred_input(problem: Problem, _: None) -> torch.Tensor:
@@ -174,7 +181,8 @@ def deepinv_counts(problem: Problem, counts: Sequence[float]) -> list[torch.Tens
     """The same after several numbers of iterations."""
     blur = problem.blur
     steps = peers.deepinv_richardson_lucy_steps(problem.image, blur.eigen_psfs, blur.weights)
-    return [found for n, found in zip(range(1, round(max(counts)) + 1), steps) if n in counts]
+    first = itertools.islice(steps, round(max(counts)))
+    return [found for n, found in enumerate(first, start=1) if n in counts]
 
 
 def deepinv_plug_and_play(problem: Problem, share: float) -> torch.Tensor:

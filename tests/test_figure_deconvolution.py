@@ -1,25 +1,54 @@
-"""The restoration experiment: scores by value, scenes of the right blur, tables that add up."""
+"""The restoration experiment: scenes of the right blur, scores by value, valid results."""
 
+import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 import figure_deconvolution
-from common.files import read_json, write_json
-from figure_deconvolution import (
+from common.code import imported_files
+from common.deconvolution_figure import DETAIL_PX, detail_place, draw_cases, draw_gains
+from common.files import read_json
+from figure_deconvolution import Config, cases, method_keys, result_path, results, run_case
+from psf.errors import InputError
+from restoration.compared import (
     BLIND,
+    BLIND_BEST,
+    DEEPINV,
     INPUT,
+    METHODS,
+    ORACLE,
     OURS,
-    Config,
-    cases,
-    run_missing,
-    summarise,
-    with_best_setting,
+    ROOT,
+    Method,
+    Problem,
+    best_by_truth,
+    blind_total_variation,
+    method_key,
 )
-from restoration.scenes import BORDER, Case, Scene, make_scene, mean_psf, score, snr_db
-from simulation.sources import TEST_IMAGES
+from restoration.real_objects import (
+    LEAST_SHARP,
+    fine_detail,
+    installed_micrographs,
+    read_micrograph,
+)
+from restoration.rival_settings import (
+    choose_settings,
+    chosen_at_an_edge,
+    gains_of_settings,
+    read_settings,
+    setting_of,
+    write_settings,
+)
+from restoration.scenes import Case, Scene, load_object, make_scene, mean_psf
+from restoration.scores import BORDER, agreement, score, snr_db
+from restoration.summary import report, summarise
+from simulation.sources import TEST_IMAGES, Source, read_plane
 
 # a little light lies outside of the supports that render the truth
 pytestmark = pytest.mark.filterwarnings("ignore::psf.synthesis.EnergyWarning")
@@ -31,17 +60,60 @@ def test_snr_is_that_of_a_known_error():
     assert snr_db(truth * 1.1, truth) == pytest.approx(20, abs=1e-3)
 
 
-def test_cases_begin_with_the_test_images_and_take_turns():
-    found = cases(Config(images=8, photons=(1000.0, 100.0)))
-    assert [case.name for case in found[:8:2]] == list(TEST_IMAGES)
-    assert len({case.key for case in found}) == 16
+def test_cases_begin_with_real_objects_and_take_turns():
+    found = cases(Config(images=14, photons=(1000.0, 100.0)))
+    names = [case.name for case in found[::2]]
+    assert names[:4] == list(TEST_IMAGES)
+    assert names[4 : 4 + len(installed_micrographs())] == installed_micrographs()
+    assert len({case.key for case in found}) == 28
     assert {case.model for case in found} == {"zernike1d", "zernike2d", "gaussian2d"}
     assert {case.map_kind for case in found} == {"tilted plane", "random map"}
+    kinds = {case.name: case.objects for case in found}
+    assert kinds["camera"] == "photograph" and kinds["immunohistochemistry"] == "micrograph"
+    assert kinds["DAB"] == "micrograph" and found[-1].objects == "procedural"
+    sizes = {case.name: case.size for case in found}
+    assert sizes["camera"] == 448 and sizes["coins"] == 303  # no larger than the photograph
+
+
+def test_no_test_object_is_used_to_choose_settings():
+    test, validation = (
+        {case.name for case in cases(Config(images=9, split=split)) if case.objects != "procedural"}
+        for split in ("test", "validation")
+    )
+    assert not test & validation and validation == {"chelsea", "coffee"}
+
+
+@pytest.mark.parametrize("name", installed_micrographs())
+def test_micrographs_are_sharp_and_fill_an_image(name):
+    image = read_micrograph(name)
+    assert min(image.shape) >= 256 and image.min() == 0 and image.max() == 1
+    assert fine_detail(image) > LEAST_SHARP
+    assert fine_detail(gaussian_filter(image, 1.0)) < LEAST_SHARP  # FWHM of 2.4 px
+
+
+def test_objects_that_are_too_small_are_mirrored_on_all_sides():
+    plane = read_plane(Source("coins", "builtin"))
+    padded = load_object(Case(1, "coins", "zernike2d", "random map", 100.0, 303, 0), 323)
+    inner = padded[10:-10, 10:-10].numpy()
+    left = (plane.shape[1] - 323) // 2
+    assert np.allclose(inner, plane[:, left + 10 : left + 313] + 0.02)
+    assert torch.equal(padded[:10], padded[10:20].flip(0))
+    assert torch.equal(padded[-10:], padded[-20:-10].flip(0))
 
 
 @pytest.fixture(scope="module")
-def scene() -> Scene:
-    return make_scene(Case(2, "gravel", "zernike1d", "tilted plane", 1000.0, 256, 0))
+def case() -> Case:
+    return Case(2, "gravel", "zernike1d", "tilted plane", 1000.0, 256, 0)
+
+
+@pytest.fixture(scope="module")
+def scene(case) -> Scene:
+    return make_scene(case)
+
+
+def problem_of(scene: Scene) -> Problem:
+    """The scene with the true map in place of an estimated one."""
+    return Problem(scene, scene.labels, scene.blur)
 
 
 def test_a_scene_is_blurred_by_its_own_map(scene):
@@ -59,6 +131,13 @@ def test_a_scene_is_blurred_by_its_own_map(scene):
     assert float(scene.sharp.float().mean()) == pytest.approx(0.24, abs=0.03)  # 0.6 of 2.5 waves
 
 
+def test_the_exposures_differ_by_photon_noise_alone(scene):
+    # the difference of two Poisson counts has the variance of their sum
+    difference, total = scene.image - scene.second, scene.image + scene.second
+    assert float(difference.square().mean() / total.mean()) == pytest.approx(1, abs=0.03)
+    assert abs(float(difference.mean())) < 1
+
+
 def test_scores_are_gains_over_the_blurred_input(scene):
     unchanged = score(scene.image, scene)
     assert unchanged["snr_gain_db"] == 0 and unchanged["snr_gain_sharp_db"] == 0
@@ -72,100 +151,260 @@ def test_scores_are_gains_over_the_blurred_input(scene):
     assert only_borders["snr_gain_centre_db"] == 0 and only_borders["snr_gain_db"] < -3
 
 
+def test_the_truth_is_resolved_to_the_pixel_and_its_blur_is_not(scene):
+    pixel_um = scene.labels.microscope.pixel_size_um
+    perfect, curves = agreement(scene.truth, scene.truth, scene)
+    assert perfect == pytest.approx({"frc_pair_um": 2 * pixel_um, "frc_truth_um": 2 * pixel_um})
+    assert curves["frc_truth"] == pytest.approx([1.0] * 64)
+    blurred, _ = agreement(scene.image, scene.second, scene)
+    assert blurred["frc_truth_um"] > 4 * pixel_um
+    once, curves = agreement(scene.image, None, scene)
+    assert math.isnan(once["frc_pair_um"]) and curves["frc_pair"] == []
+
+
 def test_the_mean_psf_lies_between_the_sharpest_and_the_widest(scene):
     peak = float(mean_psf(scene).max())
     peaks = [float(scene.blur.psf_at(128, x).max()) for x in (0, 255)]
     assert min(peaks) < peak < max(peaks)
 
 
+def sharpened(problem, share):
+    """Stands in for a method: a mixture of image and truth."""
+    return (1 - share) * problem.image + share * problem.scene.truth
+
+
 def test_the_best_setting_is_chosen_by_the_truth(scene):
-    def method(image, share):
-        return (1 - share) * image + share * scene.truth, None
-
-    found = with_best_setting(scene, method, (0.1, 0.9, 0.5))
-    assert torch.allclose(found, method(scene.image, 0.9)[0])
+    found = best_by_truth(problem_of(scene), sharpened, (0.1, 0.9, 0.5))
+    assert torch.allclose(found, sharpened(problem_of(scene), 0.9))
 
 
-class InThisProcess:
-    """Stands in for the pool of processes, so that the case can be replaced."""
+def test_settings_are_those_with_the_highest_mean_gain(scene, tmp_path):
+    method = Method(sharpened, settings=(0.1, 0.5, 0.3), setting="share")
+    several = Method(
+        sharpened, settings=(0.1, 0.3), several=lambda p, all: [sharpened(p, s) for s in all]
+    )
+    rows = pd.DataFrame(gains_of_settings(problem_of(scene), {"one": method, "two": several}))
+    gains = -20 * np.log10(1 - rows["value"])
+    assert np.allclose(rows["snr_gain_db"], gains, atol=1e-3)
+    bright, dim = rows.assign(photons=1000.0), rows.assign(photons=10.0)
+    dim["snr_gain_db"] *= -1
+    table = choose_settings(pd.concat([bright, bright, dim, dim]))
+    assert set(table["images"]) == {2}
+    assert chosen_at_an_edge(table)[0] == "one, 1000 photons: 0.5"
+    path = tmp_path / "settings.csv"
+    write_settings(path, table)
+    chosen = read_settings(path, {"one": method, "two": several})
+    assert setting_of(chosen, "one", method, 2000.0) == 0.5
+    assert setting_of(chosen, "one", method, 90.0) == 0.1  # nearer to 10 than to 1000, in ratio
+    assert setting_of(chosen, "one", Method(sharpened), 90.0) is None
+    with pytest.raises(InputError, match=r"lacks three; run figure_deconvolution\.py --tune"):
+        read_settings(path, {"three": method})
+    with pytest.raises(InputError, match=r"does not exist; run figure_deconvolution\.py --tune"):
+        read_settings(tmp_path / "none.csv", {})
 
-    def __init__(self, workers):
-        self.close = self.join = lambda: None
 
-    def __enter__(self):
-        return self
+def test_a_count_of_one_is_no_edge():
+    rows = [(value, gain) for value, gain in ((1, 2.0), (3, 1.0), (9, 0.0))]
+    table = pd.DataFrame(rows, columns=["value", "snr_gain_db"])
+    table = table.assign(method="blind", setting="rounds", photons=100.0)
+    assert not chosen_at_an_edge(choose_settings(table))
+    assert chosen_at_an_edge(choose_settings(table.assign(value=2 * table["value"])))
 
-    def __exit__(self, *_):
-        return None
 
-    def imap_unordered(self, work, tasks):
-        return map(work, tasks)
+def test_the_shipped_settings_fit_all_methods():
+    table = read_settings(ROOT / "results" / "deconvolution_settings.csv", METHODS)
+    for name, method in METHODS.items():
+        for photons in (1000.0, 100.0):
+            value = setting_of(table, name, method, photons)
+            assert value in method.settings or (value is None and not method.settings)
+
+
+def test_the_files_of_a_module_are_those_it_imports(tmp_path):
+    for name, text in {
+        "a/__init__.py": "",
+        "a/one.py": "import numpy\nfrom a import two\n",
+        "a/two.py": "def f():\n    from b.three import g\n",
+        "b/__init__.py": "from b import four",
+        "b/three.py": "",
+        "b/four.py": "",
+        "b/five.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = [str(path.relative_to(tmp_path)) for path in imported_files(tmp_path, "a.one")]
+    names = "a/__init__.py a/one.py a/two.py b/__init__.py b/four.py b/three.py"
+    assert found == names.split()
+
+
+def test_the_others_do_not_depend_on_our_restoration():
+    for name, method in METHODS.items():
+        files = {str(path.relative_to(ROOT)) for path in imported_files(ROOT, *method.code)}
+        assert ("restoration/with_map.py" in files) == name.startswith("ours")
+        assert ("restoration/iteration.py" in files) == name.startswith("ours")
+    blind = imported_files(ROOT, *METHODS[BLIND[1]].code)
+    assert ROOT / "restoration" / "rivals.py" in blind
+    keys = [method_key(METHODS[BLIND[1]], value) for value in (0.1, 0.3)]
+    assert keys[0] != keys[1] and method_key(METHODS[BLIND[1]], 0.1) == keys[0]
+    assert method_key(METHODS[BLIND_BEST[1]], 0.1)["function"] != keys[0]["function"]
+
+
+def brightened(problem, factor):
+    """Stands in for a method."""
+    return problem.image * factor
 
 
 @pytest.fixture
-def restored(monkeypatch):
-    """Keys of the cases that `run_missing` restores, whose work is left out."""
-    done = []
+def one_method(monkeypatch, scene):
+    """Restorations that `run_case` made, of a scene that may be replaced."""
+    calls = []
 
-    def run_case(case_and_key, folder):
-        case, key = case_and_key
-        done.append(case.key)
-        write_json(folder / f"{case.key}.json", {"key": key, "rows": []})
+    def counted(problem, factor):
+        calls.append(factor)
+        return brightened(problem, factor)
 
-    context = type("Context", (), {"Pool": InThisProcess})
-    monkeypatch.setattr("multiprocessing.get_context", lambda _: context)
-    monkeypatch.setattr(figure_deconvolution, "run_case", run_case)
-    return done
-
-
-def test_finished_cases_are_kept_until_network_code_or_settings_change(
-    tmp_path, monkeypatch, restored
-):
-    code, fingerprints = ["code"], {"zernike1d_tilted": "a", "zernike2d_tilted": "b"}
-
-    def network(name):
-        return type("Network", (), {"fingerprint": fingerprints[name]})
-
-    monkeypatch.setattr(figure_deconvolution, "load_estimator", network)
-    monkeypatch.setattr(figure_deconvolution, "code_fingerprint", lambda *_: code[0])
-    config = Config(scratch=tmp_path, images=2, photons=(100.0,), size=256)
-    focus, astigmatism = (case.key for case in cases(config))
-    run_missing(config)
-    assert restored == [focus, astigmatism]
-    run_missing(config)
-    assert len(restored) == 2
-    fingerprints["zernike2d_tilted"] = "retrained"
-    run_missing(config)
-    assert restored[2:] == [astigmatism]
-    code[0] = "changed"
-    run_missing(config)
-    assert restored[3:] == [focus, astigmatism]
-    write_json(tmp_path / f"{focus}.json", {"rows": []})  # as older code wrote it
-    run_missing(config)
-    assert restored[5:] == [focus]
+    fake = {"scene": scene, "problem": problem_of, "calls": calls}
+    monkeypatch.setattr(figure_deconvolution, "make_scene", lambda _: fake["scene"])
+    monkeypatch.setattr(figure_deconvolution, "problem_of", lambda s: fake["problem"](s))
+    monkeypatch.setitem(METHODS, "bright", Method(counted, shown=True))
+    monkeypatch.setitem(METHODS, "mapped", Method(counted, uses_map=True, twice=False))
+    return fake
 
 
-def test_the_key_of_a_case_names_its_network_and_all_code_that_computes_it(tmp_path, restored):
-    config = Config(scratch=tmp_path, images=1, photons=(100.0,), size=256)
-    run_missing(config)
-    key = read_json(tmp_path / f"{restored[0]}.json", "case")["key"]
-    estimator = figure_deconvolution.load_estimator("zernike1d_tilted")
-    assert key["network"] == estimator.fingerprint
-    assert key["code"] == figure_deconvolution.code_fingerprint(*figure_deconvolution.CODE)
-    assert key["model"] == "zernike1d" and key["size"] == 256 and key["photons"] == 100
-    names = {path.name for path in figure_deconvolution.CODE}
-    assert names == {"psf", "simulation", "models", "restoration", "figure_deconvolution.py"}
+def test_a_method_runs_again_only_if_what_it_uses_has_changed(case, scene, one_method, tmp_path):
+    calls = one_method["calls"]
+    keys = {name: {"setting": 2.0, "code": "a"} for name in ("bright", "mapped")}
+    run_case(case, keys, tmp_path)
+    assert len(calls) == 3  # two exposures of one method, one of the other
+    run_case(case, keys, tmp_path)
+    assert len(calls) == 3
+    run_case(case, keys | {"mapped": {"setting": 2.0, "code": "b"}}, tmp_path)
+    assert len(calls) == 4
+    other = replace(scene.labels, values=0.9 * scene.labels.values)
+    one_method["problem"] = lambda s: Problem(s, other, s.blur)
+    run_case(case, keys | {"mapped": {"setting": 2.0, "code": "b"}}, tmp_path)
+    assert len(calls) == 5  # the map is another
+    one_method["scene"] = replace(scene, second=scene.second + 1)
+    run_case(case, {"bright": keys["bright"]}, tmp_path)
+    assert len(calls) == 7
+    stored = read_json(result_path(tmp_path, case, "bright"), "case")
+    twice = 2 * scene.image
+    assert stored["row"]["snr_gain_db"] == pytest.approx(
+        snr_db(twice, scene.truth) - snr_db(scene.image, scene.truth)
+    )
+    assert stored["row"]["setting"] == 2.0 and stored["row"]["objects"] == "photograph"
+    shown = np.load(result_path(tmp_path, case, "bright").with_suffix(".npy"))
+    assert np.array_equal(shown, twice.numpy())
+
+
+def test_finished_results_become_tables_and_outdated_ones_are_reported(tmp_path, capsys):
+    settings = tmp_path / "settings.csv"
+    lines = [
+        (n, m.setting, 100.0, m.settings[0], 0.0, 1, True) for n, m in METHODS.items() if m.settings
+    ]
+    names = ("method", "setting", "photons", "value", "snr_gain_db", "images", "chosen")
+    write_settings(settings, pd.DataFrame(lines, columns=names))
+    config = Config(
+        images=1, photons=(100.0,), scratch=tmp_path / "scratch", settings=settings, size=256
+    )
+    with pytest.raises(InputError, match="results are missing; run without --draw-only"):
+        results(config)
+    for case, keys in method_keys(config, cases(config)).items():
+        for name, key in keys.items():
+            path = result_path(config.scratch, case, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            curves = {"frc_pair": [], "frc_truth": [0.5] * 64}
+            stored = {"key": json.loads(json.dumps(key)), "row": {"method": name}, "curves": curves}
+            path.write_text(json.dumps(stored))
+    rows, curves = results(config)
+    assert rows["method"].tolist() == list(keys) and "outdated" not in capsys.readouterr().out
+    assert set(curves["with"]) == {"truth"} and len(curves) == 64 * len(keys)
+    path.write_text(json.dumps(stored | {"key": stored["key"] | {"code": "older"}}))
+    results(config)
+    assert "1 results are older" in capsys.readouterr().out
+
+
+def rows_of(gains, photons=100.0):
+    """Rows of deconvolution.csv from gains by method and image."""
+    names = ("snr_gain_centre_db", "psnr_db", "psnr_centre_db", "ssim", "ssim_centre", "seconds")
+    kinds = ("photograph", "micrograph", "procedural")
+    return pd.DataFrame(
+        dict.fromkeys(names, 1.0)
+        | {"photons": photons, "method": method, "index": index, "setting": 3.0}
+        | {"name": f"object {index}", "objects": kinds[min(index, 2)]}
+        | {"snr_gain_db": gain, "snr_gain_sharp_db": gain, "frc_pair_um": 1.0 + index}
+        | {"frc_truth_um": math.inf if index == 0 else 2.0}
+        for method, values in gains.items()
+        for index, gain in enumerate(values)
+    )
+
+
+GAINS = {
+    INPUT: (0.0, 0.0, 0.0, 0.0),
+    BLIND[0]: (0.1, 0.1, 0.1, 0.1),
+    BLIND[1]: (0.2, 0.2, 0.2, 0.6),
+    BLIND_BEST[0]: (0.5, 0.2, 0.2, 0.6),
+    BLIND_BEST[1]: (0.2, 0.2, 0.2, 0.7),
+    DEEPINV: (0.5, 0.5, 0.5, 0.5),
+    OURS: (1.0, 2.0, -0.5, -0.05),
+    ORACLE: (1.5, 2.0, 0.0, 2.0),
+}
 
 
 def test_summary_has_means_intervals_and_counts():
-    rows = []
-    for index, gain in enumerate((1.0, 2.0, -0.5)):
-        for method, value in ((INPUT, 0.0), (OURS, gain), (BLIND[0], 0.1)):
-            names = ("snr_gain_centre_db", "psnr_db", "psnr_centre_db", "ssim", "ssim_centre")
-            row = dict.fromkeys(names, 1.0) | {"photons": 100.0, "method": method, "index": index}
-            rows.append(row | {"snr_gain_db": value, "snr_gain_sharp_db": value, "seconds": 1.0})
-    line = summarise(pd.DataFrame(rows)).set_index("method").loc[OURS]
-    assert line["images"] == 3 and line["worse_than_input"] == 1
-    assert line["snr_gain_db"] == pytest.approx(2.5 / 3)
-    assert line["interval_95_db"] == pytest.approx(1.96 * 1.2583 / math.sqrt(3), rel=1e-3)
+    summary = summarise(rows_of(GAINS)).set_index(["objects", "method"])
+    line = summary.loc["all", OURS]
+    assert line["images"] == 4 and line["worse_than_input"] == 1 and line["sharp_harmed"] == 1
+    assert line["snr_gain_db"] == pytest.approx(2.45 / 4)
+    # Student's t with 3 degrees of freedom: 3.182; standard deviation of the four gains: 1.1183
+    assert line["interval_95_db"] == pytest.approx(3.182 * 1.1183 / 2, rel=1e-3)
     assert line["worst_gain_db"] == -0.5
+    assert line["frc_pair_um"] == 2.5 and line["frc_truth_um"] == 2.0
+    assert summary.loc["micrograph", OURS]["snr_gain_db"] == 2.0
+    assert summary.loc["procedural", OURS]["images"] == 2
+    assert math.isnan(summary.loc["photograph", OURS]["interval_95_db"])
+
+
+def test_the_report_names_leads_losses_and_harm(capsys):
+    report(rows_of(GAINS))
+    text = capsys.readouterr().out
+    assert "best blind method (blind total variation): 0.31 +-" in text  # 2.45 / 4 - 1.2 / 4
+    assert "suit each image: 0.21 +-" in text  # minus the mean of 0.5, 0.2, 0.2, 0.7
+    assert "true map: 0.76 +-" in text and "median 0.50 dB" in text
+    assert "input by more than 0.1 dB: 1" in text and "more than 0.1 dB: 1 of 4" in text
+    assert f"ahead of {DEEPINV}: 2 of 4" in text
+
+
+def test_the_detail_is_where_the_input_is_farthest_from_the_truth():
+    truth = np.zeros((300, 400))
+    blurred = truth.copy()
+    blurred[120:200, 250:330] = 1
+    top, left = detail_place(truth, blurred)
+    assert top <= 120 and 200 <= top + DETAIL_PX and left <= 250 and 330 <= left + DETAIL_PX
+    blurred[:, :] = 0
+    blurred[-3:, -3:] = 1
+    assert detail_place(truth, blurred) == (300 - DETAIL_PX, 400 - DETAIL_PX)
+
+
+def test_figures_are_drawn_from_tables(tmp_path):
+    image = np.random.default_rng(0).random((160, 160))
+    images = {"truth": image, INPUT: image / 2, OURS: image}
+    line = ("best: beads", images, {INPUT: 0.0, OURS: 1.0})
+    draw_cases(tmp_path / "cases", [line], 0.3, 100.0)
+    frequencies = np.linspace(0, 0.5, 10)
+    curves = pd.DataFrame({"cycles_per_px": frequencies, "correlation": 1 - frequencies})
+    curves = curves.assign(photons=100.0, method=OURS)
+    curves = pd.concat([curves.assign(**{"with": other}) for other in ("pair", "truth")])
+    compared = [BLIND[1], DEEPINV, OURS, ORACLE]
+    draw_gains(tmp_path / "gains", rows_of(GAINS), curves, compared, 0.3)
+    for name in ("cases.png", "cases.pdf", "gains.png", "gains.pdf"):
+        assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_the_weight_of_blind_total_variation_follows_the_photons(scene, monkeypatch):
+    weights = []
+    monkeypatch.setattr(
+        "restoration.rivals.blind_total_variation",
+        lambda image, weight: weights.append(weight) or (image, None),
+    )
+    blind_total_variation(problem_of(scene), 0.3)
+    assert weights[0] == pytest.approx(0.3 / math.sqrt(float(scene.image.mean())))
