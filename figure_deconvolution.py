@@ -265,7 +265,7 @@ def draw(config: Config, table: pd.DataFrame, curves: pd.DataFrame) -> None:
         lines.append((f"{rank}: {case.name}, {case.model}", images, gains.to_dict()))
     pixel_um = Microscope().pixel_size_um
     draw_cases(config.out / "figure_deconvolution", lines, pixel_um, config.photons[0])
-    compared = [n for n in (BLIND[1], DEEPINV, OURS, ORACLE) if n in shown]
+    compared = [n for n in (BLIND[1], DEEPINV, ORACLE, OURS) if n in shown]
     draw_gains(config.out / "figure_deconvolution_gains", table, curves, compared, pixel_um)
 
 

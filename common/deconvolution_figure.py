@@ -6,19 +6,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from scipy.ndimage import uniform_filter
 
 from common.pictures import COLOURS, add_scale_bar, new_figure, save_figure, show_image
 
 DETAIL_PX = 128  # edge of the part that is shown at full resolution
 TITLE_SIZE = 7
-# How an object of each kind is marked on the axis
-KIND_MARKS = {"photograph": "photograph", "micrograph": "micrograph", "procedural": ""}
-REAL_COLOUR = "0.92"  # band behind real objects
+# Bands behind the real objects; procedural ones have none
+KIND_COLOURS = {"photograph": "#eeeeee", "micrograph": "#f7dfc6"}
 # Line at which each correlation is read, with its name
 THRESHOLDS = {"pair": (1 / 7, "1/7"), "truth": (1 / 2, "1/2")}
-WITH = {"pair": "of two exposures", "truth": "with the truth"}
+WITH = {"pair": "restorations of two exposures", "truth": "restoration and truth"}
 NOT_COLOURED = "blurred input"  # grey in the curves, zero in the gains
 
 
@@ -39,14 +39,14 @@ def draw_cases(
     Parameters
     ----------
     path : of the figure, without suffix
-    cases : title, images (H, W) by name, gains in dB by name; the first two images are the truth
-        and the blurred input
+    cases : title, images (H, W) by name, gains in dB by name; the first images are the truth and
+        the blurred input, the last is the restoration with the true map
     """
     columns = 1 + len(cases[0][1])
     figure, axes = new_figure(len(cases), columns, 1.75, 1.95)
     for line, (title, images, gains) in zip(axes, cases, strict=True):
-        truth, blurred = list(images.values())[:2]
-        top, left = detail_place(truth, blurred)
+        truth, blurred, *_, best = images.values()
+        top, left = detail_place(truth, blurred, best)
         part = (slice(top, top + DETAIL_PX), slice(left, left + DETAIL_PX))
         show_image(line[0], blurred, title)
         line[0].add_patch(Rectangle((left, top), DETAIL_PX, DETAIL_PX, fill=False, color="white"))
@@ -64,15 +64,16 @@ def draw_cases(
             at.title.set_fontsize(TITLE_SIZE)
     figure.suptitle(
         f"{photons:g} photons per pixel. Gains in SNR are those of the whole field. First column: "
-        f"blurred input. Others: the {DETAIL_PX} px in which it is farthest from the truth.",
+        f"blurred input. Others: the {DETAIL_PX} px that the true map restores best.",
         fontsize=8,
     )
     _save(path, figure)
 
 
-def detail_place(truth: np.ndarray, blurred: np.ndarray) -> tuple[int, int]:
-    """Top and left of the part of DETAIL_PX whose input is farthest from the truth (H, W)."""
-    error = uniform_filter((truth - blurred) ** 2, DETAIL_PX, mode="constant")
+def detail_place(truth: np.ndarray, blurred: np.ndarray, best: np.ndarray) -> tuple[int, int]:
+    """Top and left of the part of DETAIL_PX in which `best` corrects most of the error (H, W)."""
+    corrected = (truth - blurred) ** 2 - (truth - best) ** 2
+    error = uniform_filter(corrected, DETAIL_PX, mode="constant")
     half = DETAIL_PX // 2
     rows, columns = (length - DETAIL_PX + 1 for length in truth.shape)
     inner = error[half : half + rows, half : half + columns]
@@ -90,45 +91,55 @@ def draw_gains(
     path : of the figure, without suffix
     table : rows of deconvolution.csv
     curves : rows of deconvolution_frc.csv
-    compared : methods to draw; the last but one sorts the objects
+    compared : methods to draw; objects are sorted by the last, at the first number of photons
     """
     colours = method_colours([*compared, NOT_COLOURED])
     brightnesses = list(table["photons"].unique())
-    figure = Figure(figsize=(13, 3.6 * len(brightnesses)), layout="constrained")
+    figure = Figure(figsize=(13, 0.9 + 2.6 * len(brightnesses)), layout="constrained")
     axes = figure.subplots(
-        len(brightnesses), 3, squeeze=False, width_ratios=(2.4, 1, 1), sharey="col"
+        len(brightnesses), 3, squeeze=False, width_ratios=(2.2, 1, 1), sharey="col", sharex="col"
     )
+    sorting = table[(table["photons"] == brightnesses[0]) & (table["method"] == compared[-1])]
+    order = sorting.sort_values("snr_gain_db")["index"].tolist()
     for line, photons in zip(axes, brightnesses, strict=True):
-        part = table[table["photons"] == photons]
-        _draw_dots(line[0], part, compared, colours)
-        line[0].set_title(f"{photons:g} photons per pixel", fontsize=9)
+        _draw_dots(line[0], table[table["photons"] == photons], compared, colours, order)
+        line[0].set_ylabel(f"{photons:g} photons per pixel\ngain in SNR, dB", fontsize=9)
         for at, other in zip(line[1:], THRESHOLDS, strict=True):
             of_panel = curves[(curves["photons"] == photons) & (curves["with"] == other)]
             _draw_correlations(at, of_panel, other, colours, pixel_um)
-    axes[0, 0].legend(fontsize=7, loc="upper left")
+    for at, other in zip(axes[0, 1:], THRESHOLDS, strict=True):
+        at.set_title(f"Fourier ring correlation:\n{WITH[other]}", fontsize=9)
+    for at in axes[-1, 1:]:
+        at.set_xlabel("frequency, cycles per µm", fontsize=9)
+    figure.legend(handles=_keys(colours), loc="outside upper center", ncols=4, fontsize=8)
     _save(path, figure)
 
 
+def _keys(colours: dict[str, str]) -> list[Line2D | Patch]:
+    """Entries of the legend: methods, and kinds of real objects."""
+    lines = [Line2D([], [], color=c, marker="o", ms=4, label=n) for n, c in colours.items()]
+    return lines + [Patch(color=c, label=f"{n} (band)") for n, c in KIND_COLOURS.items()]
+
+
 def _draw_dots(
-    axes: Axes, part: pd.DataFrame, compared: list[str], colours: dict[str, str]
+    axes: Axes,
+    part: pd.DataFrame,
+    compared: list[str],
+    colours: dict[str, str],
+    order: list[int],
 ) -> None:
-    """One dot per method and object, real objects on a grey band and with their kind."""
-    gains = part.pivot(index="index", columns="method", values="snr_gain_db")
-    gains = gains.sort_values(compared[-2] if len(compared) > 1 else compared[0])
-    facts = part.drop_duplicates("index").set_index("index").loc[gains.index]
-    places = np.arange(len(gains))
+    """One dot per method and object in an order of objects, bands behind the real ones."""
+    gains = part.pivot(index="index", columns="method", values="snr_gain_db").loc[order]
+    facts = part.drop_duplicates("index").set_index("index").loc[order]
+    places = np.arange(len(order))
     for place, objects in zip(places, facts["objects"], strict=True):
-        if KIND_MARKS[objects]:
-            axes.axvspan(place - 0.5, place + 0.5, color=REAL_COLOUR, lw=0)
+        if objects in KIND_COLOURS:
+            axes.axvspan(place - 0.5, place + 0.5, color=KIND_COLOURS[objects], lw=0)
     for name in compared:
-        axes.plot(places, gains[name], "o", ms=3.5, color=colours[name], label=name)
+        axes.plot(places, gains[name], "o", ms=3.5, color=colours[name])
     axes.axhline(0, color=colours[NOT_COLOURED], lw=0.8)
-    labels = [
-        f"{name} ({KIND_MARKS[objects]})" if KIND_MARKS[objects] else name
-        for name, objects in zip(facts["name"], facts["objects"], strict=True)
-    ]
-    axes.set_xticks(places, labels, rotation=90, fontsize=6)
-    axes.set(ylabel="gain in SNR, dB", xlim=(-0.5, len(gains) - 0.5))
+    axes.set_xticks(places, facts["name"], rotation=90, fontsize=7)
+    axes.set_xlim(-0.5, len(order) - 0.5)
     axes.grid(axis="y", alpha=0.3)
 
 
@@ -140,19 +151,13 @@ def _draw_correlations(
         curve = part[part["method"] == name]
         if len(curve):
             frequency = curve["cycles_per_px"] / pixel_um
-            axes.plot(frequency, curve["correlation"], color=colour, lw=1.3, label=name)
+            axes.plot(frequency, curve["correlation"], color=colour, lw=1.3)
     threshold, written = THRESHOLDS[other]
     axes.axhline(threshold, color="black", lw=0.7, ls=":")
-    axes.text(0.98, threshold + 0.01, written, fontsize=7, ha="right", transform=_right(axes))
+    across = axes.get_yaxis_transform()  # x from 0 to 1, y in values
+    axes.text(0.98, threshold + 0.01, written, fontsize=8, ha="right", transform=across)
     axes.set(ylim=(-0.02, 1.02), xlim=(0, 0.5 / pixel_um))
-    axes.set(xlabel="frequency, cycles per µm", ylabel=f"ring correlation {WITH[other]}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=6)
-
-
-def _right(axes: Axes) -> object:
-    """Coordinates that count along x from 0 to 1 and along y in values."""
-    return axes.get_yaxis_transform()
 
 
 def _save(path: Path, figure: Figure) -> None:

@@ -144,9 +144,14 @@ def skimage_wiener(problem: Problem, _: None) -> torch.Tensor:
     return peers.skimage_wiener(problem.image, mean_psf(problem.scene))
 
 
-def blind_richardson_lucy(problem: Problem, rounds: float) -> torch.Tensor:
-    """Blind Richardson-Lucy."""
-    return rivals.blind_richardson_lucy(problem.image, round(rounds))[0]
+def blind_richardson_lucy(problem: Problem, steps: float) -> torch.Tensor:
+    """Blind Richardson-Lucy after a number of steps on the PSF and as many on the image.
+
+    They take turns: five on the one, five on the other.
+    """
+    rounds, rest = divmod(round(steps), 5)
+    shape = (rounds, 5) if rounds else (1, rest)
+    return rivals.blind_richardson_lucy(problem.image, *shape)[0]
 
 
 def blind_total_variation(problem: Problem, share: float) -> torch.Tensor:
@@ -156,8 +161,8 @@ def blind_total_variation(problem: Problem, share: float) -> torch.Tensor:
 
 
 def oracle_richardson_lucy(problem: Problem, _: None) -> torch.Tensor:
-    """Blind Richardson-Lucy with the number of rounds that suits the truth."""
-    return best_by_truth(problem, blind_richardson_lucy, (1, 3, 10, 30))
+    """Blind Richardson-Lucy with the number of steps that suits the truth."""
+    return best_by_truth(problem, blind_richardson_lucy, (2, 5, 15, 50))
 
 
 def oracle_total_variation(problem: Problem, _: None) -> torch.Tensor:
@@ -232,7 +237,7 @@ METHODS = {
     INPUT: Method(blurred_input, shown=True),
     SINGLE: Method(skimage_mean_psf, _PEERS, (1, 3, 10, 30), "iterations", packages=_SKIMAGE),
     WIENER: Method(skimage_wiener, _PEERS, packages=_SKIMAGE, twice=False),
-    BLIND[0]: Method(blind_richardson_lucy, _RIVALS, (1, 2, 3, 5, 10, 20), "rounds", shown=True),
+    BLIND[0]: Method(blind_richardson_lucy, _RIVALS, (1, 2, 3, 5, 10, 15, 50), "steps", shown=True),
     BLIND[1]: Method(
         blind_total_variation,
         _RIVALS,

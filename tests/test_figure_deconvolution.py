@@ -374,27 +374,30 @@ def test_the_report_names_leads_losses_and_harm(capsys):
     assert f"ahead of {DEEPINV}: 2 of 4" in text
 
 
-def test_the_detail_is_where_the_input_is_farthest_from_the_truth():
+def test_the_detail_is_where_the_true_map_corrects_most():
     truth = np.zeros((300, 400))
     blurred = truth.copy()
     blurred[120:200, 250:330] = 1
-    top, left = detail_place(truth, blurred)
+    blurred[:100, :100] = 2
+    best = blurred.copy()
+    best[120:200, 250:330] = 0.1  # the larger error is not corrected
+    top, left = detail_place(truth, blurred, best)
     assert top <= 120 and 200 <= top + DETAIL_PX and left <= 250 and 330 <= left + DETAIL_PX
     blurred[:, :] = 0
     blurred[-3:, -3:] = 1
-    assert detail_place(truth, blurred) == (300 - DETAIL_PX, 400 - DETAIL_PX)
+    assert detail_place(truth, blurred, truth) == (300 - DETAIL_PX, 400 - DETAIL_PX)
 
 
 def test_figures_are_drawn_from_tables(tmp_path):
     image = np.random.default_rng(0).random((160, 160))
-    images = {"truth": image, INPUT: image / 2, OURS: image}
+    images = {"truth": image, INPUT: image / 2, OURS: image, ORACLE: image}
     line = ("best: beads", images, {INPUT: 0.0, OURS: 1.0})
     draw_cases(tmp_path / "cases", [line], 0.3, 100.0)
     frequencies = np.linspace(0, 0.5, 10)
     curves = pd.DataFrame({"cycles_per_px": frequencies, "correlation": 1 - frequencies})
     curves = curves.assign(photons=100.0, method=OURS)
     curves = pd.concat([curves.assign(**{"with": other}) for other in ("pair", "truth")])
-    compared = [BLIND[1], DEEPINV, OURS, ORACLE]
+    compared = [BLIND[1], DEEPINV, ORACLE, OURS]
     draw_gains(tmp_path / "gains", rows_of(GAINS), curves, compared, 0.3)
     for name in ("cases.png", "cases.pdf", "gains.png", "gains.pdf"):
         assert (tmp_path / name).stat().st_size > 5000
