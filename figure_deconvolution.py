@@ -53,8 +53,8 @@ from restoration.compared import (
     OURS,
     installed_methods,
     method_key,
-    problem_key,
-    problem_of,
+    trial_key,
+    trial_of,
 )
 from restoration.frc import ring_frequencies
 from restoration.real_objects import MICROGRAPHS, installed_micrographs
@@ -114,25 +114,25 @@ def cases(config: Config) -> list[Case]:
 def run_case(case: Case, keys: dict[str, dict[str, Any]], folder: Path) -> None:
     """Restore one case by every method whose result is missing or was found under another key."""
     _prepare_process()
-    problem = problem_of(make_scene(case))
+    trial = trial_of(make_scene(case))
     for name, key in keys.items():
         method = METHODS[name]
         path = result_path(folder, case, name)
-        full_key = key | problem_key(method, problem)
+        full_key = key | trial_key(method, trial)
         if path.exists() and read_json(path, "case").get("key") == full_key:
             continue
         started = time.perf_counter()
-        found = method.restore(problem, key["setting"])
+        found = method.restore(trial, key["setting"])
         seconds = time.perf_counter() - started
-        again = problem.of_second_exposure()
+        again = trial.of_second_exposure()
         second = method.restore(again, key["setting"]) if method.twice else None
-        resolutions, curves = agreement(found, second, problem.scene)
+        resolutions, curves = agreement(found, second, trial.scene)
         row = {**asdict(case), "objects": case.objects, "method": name, "setting": key["setting"]}
-        row |= {**score(found, problem.scene), **resolutions, "seconds": seconds}
+        row |= {**score(found, trial.scene), **resolutions, "seconds": seconds}
         if method.shown:
             save_image(path.with_suffix(".npy"), found)
         write_json(path, {"key": full_key, "row": row, "curves": curves})
-    save_image(folder / case.key / "truth.npy", problem.scene.truth)
+    save_image(folder / case.key / "truth.npy", trial.scene.truth)
 
 
 def _prepare_process() -> None:
@@ -194,7 +194,7 @@ def tune(config: Config) -> None:
 def tune_case(case: Case) -> pd.DataFrame:
     """Gains of one case by every setting of every method."""
     _prepare_process()
-    rows = pd.DataFrame(gains_of_settings(problem_of(make_scene(case)), installed_methods()))
+    rows = pd.DataFrame(gains_of_settings(trial_of(make_scene(case)), installed_methods()))
     return rows.assign(photons=case.photons)
 
 

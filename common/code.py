@@ -1,6 +1,7 @@
 """Which files of the project a module runs, so that a stored result can be tied to its code."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 
@@ -15,15 +16,15 @@ def imported_files(root: Path, *modules: str) -> list[Path]:
         path = waiting.pop()
         if path not in found:
             found.add(path)
-            tree = ast.parse(path.read_text("utf-8"))
-            waiting += [p for name in _imports(tree) for p in _files_of(root, name)]
+            waiting += [p for name in _imports(path) for p in _files_of(root, name)]
     return sorted(found)
 
 
-def _imports(tree: ast.Module) -> list[str]:
-    """Dotted names that may be modules; `from a import b` names a and a.b."""
+@cache
+def _imports(path: Path) -> list[str]:
+    """Dotted names in a file that may be modules; `from a import b` names a and a.b."""
     names = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:

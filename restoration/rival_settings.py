@@ -7,21 +7,21 @@ import pandas as pd
 
 from common.files import write_csv
 from psf.errors import InputError
-from restoration.compared import Method, Problem
+from restoration.compared import Method, Trial
 from restoration.scores import snr_db
 
 COLUMNS = ("method", "setting", "photons", "value", "snr_gain_db", "images", "chosen")
 
 
-def gains_of_settings(problem: Problem, methods: dict[str, Method]) -> list[dict[str, object]]:
+def gains_of_settings(trial: Trial, methods: dict[str, Method]) -> list[dict[str, object]]:
     """SNR gain over the blurred input by every setting of every method: rows."""
-    truth, before = problem.scene.truth, snr_db(problem.image, problem.scene.truth)
+    truth, before = trial.scene.truth, snr_db(trial.image, trial.scene.truth)
     rows = []
     for name, method in methods.items():
         if method.several:
-            found = method.several(problem, method.settings)
+            found = method.several(trial, method.settings)
         else:
-            found = (method.restore(problem, value) for value in method.settings)
+            found = (method.restore(trial, value) for value in method.settings)
         for value, image in zip(method.settings, found, strict=True):
             row = {"method": name, "setting": method.setting, "value": value}
             rows.append(row | {"snr_gain_db": snr_db(image, truth) - before})

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,9 +27,11 @@ from restoration.compared import (
     OURS,
     ROOT,
     Method,
-    Problem,
+    Trial,
     best_by_truth,
+    blind_richardson_lucy,
     blind_total_variation,
+    function_text,
     method_key,
 )
 from restoration.real_objects import (
@@ -111,9 +114,9 @@ def scene(case) -> Scene:
     return make_scene(case)
 
 
-def problem_of(scene: Scene) -> Problem:
+def trial_of(scene: Scene) -> Trial:
     """The scene with the true map in place of an estimated one."""
-    return Problem(scene, scene.labels, scene.blur)
+    return Trial(scene, scene.labels, scene.blur)
 
 
 def test_a_scene_is_blurred_by_its_own_map(scene):
@@ -168,14 +171,14 @@ def test_the_mean_psf_lies_between_the_sharpest_and_the_widest(scene):
     assert min(peaks) < peak < max(peaks)
 
 
-def sharpened(problem, share):
+def sharpened(trial, share):
     """Stands in for a method: a mixture of image and truth."""
-    return (1 - share) * problem.image + share * problem.scene.truth
+    return (1 - share) * trial.image + share * trial.scene.truth
 
 
 def test_the_best_setting_is_chosen_by_the_truth(scene):
-    found = best_by_truth(problem_of(scene), sharpened, (0.1, 0.9, 0.5))
-    assert torch.allclose(found, sharpened(problem_of(scene), 0.9))
+    found = best_by_truth(trial_of(scene), sharpened, (0.1, 0.9, 0.5))
+    assert torch.allclose(found, sharpened(trial_of(scene), 0.9))
 
 
 def test_settings_are_those_with_the_highest_mean_gain(scene, tmp_path):
@@ -183,7 +186,7 @@ def test_settings_are_those_with_the_highest_mean_gain(scene, tmp_path):
     several = Method(
         sharpened, settings=(0.1, 0.3), several=lambda p, all: [sharpened(p, s) for s in all]
     )
-    rows = pd.DataFrame(gains_of_settings(problem_of(scene), {"one": method, "two": several}))
+    rows = pd.DataFrame(gains_of_settings(trial_of(scene), {"one": method, "two": several}))
     gains = -20 * np.log10(1 - rows["value"])
     assert np.allclose(rows["snr_gain_db"], gains, atol=1e-3)
     bright, dim = rows.assign(photons=1000.0), rows.assign(photons=10.0)
@@ -248,9 +251,27 @@ def test_the_others_do_not_depend_on_our_restoration():
     assert method_key(METHODS[BLIND_BEST[1]], 0.1)["function"] != keys[0]["function"]
 
 
-def brightened(problem, factor):
+def test_the_text_of_an_oracle_holds_the_functions_it_calls():
+    text = function_text(METHODS[BLIND_BEST[1]].restore)
+    for name in ("oracle_total_variation", "best_by_truth", "blind_total_variation"):
+        assert f"def {name}(" in text
+    assert "def blind_richardson_lucy(" not in text
+
+
+def test_a_step_of_blind_richardson_lucy_is_one_on_the_psf_and_one_on_the_image(scene, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "restoration.rivals.blind_richardson_lucy",
+        lambda image, rounds, steps: asked.append(rounds * steps) or (image, None),
+    )
+    for steps in METHODS[BLIND[0]].settings:
+        blind_richardson_lucy(trial_of(scene), steps)
+    assert asked == list(METHODS[BLIND[0]].settings)
+
+
+def brightened(trial, factor):
     """Stands in for a method."""
-    return problem.image * factor
+    return trial.image * factor
 
 
 @pytest.fixture
@@ -258,13 +279,13 @@ def one_method(monkeypatch, scene):
     """Restorations that `run_case` made, of a scene that may be replaced."""
     calls = []
 
-    def counted(problem, factor):
+    def counted(trial, factor):
         calls.append(factor)
-        return brightened(problem, factor)
+        return brightened(trial, factor)
 
-    fake = {"scene": scene, "problem": problem_of, "calls": calls}
+    fake = {"scene": scene, "trial": trial_of, "calls": calls}
     monkeypatch.setattr(figure_deconvolution, "make_scene", lambda _: fake["scene"])
-    monkeypatch.setattr(figure_deconvolution, "problem_of", lambda s: fake["problem"](s))
+    monkeypatch.setattr(figure_deconvolution, "trial_of", lambda s: fake["trial"](s))
     monkeypatch.setitem(METHODS, "bright", Method(counted, shown=True))
     monkeypatch.setitem(METHODS, "mapped", Method(counted, uses_map=True, twice=False))
     return fake
@@ -280,7 +301,7 @@ def test_a_method_runs_again_only_if_what_it_uses_has_changed(case, scene, one_m
     run_case(case, keys | {"mapped": {"setting": 2.0, "code": "b"}}, tmp_path)
     assert len(calls) == 4
     other = replace(scene.labels, values=0.9 * scene.labels.values)
-    one_method["problem"] = lambda s: Problem(s, other, s.blur)
+    one_method["trial"] = lambda s: Trial(s, other, s.blur)
     run_case(case, keys | {"mapped": {"setting": 2.0, "code": "b"}}, tmp_path)
     assert len(calls) == 5  # the map is another
     one_method["scene"] = replace(scene, second=scene.second + 1)
@@ -388,19 +409,49 @@ def test_the_detail_is_where_the_true_map_corrects_most():
     assert detail_place(truth, blurred, truth) == (300 - DETAIL_PX, 400 - DETAIL_PX)
 
 
-def test_figures_are_drawn_from_tables(tmp_path):
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures by name that would have been saved."""
+    saved = {}
+    monkeypatch.setattr(
+        "common.deconvolution_figure.save_figure",
+        lambda path, figure: saved.__setitem__(path.name, figure),
+    )
+    return saved
+
+
+def test_the_figure_of_cases_shows_fields_parts_and_gains(drawn):
     image = np.random.default_rng(0).random((160, 160))
-    images = {"truth": image, INPUT: image / 2, OURS: image, ORACLE: image}
-    line = ("best: beads", images, {INPUT: 0.0, OURS: 1.0})
-    draw_cases(tmp_path / "cases", [line], 0.3, 100.0)
+    images = {"truth": image, INPUT: image / 2, OURS: image / 4, ORACLE: image}
+    draw_cases(Path("cases"), [("best: beads", images, {INPUT: 0.0, OURS: 1.0})], 0.3, 100.0)
+    assert set(drawn) == {"cases.png", "cases.pdf"}
+    field, *parts = drawn["cases.png"].axes
+    assert field.get_title() == "best: beads" and field.images[0].get_array().shape == (160, 160)
+    assert [at.get_title().strip() for at in parts] == ["truth", INPUT, "ours\n+1.0 dB", ORACLE]
+    shown = [at.images[0] for at in parts]
+    assert {one.get_array().shape for one in shown} == {(DETAIL_PX, DETAIL_PX)}
+    assert len({one.get_clim() for one in shown}) == 1  # the same grey values for all
+
+
+def test_the_figure_of_gains_sorts_objects_and_shows_every_method(drawn):
     frequencies = np.linspace(0, 0.5, 10)
     curves = pd.DataFrame({"cycles_per_px": frequencies, "correlation": 1 - frequencies})
     curves = curves.assign(photons=100.0, method=OURS)
     curves = pd.concat([curves.assign(**{"with": other}) for other in ("pair", "truth")])
     compared = [BLIND[1], DEEPINV, ORACLE, OURS]
-    draw_gains(tmp_path / "gains", rows_of(GAINS), curves, compared, 0.3)
-    for name in ("cases.png", "cases.pdf", "gains.png", "gains.pdf"):
-        assert (tmp_path / name).stat().st_size > 5000
+    draw_gains(Path("gains"), rows_of(GAINS), curves, compared, 0.3)
+    dots, pair, truth = drawn["gains.png"].axes
+    order = [2, 3, 0, 1]  # by the gains of ours
+    for line, name in zip(dots.lines, compared, strict=False):
+        assert list(line.get_ydata()) == [GAINS[name][index] for index in order]
+    assert [text.get_text() for text in dots.get_xticklabels()] == [f"object {i}" for i in order]
+    assert len(dots.patches) == 2  # bands behind the photograph and the micrograph
+    for at, threshold in ((pair, 1 / 7), (truth, 1 / 2)):
+        curve, line = at.lines
+        assert curve.get_xdata()[-1] == pytest.approx(0.5 / 0.3)  # cycles per um
+        assert line.get_ydata()[0] == threshold
+    legend = [text.get_text() for text in drawn["gains.png"].legends[0].get_texts()]
+    assert legend[:4] == compared
 
 
 def test_the_weight_of_blind_total_variation_follows_the_photons(scene, monkeypatch):
@@ -409,5 +460,5 @@ def test_the_weight_of_blind_total_variation_follows_the_photons(scene, monkeypa
         "restoration.rivals.blind_total_variation",
         lambda image, weight: weights.append(weight) or (image, None),
     )
-    blind_total_variation(problem_of(scene), 0.3)
+    blind_total_variation(trial_of(scene), 0.3)
     assert weights[0] == pytest.approx(0.3 / math.sqrt(float(scene.image.mean())))
