@@ -61,27 +61,32 @@ def choose(
 
 
 def split(
-    photons: torch.Tensor, generator: torch.Generator | None = None
+    photons: torch.Tensor,
+    generator: torch.Generator | None = None,
+    kept: float = KEPT_FOR_TRAINING,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nine tenths of the photons (H, W), scaled to the brightness of all, and the held-out counts.
+    """A share of the photons (H, W), scaled to the brightness of all, and the held-out counts.
 
     The split is drawn on the CPU, so that it is the same on every device.
     """
     generator = generator or torch.Generator().manual_seed(0)
     counts = photons.cpu().double().round()
-    training = torch.binomial(counts, torch.full_like(counts, KEPT_FOR_TRAINING), generator)
+    training = torch.binomial(counts, torch.full_like(counts, kept), generator)
     # scaled, so that background and weights of the whole image hold for the training photons
-    return training.to(photons) / KEPT_FOR_TRAINING, (counts - training).to(photons)
+    return training.to(photons) / kept, (counts - training).to(photons)
 
 
 def likelihood(
-    held_out: torch.Tensor, expected: torch.Tensor, usable: torch.Tensor | None = None
+    held_out: torch.Tensor,
+    expected: torch.Tensor,
+    usable: torch.Tensor | None = None,
+    kept: float = KEPT_FOR_TRAINING,
 ) -> torch.Tensor:
     """Log likelihood (H, W) of held-out counts, given the image that is expected of all photons.
 
     It is 0 for pixels that are not usable.
     """
-    predicted = (1 - KEPT_FOR_TRAINING) * expected
+    predicted = (1 - kept) * expected
     found = held_out * predicted.log() - predicted
     return found if usable is None else found * usable
 

@@ -12,10 +12,10 @@ from micrographs.camera import estimate_camera
 from models.mapping import PsfMap
 from psf.errors import InputError
 from restoration.blur_map import at_pixels, blur_of_map, map_on, support_px
+from restoration.correction import corrected_map, scaled
 from restoration.fit import BAD_FROM, DARKEST, INPUT_FROM, NOISE_ALLOWED, Fit, judge
 from restoration.iteration import Restored, Settings, restore
 from restoration.learned import Prior, load_prior
-from restoration.narrowing import fit_map_scale, scaled
 from restoration.prior_choice import learned_is_better
 from restoration.richardson_lucy import (
     Work,
@@ -74,8 +74,8 @@ def restore_with_map(
     iterations, background, tv, gain, usable : as for `restoration.richardson_lucy.richardson_lucy`
     cautious : use smaller PSFs where the map is uncertain (`psf_uncertainty`) or the PSF too large
         for the image (`restoration.fit`), and only denoise where the map found no content
-    refined : scale the map first (`restoration.narrowing`), in several times the time; by default
-        if `cautious` is set and the image has at most 1024 x 1024 px
+    refined : correct the map first (`restoration.correction`); by default if `cautious` is set and
+        the image has at most 1024 x 1024 px
     white_noise : False for registered, denoised or compressed images. They get back what the
         restoration cannot explain, see `return_residuals`.
     prior : what is assumed of objects: total variation, or what a network learned of microscope
@@ -156,13 +156,8 @@ def _restore(
 ) -> tuple[Restored, VariantBlur]:
     """Restoration of photons (H, W) with a background, and the operator that was inverted."""
     shape = (photons.shape[0], photons.shape[1])
-    chosen = None
     if refined:
-        blur = blur_of_map(psf_map, shape)
-        chosen = settle(photons, blur, behind, *rules, usable=usable)
-        better = fit_map_scale(photons, psf_map, blur, *chosen)
-        if better is not psf_map:
-            psf_map, chosen = better, None
+        psf_map = corrected_map(photons, psf_map, behind, usable)
     prior, learned = choice
     if learned is not None:
         blur = blur_of_map(psf_map, shape)
@@ -173,7 +168,7 @@ def _restore(
         lowered = LOWERED_WHERE_UNCERTAIN * psf_uncertainty(psf_map, shape)
         psf_map = scaled(psf_map, 1 - lowered)
     blur = blur_of_map(psf_map, shape)
-    settings, count = chosen or settle(photons, blur, behind, *rules, usable=usable)
+    settings, count = settle(photons, blur, behind, *rules, usable=usable)
     work = partial(restore, iterations=count)
     return _finish(photons, psf_map, blur, settings, work, cautious and count > 0)
 
