@@ -1,6 +1,6 @@
 """Restoration of an image with the map of its PSF, with care where the map may be wrong."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -11,7 +11,13 @@ from scipy.ndimage import gaussian_filter
 from micrographs.camera import estimate_camera
 from models.mapping import PsfMap
 from psf.errors import InputError
-from restoration.blur_map import at_pixels, blur_of_map, map_on, support_px
+from restoration.blur_map import at_pixels, blur_of_map, map_on
+from restoration.care import (
+    denoise_blank_places,
+    psf_changes,
+    psf_uncertainty,
+    restore_misfits,
+)
 from restoration.correction import corrected_map, scaled
 from restoration.fit import BAD_FROM, DARKEST, INPUT_FROM, NOISE_ALLOWED, Fit, judge
 from restoration.iteration import Restored, Settings, restore
@@ -28,16 +34,13 @@ from restoration.richardson_lucy import (
     tiles,
 )
 from restoration.unrolled import START_STEPS
-from restoration.variant_blur import VariantBlur, psf_grid_from_map
+from restoration.variant_blur import VariantBlur
 
 PriorName = Literal["auto", "tv", "learned"]
 ACCELERATION = "momentum"  # gives the same result in tiles as in one piece
 SCALED_PX = 1024**2  # pixels of the largest image whose map is scaled by default: bounds the time
 WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece: bounds the memory
 TILE = 1024  # px, edge of the tiles of a larger image
-MISFIT_ALLOWED = 1.25  # times that of the field; under true maps it stays below 1.16
-MISFIT_FACTOR, MISFIT_ROUNDS = 0.6, 4  # factor on the labels where the PSF is too large; how often
-MISFIT_TILE = 512  # px, edge of the tiles that are restored again
 # Local strength of the residuals of a processed image: width of the Gaussian, and the share of the
 # field that is quiet. Of 2 and 4 px, 2 gives sharp simulated images up to 0.2 dB more.
 RESIDUAL_WIDTH_PX, RESIDUAL_QUIET = 2.0, 0.35
@@ -88,22 +91,21 @@ def restore_with_map(
     InputError
         As `richardson_lucy`, and if the map reaches outside the image.
     """
-    shape = (image.shape[0], image.shape[1])
-    check_map_fits(psf_map, shape)
-    psf_map = map_on(psf_map, image.device)
+    check_map_fits(psf_map, (image.shape[0], image.shape[1]))
     rules = (iterations, tv, ACCELERATION)
     check_restoration(*rules)
-    learned = prior_to_try(prior, learned, rules)
     if refined is None:
         refined = cautious and image.numel() <= SCALED_PX
+    learned = prior_to_try(prior, learned, rules)
+    psf_map = map_on(psf_map, image.device)
+    plan = Plan(psf_map, rules, cautious, refined, usable, prior == "auto", learned)
     may_fall_back = cautious and iterations == "auto"  # a given count is what the user wants to see
     used = gain
     for is_last in (False, True):
-        photons, behind = check_image(image, background, used, shape, psf_map.values, usable)
-        choice = (prior, learned)
-        restored, blur = _restore(
-            photons, behind, psf_map, rules, cautious, refined, usable, choice
+        photons, behind = check_image(
+            image, background, used, tuple(image.shape), psf_map.values, usable
         )
+        restored, blur = plan.restore(photons, behind)
         if not restored.iterations:  # the image is the input
             return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
         fit = judge(photons, restored.expected, usable)
@@ -144,66 +146,65 @@ def prior_to_try(prior: PriorName, learned: Prior | None, rules: tuple) -> Prior
     return learned or load_prior()
 
 
-def _restore(
-    photons: torch.Tensor,
-    behind: torch.Tensor,
-    psf_map: PsfMap,
-    rules: tuple,
-    cautious: bool,
-    refined: bool,
-    usable: torch.Tensor | None,
-    choice: tuple[PriorName, Prior | None],
-) -> tuple[Restored, VariantBlur]:
-    """Restoration of photons (H, W) with a background, and the operator that was inverted."""
-    shape = (photons.shape[0], photons.shape[1])
-    if refined:
-        psf_map = corrected_map(photons, psf_map, behind, usable)
-    prior, learned = choice
-    if learned is not None:
+@dataclass(frozen=True)
+class Plan:
+    """How the photons of an image are restored; see `restore_with_map`."""
+
+    psf_map: PsfMap
+    rules: tuple  # iterations, weight of total variation, acceleration
+    cautious: bool
+    refined: bool
+    usable: torch.Tensor | None
+    compares: bool  # the learned prior with total variation
+    learned: Prior | None  # None: total variation
+
+    def restore(self, photons: torch.Tensor, behind: torch.Tensor) -> tuple[Restored, VariantBlur]:
+        """Restoration of photons (H, W) with a background, and the operator that was inverted."""
+        psf_map, shape = self.psf_map, (photons.shape[0], photons.shape[1])
+        if self.refined:
+            psf_map = corrected_map(photons, psf_map, behind, self.usable)
+        if self.learned is not None:
+            work, blur = self.learned.restore, blur_of_map(psf_map, shape)
+            settings = self.learned_settings(photons, behind, psf_map, blur)
+            if not self.compares or learned_is_better(photons, blur, settings, work):
+                return self.finish(photons, psf_map, blur, settings, work)
+        if self.cautious:
+            lowered = LOWERED_WHERE_UNCERTAIN * psf_uncertainty(psf_map, shape)
+            psf_map = scaled(psf_map, 1 - lowered)
         blur = blur_of_map(psf_map, shape)
-        settings = learned_settings(photons, blur, behind, psf_map, usable)
-        if prior == "learned" or learned_is_better(photons, blur, settings, learned.restore):
-            return _finish(photons, psf_map, blur, settings, learned.restore, cautious)
-    if cautious:
-        lowered = LOWERED_WHERE_UNCERTAIN * psf_uncertainty(psf_map, shape)
-        psf_map = scaled(psf_map, 1 - lowered)
-    blur = blur_of_map(psf_map, shape)
-    settings, count = settle(photons, blur, behind, *rules, usable=usable)
-    work = partial(restore, iterations=count)
-    return _finish(photons, psf_map, blur, settings, work, cautious and count > 0)
+        settings, count = settle(photons, blur, behind, *self.rules, usable=self.usable)
+        if not count:
+            return restore(photons, blur, settings, 0), blur
+        return self.finish(photons, psf_map, blur, settings, partial(restore, iterations=count))
 
+    def learned_settings(
+        self, photons: torch.Tensor, behind: torch.Tensor, psf_map: PsfMap, blur: VariantBlur
+    ) -> Settings:
+        """Settings of the learned restoration, with the uncertainty of the PSFs."""
+        rules = (START_STEPS, "auto", ACCELERATION)
+        settings, _ = settle(photons, blur, behind, *rules, usable=self.usable)
+        changes = at_pixels(psf_changes(psf_map, blur.shape), psf_map, blur.shape)
+        return replace(settings, uncertainty=changes)
 
-def learned_settings(
-    photons: torch.Tensor,
-    blur: VariantBlur,
-    behind: torch.Tensor,
-    psf_map: PsfMap,
-    usable: torch.Tensor | None,
-) -> Settings:
-    """Settings of the learned restoration of photons (H, W)."""
-    rules = (START_STEPS, "auto", ACCELERATION)
-    settings, _ = settle(photons, blur, behind, *rules, usable=usable)
-    changes = at_pixels(psf_changes(psf_map, blur.shape), psf_map, blur.shape)
-    return replace(settings, uncertainty=changes)
-
-
-def _finish(
-    photons: torch.Tensor,
-    psf_map: PsfMap,
-    blur: VariantBlur,
-    settings: Settings,
-    work: Work,
-    cautious: bool,
-) -> tuple[Restored, VariantBlur]:
-    """Restoration by `work`, in tiles if the image is large, and again where a PSF is too large."""
-    if photons.numel() > WHOLE_PX:
-        restored = restore_tiles(photons, blur, settings, work, list(tiles(blur.shape, TILE)))
-    else:
-        restored = work(photons, blur, settings)
-    if cautious:
-        restored, psf_map, blur = restore_misfits(photons, psf_map, blur, settings, work, restored)
-        restored = denoise_blank_places(photons, psf_map, settings, work, restored)
-    return restored, blur
+    def finish(
+        self,
+        photons: torch.Tensor,
+        psf_map: PsfMap,
+        blur: VariantBlur,
+        settings: Settings,
+        work: Work,
+    ) -> tuple[Restored, VariantBlur]:
+        """Restoration by `work`, in tiles if the image is large, with care if it is asked for."""
+        if photons.numel() > WHOLE_PX:
+            restored = restore_tiles(photons, blur, settings, work, list(tiles(blur.shape, TILE)))
+        else:
+            restored = work(photons, blur, settings)
+        if self.cautious:
+            restored, psf_map, blur = restore_misfits(
+                photons, psf_map, blur, settings, work, restored
+            )
+            restored = denoise_blank_places(photons, psf_map, settings, work, restored)
+        return restored, blur
 
 
 def check_map_fits(psf_map: PsfMap, shape: tuple[int, int]) -> None:
@@ -214,88 +215,6 @@ def check_map_fits(psf_map: PsfMap, shape: tuple[int, int]) -> None:
             f"{float(psf_map.columns[-1]):.0f}, the image has {shape[0]} x {shape[1]} px; give "
             "the map of this image."
         )
-
-
-def psf_uncertainty(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
-    """Uncertainty of the PSF at each place of the map, (R, C), from 0 to 1.
-
-    The fourth power of `psf_changes`: moderate errors of the PSF do little harm.
-    """
-    return psf_changes(psf_map, shape) ** 4
-
-
-def psf_changes(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
-    """Largest change of each PSF of the map within its error bars, (R, C), from 0 to 1.
-
-    |h(v + s) - h(v - s)| / (2 |h(v)|) for the parameter whose standard deviation s changes the PSF
-    most.
-    """
-    model, microscope, values = psf_map.model, psf_map.microscope, psf_map.values
-    deviations = psf_map.standard_deviations
-    both = replace(psf_map, values=torch.cat([values + deviations, values - deviations], 1))
-    size = support_px(both, min(shape))
-    norm = psf_grid_from_map(model, values, microscope, size).flatten(2).norm(dim=2)
-    changes = []
-    for p in range(len(values)):
-        shift = torch.zeros_like(values)
-        shift[p] = deviations[p]
-        above, below = (
-            psf_grid_from_map(model, values + sign * shift, microscope, size) for sign in (1, -1)
-        )
-        changes.append((above - below).flatten(2).norm(dim=2) / (2 * norm))
-    return torch.stack(changes).amax(0).clamp(0, 1)
-
-
-def shrunk_where_misfit(psf_map: PsfMap, misfit: torch.Tensor) -> PsfMap | None:
-    """The map with smaller PSFs where the misfit (H, W) is large; None where it is nowhere."""
-    rows, columns = (
-        x.round().long().clamp(0, n - 1)
-        for x, n in zip((psf_map.rows, psf_map.columns), misfit.shape, strict=True)
-    )
-    too_large = misfit[rows[:, None], columns] > MISFIT_ALLOWED
-    too_large &= psf_map.values.abs().amax(0) > 0
-    if not too_large.any():
-        return None
-    return replace(
-        psf_map, values=torch.where(too_large, MISFIT_FACTOR * psf_map.values, psf_map.values)
-    )
-
-
-def restore_misfits(
-    photons: torch.Tensor,
-    psf_map: PsfMap,
-    blur: VariantBlur,
-    settings: Settings,
-    work: Work,
-    restored: Restored,
-) -> tuple[Restored, PsfMap, VariantBlur]:
-    """Restoration, map and blur after the places whose PSF is too large were restored again."""
-    shape = blur.shape
-    for _ in range(MISFIT_ROUNDS):
-        misfit = judge(photons, restored.expected, settings.usable).misfit
-        smaller = shrunk_where_misfit(psf_map, misfit)
-        if smaller is None:
-            break
-        changed = (smaller.values != psf_map.values).any(0).to(photons)
-        touched = at_pixels(changed, psf_map, shape) > 0
-        parts = [part for part in tiles(shape, MISFIT_TILE) if touched[part].any()]
-        psf_map, blur = smaller, blur_of_map(smaller, shape)
-        restored = restore_tiles(photons, blur, settings, work, parts, before=restored)
-    return restored, psf_map, blur
-
-
-def denoise_blank_places(
-    photons: torch.Tensor, psf_map: PsfMap, settings: Settings, work: Work, restored: Restored
-) -> Restored:
-    """The restoration with denoised input where the map found no content; the blur stays there."""
-    blank = (~psf_map.has_content).to(photons)
-    if not blank.any():
-        return restored
-    shape = (photons.shape[0], photons.shape[1])
-    share = at_pixels(blank, psf_map, shape).clamp(0, 1)
-    point = VariantBlur.from_psf(photons.new_ones(1, 1), shape)
-    denoised = work(photons, point, replace(settings, uncertainty=None)).image
-    return replace(restored, image=torch.lerp(restored.image, denoised, share))
 
 
 def fade_bad_places(light: torch.Tensor, restored: Restored, fit: Fit) -> Restored:

@@ -25,18 +25,13 @@ from restoration.blur_map import (
     read_map,
     support_px,
 )
+from restoration.care import MISFIT_ALLOWED, psf_uncertainty, shrunk_where_misfit
 from restoration.fit import NOISE_ALLOWED, judge
 from restoration.iteration import Restored
 from restoration.richardson_lucy import richardson_lucy
 from restoration.rivals import blind_richardson_lucy, blind_total_variation, weights_after_blur
 from restoration.variant_blur import VariantBlur
-from restoration.with_map import (
-    MISFIT_ALLOWED,
-    fade_bad_places,
-    psf_uncertainty,
-    restore_with_map,
-    shrunk_where_misfit,
-)
+from restoration.with_map import fade_bad_places, restore_with_map
 
 SHAPE = (96, 112)
 MODEL = psf_model("gaussian1d")
@@ -514,8 +509,8 @@ def test_detail_that_was_taken_for_noise_returns_to_processed_images():
         objects[blur.image_part],
         torch.poisson(blur.forward(objects[None])[0], generator),
     )
-    smooth, _ = restore_with_map(image, found, gain=30.0)
-    kept, _ = restore_with_map(image, found, gain=30.0, white_noise=False)
+    smooth, _ = restore_with_map(image, found, gain=30.0, prior="tv")
+    kept, _ = restore_with_map(image, found, gain=30.0, white_noise=False, prior="tv")
     assert error(kept.image, truth) < 0.6 * error(smooth.image, truth)
     # the residuals of the right gain are noise, which stays away
     truth, image = scene(psf_map())
