@@ -85,7 +85,7 @@ class Config:
     images: int = 40  # objects: photographs, real micrographs (test split), then procedural ones
     split: Literal["test", "validation"] = "test"  # of the images; validation: to choose settings
     photons: tuple[float, ...] = (1000.0, 100.0)  # mean photons per pixel
-    size: int = 448  # px, edge of an image; less for real objects that are smaller
+    size: int = 384  # px, edge of an image; less for real objects that are smaller
     workers: int = 2  # processes of one thread each
     scratch: Path = Path("data/deconvolution")  # folder of finished cases, to resume from
     seed: int = 0  # of the maps, the procedural objects and the noise

@@ -241,7 +241,9 @@ _SKIMAGE, _DEEPINV = ("scikit-image",), ("deepinv",)
 # results/deconvolution_settings.csv. Slow methods and oracles restore one exposure only.
 METHODS = {
     INPUT: Method(blurred_input, shown=True),
-    SINGLE: Method(skimage_mean_psf, _PEERS, (1, 3, 10, 30), "iterations", packages=_SKIMAGE),
+    SINGLE: Method(
+        skimage_mean_psf, _PEERS, (1, 3, 10, 30), "iterations", packages=_SKIMAGE, twice=False
+    ),
     WIENER: Method(skimage_wiener, _PEERS, packages=_SKIMAGE, twice=False),
     BLIND[0]: Method(blind_richardson_lucy, _RIVALS, (1, 2, 3, 5, 10, 15, 50), "steps", shown=True),
     BLIND[1]: Method(
@@ -253,7 +255,9 @@ METHODS = {
     ),
     BLIND_BEST[0]: Method(oracle_richardson_lucy, _RIVALS, twice=False),
     BLIND_BEST[1]: Method(oracle_total_variation, _RIVALS, twice=False),
-    SCHEME_2018: Method(scheme_2018, _RIVALS, (2, 5, 10, 20, 40), "iterations", uses_map=True),
+    SCHEME_2018: Method(
+        scheme_2018, _RIVALS, (2, 5, 10, 20, 40), "iterations", uses_map=True, twice=False
+    ),
     DEEPINV: Method(
         deepinv_richardson_lucy,
         _PEERS,
@@ -277,7 +281,7 @@ METHODS = {
     ORACLE: Method(ours_true_map, _OURS, shown=True, twice=False),
 }
 if SHIPPED.exists():  # without a learned prior, ours is the restoration with total variation
-    METHODS[OURS_TV] = Method(ours_total_variation, _OURS, uses_map=True)
+    METHODS[OURS_TV] = Method(ours_total_variation, _OURS, uses_map=True, twice=False)
 
 
 def installed_methods() -> dict[str, Method]:
