@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from scipy.ndimage import gaussian_filter
 
+from micrographs.camera import estimate_camera
+from micrographs.noise_spectrum import FEWEST_SPECTRA, block_spectra, quiet_power
 from restoration.variant_blur import in_float64
 
 WIDTH_PX = 16.0  # standard deviation of the Gaussian that averages squared residuals
@@ -24,6 +26,7 @@ BAD_FROM, INPUT_FROM = 1.5, 3.0
 # Correlation of the residuals of neighbouring pixels. Right fits of raw images leave -0.1 to -0.02,
 # since the restoration follows some noise. Maps that are 1.5 times too large leave up to 0.4.
 CORRELATED = 0.03
+LEAST_FACTOR = 0.25  # least factor on the gain between two restorations: bounds an error of it
 SMALLEST = 1e-30  # mean square of residuals, against division by zero
 WORTH_SAYING = 0.005  # share of the field that is bad
 
@@ -63,6 +66,11 @@ class Fit:
         if self.gain > gain * NOISE_ALLOWED:
             found.append(
                 f"the image is noisier than photon noise of {gain:.3g} counts per photon, so "
+                f"{self.gain:.3g} was taken (--gain-counts-per-e, --offset-counts)"
+            )
+        if self.gain * NOISE_ALLOWED < gain:
+            found.append(
+                f"the image shows less noise than photon noise of {gain:.3g} counts per photon, so "
                 f"{self.gain:.3g} was taken (--gain-counts-per-e, --offset-counts)"
             )
         faded = "; the result is faded into the input" if self.faded else ""
@@ -113,3 +121,54 @@ def _correlation(residuals: torch.Tensor) -> float:
     down = (residuals[1:] * residuals[:-1]).mean()
     right = (residuals[:, 1:] * residuals[:, :-1]).mean()
     return float((down + right) / (2 * residuals.square().mean()).clamp(min=SMALLEST))
+
+
+def noise_left(
+    photons: torch.Tensor, expected: torch.Tensor, usable: torch.Tensor | None = None
+) -> float:
+    """Factor, from 0.25 to 1, by which the gain of a processed image (H, W) is too large at most.
+
+    Processing removes noise at high frequencies, so the residuals are compared with photon noise at
+    low ones: about 0.05 to 0.1 cycles per pixel, in quiet blocks. A restoration whose gain is right
+    follows the noise there, since the optics transmit these frequencies. Its residuals are weaker
+    there than at the next frequencies, and the factor is 1. Residuals that do not fall off are
+    content that was taken for noise. They bound the noise from above, and so the gain.
+    """
+    variance = expected + DARKEST * expected.mean()
+    residuals = (photons.to(expected) - expected) / variance.sqrt()
+    if usable is not None:
+        residuals = torch.where(usable.to(expected.device), residuals, torch.nan)
+    power = block_spectra(residuals.cpu()).power
+    if len(power) < FEWEST_SPECTRA:
+        return 1.0
+    lowest, next_one = quiet_power(power)[:2].tolist()
+    return min(max(lowest, LEAST_FACTOR), 1.0) if lowest >= next_one else 1.0
+
+
+def better_gain(
+    image: torch.Tensor,
+    photons: torch.Tensor,
+    expected: torch.Tensor,
+    fit: Fit,
+    used: float,
+    usable: torch.Tensor | None = None,
+    may_lower: bool = False,
+) -> float:
+    """Gain that suits the residuals of a restoration; the one that was `used` if it does.
+
+    Parameters
+    ----------
+    image, photons : (H, W), in counts, and divided by the gain that was used
+    may_lower : whether the gain may become smaller; only that of processed images is so uncertain
+    """
+    if fit.noise > NOISE_ALLOWED:
+        found = noise_gain(image, usable)
+        return found if found >= NOISE_ALLOWED * used else used
+    factor = noise_left(photons, expected, usable) if may_lower else 1.0
+    return factor * used if factor * NOISE_ALLOWED < 1 else used
+
+
+def noise_gain(image: torch.Tensor, usable: torch.Tensor | None) -> float:
+    """Gain with which photon noise is as strong as the noise of an image; 0 if it shows none."""
+    usable = None if usable is None else usable.cpu()
+    return estimate_camera(image.cpu(), usable, offset_counts=0.0).gain_counts_per_e or 0.0

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from micrographs.camera import estimate_camera
 from models.mapping import PsfMap
 from psf.errors import InputError
 from restoration.blur_map import at_pixels, blur_of_map, map_on
@@ -19,7 +18,7 @@ from restoration.care import (
     restore_misfits,
 )
 from restoration.correction import corrected_map, scaled
-from restoration.fit import BAD_FROM, DARKEST, INPUT_FROM, NOISE_ALLOWED, Fit, judge
+from restoration.fit import BAD_FROM, DARKEST, INPUT_FROM, NOISE_ALLOWED, Fit, better_gain, judge
 from restoration.iteration import Restored, Settings, restore
 from restoration.learned import Prior, load_prior
 from restoration.prior_choice import learned_is_better
@@ -41,6 +40,7 @@ ACCELERATION = "momentum"  # gives the same result in tiles as in one piece
 SCALED_PX = 1024**2  # pixels of the largest image whose map is scaled by default: bounds the time
 WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece: bounds the memory
 TILE = 1024  # px, edge of the tiles of a larger image
+ATTEMPTS = 3  # restorations at most, each with a gain that suits the residuals of the last
 # Local strength of the residuals of a processed image: width of the Gaussian, and the share of the
 # field that is quiet. Of 2 and 4 px, 2 gives sharp simulated images up to 0.2 dB more.
 RESIDUAL_WIDTH_PX, RESIDUAL_QUIET = 2.0, 0.35
@@ -70,7 +70,8 @@ def restore_with_map(
 
     The work is done on the device of the image, tile by tile if the image is large. If the image is
     noisier than photon noise of this gain, a cautious automatic restoration is repeated with the
-    gain of its noise, and its `fit` says so.
+    gain of its noise. That of a processed image is also repeated with a smaller gain while its
+    residuals hold content. Its `fit` says which gain was used.
 
     Parameters
     ----------
@@ -101,8 +102,9 @@ def restore_with_map(
     psf_map = map_on(psf_map, image.device)
     plan = Plan(psf_map, rules, cautious, refined, usable, prior == "auto", learned)
     may_fall_back = cautious and iterations == "auto"  # a given count is what the user wants to see
+    may_lower = not white_noise and image.numel() <= WHOLE_PX  # of larger images it takes too long
     used = gain
-    for is_last in (False, True):
+    for attempt in range(1, ATTEMPTS + 1):
         photons, behind = check_image(
             image, background, used, tuple(image.shape), psf_map.values, usable
         )
@@ -110,22 +112,18 @@ def restore_with_map(
         if not restored.iterations:  # the image is the input
             return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
         fit = judge(photons, restored.expected, usable)
-        better = noise_gain(image, usable) if fit.noise > NOISE_ALLOWED else 0.0
-        if is_last or not may_fall_back or better < NOISE_ALLOWED * used:
+        if attempt == ATTEMPTS or not may_fall_back:
             break
-        used = better
+        found = better_gain(image, photons, restored.expected, fit, used, usable, may_lower)
+        if found == used:
+            break
+        used = found
     if may_fall_back:
         restored = fade_bad_places(photons - behind, restored, fit)
     if not white_noise:
         restored = return_residuals(photons, restored, fit)
     restored = replace(restored, fit=replace(fit, gain=used, faded=may_fall_back))
     return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
-
-
-def noise_gain(image: torch.Tensor, usable: torch.Tensor | None) -> float:
-    """Gain with which photon noise is as strong as the noise of an image; 0 if it shows none."""
-    usable = None if usable is None else usable.cpu()
-    return estimate_camera(image.cpu(), usable, offset_counts=0.0).gain_counts_per_e or 0.0
 
 
 def prior_to_try(prior: PriorName, learned: Prior | None, rules: tuple) -> Prior | None:
