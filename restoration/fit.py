@@ -27,6 +27,9 @@ BAD_FROM, INPUT_FROM = 1.5, 3.0
 # since the restoration follows some noise. Maps that are 1.5 times too large leave up to 0.4.
 CORRELATED = 0.03
 LEAST_FACTOR = 0.25  # least factor on the gain between two restorations: bounds an error of it
+# Restorations follow some noise, so their residuals show too little of it. A gain that is too large
+# costs little, one that is half as large as the true one costs all (docs/experiments.md).
+MARGIN = 1.5
 SMALLEST = 1e-30  # mean square of residuals, against division by zero
 WORTH_SAYING = 0.005  # share of the field that is bad
 
@@ -126,13 +129,13 @@ def _correlation(residuals: torch.Tensor) -> float:
 def noise_left(
     photons: torch.Tensor, expected: torch.Tensor, usable: torch.Tensor | None = None
 ) -> float:
-    """Factor, from 0.25 to 1, by which the gain of a processed image (H, W) is too large at most.
+    """Factor, from 0.25 to 1, by which the gain of a processed image (H, W) should be changed.
 
     Processing removes noise at high frequencies, so the residuals are compared with photon noise at
     low ones: about 0.05 to 0.1 cycles per pixel, in quiet blocks. A restoration whose gain is right
     follows the noise there, since the optics transmit these frequencies. Its residuals are weaker
     there than at the next frequencies, and the factor is 1. Residuals that do not fall off are
-    content that was taken for noise. They bound the noise from above, and so the gain.
+    content that was taken for noise. The factor is their strength with a margin.
     """
     variance = expected + DARKEST * expected.mean()
     residuals = (photons.to(expected) - expected) / variance.sqrt()
@@ -142,7 +145,7 @@ def noise_left(
     if len(power) < FEWEST_SPECTRA:
         return 1.0
     lowest, next_one = quiet_power(power)[:2].tolist()
-    return min(max(lowest, LEAST_FACTOR), 1.0) if lowest >= next_one else 1.0
+    return min(max(MARGIN * lowest, LEAST_FACTOR), 1.0) if lowest >= next_one else 1.0
 
 
 def better_gain(

@@ -68,15 +68,14 @@ def restore_with_map(
 ) -> tuple[Restored, VariantBlur]:
     """Restored image, in the unit of the input, and the operator that was inverted.
 
-    The work is done on the device of the image, tile by tile if the image is large. If the image is
-    noisier than photon noise of this gain, a cautious automatic restoration is repeated with the
-    gain of its noise. That of a processed image is also repeated with a smaller gain while its
-    residuals hold content. Its `fit` says which gain was used.
+    The work is done on the device of the image, tile by tile if the image is large. A cautious
+    automatic restoration is repeated with a larger gain if the image is noisier than assumed, and a
+    processed one with a smaller gain while its residuals hold content. `fit` says which was used.
 
     Parameters
     ----------
     image : (H, W) tensor, camera offset taken off, not negative
-    iterations, background, tv, gain, usable : as for `restoration.richardson_lucy.richardson_lucy`
+    iterations, background, tv, gain, usable : as for `richardson_lucy`
     cautious : use smaller PSFs where a map that is not refined is uncertain, or the PSF too large
         for the image (`restoration.fit`), and only denoise where the map found no content
     refined : correct the map first (`restoration.correction`); by default if `cautious` is set and
@@ -102,28 +101,44 @@ def restore_with_map(
     psf_map = map_on(psf_map, image.device)
     plan = Plan(psf_map, rules, cautious, refined, usable, prior == "auto", learned)
     may_fall_back = cautious and iterations == "auto"  # a given count is what the user wants to see
-    may_lower = not white_noise and image.numel() <= WHOLE_PX  # of larger images it takes too long
-    used = gain
-    for attempt in range(1, ATTEMPTS + 1):
-        photons, behind = check_image(
-            image, background, used, tuple(image.shape), psf_map.values, usable
-        )
-        restored, blur = plan.restore(photons, behind)
-        if not restored.iterations:  # the image is the input
-            return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
-        fit = judge(photons, restored.expected, usable)
-        if attempt == ATTEMPTS or not may_fall_back:
-            break
-        found = better_gain(image, photons, restored.expected, fit, used, usable, may_lower)
-        if found == used:
-            break
-        used = found
-    if may_fall_back:
-        restored = fade_bad_places(photons - behind, restored, fit)
-    if not white_noise:
-        restored = return_residuals(photons, restored, fit)
-    restored = replace(restored, fit=replace(fit, gain=used, faded=may_fall_back))
+    attempts = ATTEMPTS if may_fall_back else 1
+    photons, behind, restored, blur, used = _with_suitable_gain(
+        image, background, gain, plan, attempts, white_noise
+    )
+    if fit := restored.fit:  # else the image is the input
+        if may_fall_back:
+            restored = fade_bad_places(photons - behind, restored, fit)
+        if not white_noise:
+            restored = return_residuals(photons, restored, fit)
+        restored = replace(restored, fit=replace(fit, gain=used, faded=may_fall_back))
     return keep_regions(in_unit(restored, used), image, used * behind, usable), blur
+
+
+def _with_suitable_gain(
+    image: torch.Tensor,
+    background: float,
+    gain: float,
+    plan: "Plan",
+    attempts: int,
+    white_noise: bool,
+) -> tuple[torch.Tensor, torch.Tensor, Restored, VariantBlur, float]:
+    """Photons, their background, the restoration, its operator, and the gain that suits it."""
+    may_lower = not white_noise and image.numel() <= WHOLE_PX  # of larger images it takes too long
+    shape, like = (image.shape[0], image.shape[1]), plan.psf_map.values
+    for attempt in range(1, attempts + 1):
+        photons, behind = check_image(image, background, gain, shape, like, plan.usable)
+        restored, blur = plan.restore(photons, behind)
+        if not restored.iterations:
+            break
+        fit = judge(photons, restored.expected, plan.usable)
+        restored = replace(restored, fit=fit)
+        if attempt == attempts:
+            break
+        found = better_gain(image, photons, restored.expected, fit, gain, plan.usable, may_lower)
+        if found == gain:
+            break
+        gain = found
+    return photons, behind, restored, blur, gain
 
 
 def prior_to_try(prior: PriorName, learned: Prior | None, rules: tuple) -> Prior | None:
