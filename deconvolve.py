@@ -57,6 +57,7 @@ from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES
 from restoration.blur_map import PLACE, check_belongs, choose_plane, continue_to_borders, read_map
 from restoration.iteration import Restored
+from restoration.learned import load_prior
 from restoration.richardson_lucy import check_restoration
 from restoration.with_map import PriorName, prior_to_try, restore_with_map
 
@@ -76,6 +77,7 @@ class Config(MapOptions):
     # What is assumed of objects: total variation, or what a network learned of microscope objects;
     # auto: what predicts held-out photons better, and tv if --iterations or --tv is given.
     prior: PriorName = "auto"
+    prior_folder: Path | None = None  # of train_restoration.py; default: that of the project
     background_counts: float = 0.0  # out-of-focus light, above the camera's offset
     # Shrink PSFs that do not fit the image; where the map found no content, only denoise.
     cautious: bool = True
@@ -242,6 +244,7 @@ def restore_plane(
         None if outliers.usable.all() else outliers.usable,
         camera.white_noise,
         config.prior,
+        load_prior(config.prior_folder) if config.prior_folder else None,
     )
     after = restored.image.cpu().numpy()
     return Outcome(light.cpu().numpy(), after, restored, blur.rank, place, outliers, camera)
@@ -280,7 +283,8 @@ def check_config(config: Config) -> None:
     if config.map is not None and config.checkpoint is not None:
         raise InputError("give --map or --checkpoint, not both.")
     check_restoration(config.iterations, config.tv, "momentum")
-    prior_to_try(config.prior, None, (config.iterations, config.tv))
+    learned = load_prior(config.prior_folder) if config.prior_folder else None
+    prior_to_try(config.prior, learned, (config.iterations, config.tv))
     if not 0 <= config.background_counts < float("inf"):
         raise InputError(f"--background-counts is {config.background_counts:g}; give 0 or more.")
 

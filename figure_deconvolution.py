@@ -85,12 +85,13 @@ class Config:
     images: int = 40  # objects: photographs, real micrographs (test split), then procedural ones
     split: Literal["test", "validation"] = "test"  # of the images; validation: to choose settings
     photons: tuple[float, ...] = (1000.0, 100.0)  # mean photons per pixel
-    size: int = 384  # px, edge of an image; less for real objects that are smaller
+    size: int = 320  # px, edge of an image; less for real objects that are smaller
     workers: int = 2  # processes of one thread each
     scratch: Path = Path("data/deconvolution")  # folder of finished cases, to resume from
     seed: int = 0  # of the maps, the procedural objects and the noise
     settings: Path = Path("results/deconvolution_settings.csv")  # of the other methods
     tune: bool = False  # choose these settings on the validation split, and do nothing else
+    slow: bool = False  # also plug-and-play, and the best setting of blind methods for each image
     draw_only: bool = False  # make tables and figures of the finished cases, restore nothing
 
 
@@ -155,7 +156,7 @@ def save_image(path: Path, image: torch.Tensor) -> None:
 
 def method_keys(config: Config, all_cases: Iterable[Case]) -> dict[Case, dict[str, dict[str, Any]]]:
     """What decides the results of each case and method, other than images and maps."""
-    methods = installed_methods()
+    methods = installed_methods(config.slow)
     table = read_settings(config.settings, methods)
     scores = code_fingerprint(*SCORES)
     found = {}

@@ -241,7 +241,7 @@ def main(config: Config) -> None:
         if rank == 0:
             write_json(config.out / "run.json", run_record(minutes=training.progress.seconds / 60))
             print(f"wrote {config.out} (see {config.out / 'metrics.csv'})")
-            print(next_command("deconvolve.py", "image.tif", ("--prior", config.out)))
+            print(next_command("deconvolve.py", "image.tif", ("--prior-folder", config.out)))
     if world > 1:
         torch.distributed.destroy_process_group()
 

@@ -68,6 +68,7 @@ class Method:
     uses_map: bool = False  # the estimated one
     twice: bool = True  # restore the second exposure too
     shown: bool = False  # keep the image for the figure
+    slow: bool = False  # left out unless it is asked for
 
 
 def trial_of(scene: Scene) -> Trial:
@@ -253,8 +254,8 @@ METHODS = {
         "weight times sqrt(photons)",
         shown=True,
     ),
-    BLIND_BEST[0]: Method(oracle_richardson_lucy, _RIVALS, twice=False),
-    BLIND_BEST[1]: Method(oracle_total_variation, _RIVALS, twice=False),
+    BLIND_BEST[0]: Method(oracle_richardson_lucy, _RIVALS, twice=False, slow=True),
+    BLIND_BEST[1]: Method(oracle_total_variation, _RIVALS, twice=False, slow=True),
     SCHEME_2018: Method(
         scheme_2018, _RIVALS, (2, 5, 10, 20, 40), "iterations", uses_map=True, twice=False
     ),
@@ -266,6 +267,7 @@ METHODS = {
         deepinv_counts,
         packages=_DEEPINV,
         uses_map=True,
+        twice=False,
         shown=True,
     ),
     DEEPINV_PNP: Method(
@@ -276,6 +278,7 @@ METHODS = {
         packages=_DEEPINV,
         uses_map=True,
         twice=False,
+        slow=True,
     ),
     OURS: Method(ours, _OURS, uses_map=True, shown=True),
     ORACLE: Method(ours_true_map, _OURS, shown=True, twice=False),
@@ -284,7 +287,11 @@ if SHIPPED.exists():  # without a learned prior, ours is the restoration with to
     METHODS[OURS_TV] = Method(ours_total_variation, _OURS, uses_map=True, twice=False)
 
 
-def installed_methods() -> dict[str, Method]:
-    """The methods whose programs are installed."""
+def installed_methods(slow: bool = True) -> dict[str, Method]:
+    """The methods whose programs are installed, with or without the slow ones."""
     installed = peers.is_installed("deepinv")
-    return {n: m for n, m in METHODS.items() if installed or "deepinv" not in m.packages}
+    return {
+        name: method
+        for name, method in METHODS.items()
+        if (installed or "deepinv" not in method.packages) and (slow or not method.slow)
+    }

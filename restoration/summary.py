@@ -46,11 +46,12 @@ def report(table: pd.DataFrame) -> None:
         ours, means = gains[OURS], gains.mean()
         best = max((INPUT, *BLIND), key=lambda name: means[name])
         loss = gains[ORACLE] - ours
-        oracle = ours - gains[[INPUT, *BLIND_BEST]].max(axis=1)
         sharp = part.loc[part["method"] == OURS, "snr_gain_sharp_db"].dropna()
         print(f"{photons:g} photons, {len(ours)} images:")
         print(f"  lead over the best blind method ({best}): {_mean(ours - gains[best])}")
-        print(f"  lead over the blind method and setting that suit each image: {_mean(oracle)}")
+        if set(BLIND_BEST) <= set(gains):
+            oracle = ours - gains[[INPUT, *BLIND_BEST]].max(axis=1)
+            print(f"  lead over the blind method and setting that suit each image: {_mean(oracle)}")
         print(f"  loss against the true map: {_mean(loss)}, median {loss.median():.2f} dB")
         print(f"  worse than the input by more than {HARM_DB} dB: {(ours < -HARM_DB).sum()}")
         harmed = (sharp < -HARM_DB).sum()

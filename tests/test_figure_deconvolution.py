@@ -75,7 +75,7 @@ def test_cases_begin_with_real_objects_and_take_turns():
     assert kinds["camera"] == "photograph" and kinds["immunohistochemistry"] == "micrograph"
     assert kinds["DAB"] == "micrograph" and found[-1].objects == "procedural"
     sizes = {case.name: case.size for case in found}
-    assert sizes["camera"] == 384 and sizes["coins"] == 303  # no larger than the photograph
+    assert sizes["camera"] == 320 and sizes["coins"] == 303  # no larger than the photograph
 
 
 def test_no_test_object_is_used_to_choose_settings():

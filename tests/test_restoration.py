@@ -584,3 +584,18 @@ def test_a_given_number_of_iterations_is_not_faded_into_the_input():
     assert float((few.image - image).abs().mean()) > 0.01 * float(image.mean())
     said = few.fit.sentences(1.0, white_noise=True)[0]
     assert "--iterations is too small" in said and "faded" not in said
+
+
+@pytest.mark.parametrize(("prior", "found"), [("tv", "total variation"), ("learned", "learned")])
+def test_the_prior_that_is_asked_for_is_taken(prior, found):
+    _, image = scene(psf_map())
+    restored, _ = restore_with_map(image, psf_map(), prior=prior, refined=False)
+    assert restored.prior == found
+
+
+def test_the_learned_prior_has_no_setting_of_total_variation():
+    _, image = scene(psf_map())
+    with pytest.raises(InputError, match="leave --tv and --iterations out"):
+        restore_with_map(image, psf_map(), iterations=20, prior="learned")
+    by_hand, _ = restore_with_map(image, psf_map(), iterations=5, refined=False)
+    assert by_hand.prior == "total variation"

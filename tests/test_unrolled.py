@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from psf import InputError, Microscope, psf_model, synthesize
+from psf import InputError, Microscope, psf_model
+from psf.synthesis import synthesize_with_loss
 from restoration import unrolled as unrolled_module
 from restoration.iteration import Restored, Settings, restore
 from restoration.learned import KIND, Prior, load_prior, save_prior
@@ -31,15 +32,16 @@ from simulation.objects import OBJECTS
 SHAPE = (88, 101)  # not a multiple of the network's stride
 
 
-def blur_of(focus=1.0, size=31):
-    psfs = synthesize(psf_model("zernike1d"), torch.tensor([[0.2], [focus]]), Microscope(), size)
+def blur_of(focus=0.8, size=31):
+    labels = torch.tensor([[0.2], [focus]])
+    psfs, _ = synthesize_with_loss(psf_model("zernike1d"), labels, Microscope(), size)
     places = torch.tensor([0.0, SHAPE[0] - 1.0]), torch.tensor([0.0])
     return VariantBlur(psfs, torch.eye(2)[..., None], *places, SHAPE)
 
 
 def problem_of(photons=300.0, kind="nuclei", seed=5, **settings):
     blur = blur_of()
-    objects = OBJECTS[kind](np.random.default_rng(seed), 160)
+    objects = OBJECTS[kind](np.random.default_rng(seed), 192)
     objects = torch.from_numpy(objects[: blur.field_shape[0], : blur.field_shape[1]]) + 0.05
     objects = objects * photons / objects.mean()
     clean = blur.forward(objects[None])[0]
@@ -173,7 +175,7 @@ def test_held_out_photons_choose_the_better_restoration():
 
 def true_image():
     blur = blur_of()
-    objects = OBJECTS["nuclei"](np.random.default_rng(5), 160)
+    objects = OBJECTS["nuclei"](np.random.default_rng(5), 192)
     objects = torch.from_numpy(objects[: blur.field_shape[0], : blur.field_shape[1]]) + 0.05
     return blur.forward((objects * 300.0 / objects.mean())[None])[0]
 
