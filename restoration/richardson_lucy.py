@@ -31,6 +31,8 @@ ACCELERATIONS = ("momentum", "biggs")
 # behind 0.09 at 100.
 SMOOTHEST_TV_AT_ONE_PHOTON, TYPICAL_TV_AT_ONE_PHOTON = 0.09, 0.045
 MOST_ITERATIONS = 10_000  # a larger count is taken for a typing mistake
+LEAST_MARGIN = 64  # px around a tile
+ALIGNED = 4  # px: tiles begin at multiples, as the folded images of the learned restoration do
 FEWEST_SHOWN = 8  # tiles that get a progress bar
 Work = Callable[[torch.Tensor, VariantBlur, Settings], Restored]  # restores photons (H, W)
 
@@ -139,11 +141,12 @@ def restore_tiles(
 ) -> Restored:
     """Restoration of photons (H, W) in the tiles `parts`; other places are those of `before`.
 
-    `work` restores each tile with a margin of the image around it (by default the size of the PSF),
-    which is cut off afterwards. Outside the margin the object is estimated, as it is outside the
-    image, so that tiles agree with the whole without blending.
+    `work` restores each tile with a margin of the image around it, which is cut off afterwards. It
+    has by default the size of the PSF and at least 64 px, as far as the learned restoration sees.
+    Outside the margin the object is estimated, as it is outside the image, so that tiles agree with
+    the whole without blending.
     """
-    margin = blur.psf_size if margin is None else margin
+    margin = max(blur.psf_size, LEAST_MARGIN) if margin is None else margin
     if before is None:
         image, expected = torch.empty_like(photons), torch.empty_like(photons)
     else:
@@ -273,5 +276,6 @@ def _grown(part: tuple[slice, slice], margin: int, blur: VariantBlur) -> tuple[s
     for line, length in zip(part, blur.shape, strict=True):
         missing = max(0, blur.psf_size - (line.stop - line.start) - margin)
         reach = max(margin, missing)
-        grown.append(slice(max(0, line.start - reach), min(length, line.stop + reach)))
+        first = max(0, line.start - reach)
+        grown.append(slice(first - first % ALIGNED, min(length, line.stop + reach)))
     return grown[0], grown[1]

@@ -117,9 +117,11 @@ def test_the_result_is_in_proportion_to_the_light():
 # --- the network that comes with the project
 
 
-@pytest.mark.parametrize("photons", [1000.0, 100.0])
-@pytest.mark.parametrize("kind", ["round_cells", "filaments"])
-def test_the_learned_prior_is_better_than_total_variation(photons, kind):
+@pytest.mark.parametrize(
+    ("kind", "photons"),
+    [("round_cells", 1000.0), ("round_cells", 100.0), ("filaments", 100.0), ("collage", 100.0)],
+)
+def test_the_learned_prior_is_better_than_total_variation(kind, photons):
     problem, truth = problem_of(photons, kind)
     learned = restore_unrolled(problem, load_prior().network)
     by_tv = [
