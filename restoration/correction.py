@@ -11,6 +11,8 @@ iterations, gives six times the evidence. And the weight of total variation is t
 the held-out photons best: a weaker one favours PSFs that are too large, a stronger one PSFs that
 are too small.
 
+Where the map holds astigmatism, only the astigmatism is corrected, see `corrected_labels`.
+
 The image is judged with 2 x 2 px binned. A quarter of the pixels keeps most of the evidence, since
 wide PSFs transmit little fine detail.
 """
@@ -43,12 +45,7 @@ SLOW_BELOW = 0.1  # weight of total variation at one photon
 # predicts better: round cells want 0.13 to 0.18, beads an eighth of that.
 SMOOTHEST_TV_AT_ONE_PHOTON, HALVINGS = 0.36, 6
 CELL = 32  # px, edge of the cells whose likelihood is summed: the default stride of a map
-WIDTH_CELLS = 1.25  # standard deviation of the Gaussian by which neighbouring cells share evidence
-# Factors on all labels, tried first: the small steps cannot reach maps that are wrong by a third or
-# more, as for round cells that the network takes for blurred ones.
-FACTORS = (0.7, 0.5, 0.36)
-# Least gain in log likelihood around a place for which one of these factors is taken there.
-EVIDENCE_NEEDED = 40.0
+WIDTH_CELLS = 1.25  # standard deviation of the Gaussian that smooths the bends of the parabolas
 # Standard deviation of a label's error before the image is seen: a share of the label and a share
 # of its range. Errors of maps of simulated images are about that large. It is also the small step.
 STEP_OF_LABEL, STEP_OF_RANGE = 0.1, 0.02
@@ -117,7 +114,6 @@ def corrected_map(
     if min(photons.shape) < 2 * CELL:
         return psf_map
     trial, base = settled_trial(photons, psf_map, background, usable)
-    psf_map, base = coarse_correction(trial, psf_map, base)
     for _ in range(ROUNDS):
         trial, base = with_best_tv(trial, psf_map, base)
         correction, expected_gain = small_correction(trial, psf_map, base)
@@ -167,54 +163,6 @@ def settled_trial(
     return trial, evidence
 
 
-def coarse_correction(trial: Trial, psf_map: PsfMap, base: np.ndarray) -> tuple[PsfMap, np.ndarray]:
-    """The map with all labels scaled by the best of `FACTORS` around each place, and its evidence.
-
-    Smaller factors are left out as soon as one is not the best anywhere.
-    """
-    found = {1.0: shared(base)}
-    for factor in FACTORS:
-        best = np.maximum(np.max(list(found.values()), 0), found[1.0] + EVIDENCE_NEEDED)
-        found[factor] = shared(trial.evidence(scaled(psf_map, factor)))
-        if (found[factor] < best).all():
-            break
-    logarithm = best_logarithm(found)
-    if not logarithm.any():
-        return psf_map, base
-    smooth = gaussian_filter(logarithm, WIDTH_CELLS, mode="nearest")
-    better = scaled(psf_map, on_map(smooth, psf_map).exp())
-    evidence = trial.evidence(better)
-    return (better, evidence) if evidence.sum() > base.sum() else (psf_map, base)
-
-
-def shared(cells: np.ndarray) -> np.ndarray:
-    """Evidence (cells) summed over the cells around each."""
-    # the Gaussian averages over about 4 pi s^2 cells; their evidence adds up
-    return gaussian_filter(cells, WIDTH_CELLS, mode="nearest") * 4 * math.pi * WIDTH_CELLS**2
-
-
-def best_logarithm(found: dict[float, np.ndarray]) -> np.ndarray:
-    """Logarithm of the best factor of each cell: the peak of a parabola around the best one tried.
-
-    Cells keep factor 1 unless another one is better by `EVIDENCE_NEEDED`.
-    """
-    factors = sorted(found)
-    logs = np.log(factors)
-    table = np.stack([found[factor] for factor in factors])
-    best = table.argmax(0)
-    certain = table.max(0) > found[1.0] + EVIDENCE_NEEDED
-    logarithm = np.where(certain, logs[best], 0.0)
-    for cell in zip(*np.nonzero(certain), strict=True):
-        at = best[cell]
-        if not 0 < at < len(factors) - 1:
-            continue
-        around = slice(at - 1, at + 2)
-        bend, slope, _ = np.polyfit(logs[around], table[(around, *cell)], 2)
-        if bend < 0:
-            logarithm[cell] = np.clip(-slope / (2 * bend), logs[at - 1], logs[at + 1])
-    return logarithm
-
-
 def with_best_tv(trial: Trial, psf_map: PsfMap, base: np.ndarray) -> tuple[Trial, np.ndarray]:
     """The trial with the best weight of total variation for a map, and the map's evidence under it.
 
@@ -239,11 +187,8 @@ def small_correction(trial: Trial, psf_map: PsfMap, base: np.ndarray) -> tuple[t
     parabolas and their bends H, the most probable field is (I + K H)^-1 K g.
     """
     covariance = prior_covariance(base.shape)
-    # A soft object predicts its image best under a PSF that is too large: the validation image
-    # chelsea lost 1.0 dB by a larger focus. So sizes only shrink; astigmatism takes either sign.
-    signed = [low < 0 for low, _ in psf_map.model.label_ranges]
-    corrections, gain = [], 0.0
-    for p in range(len(psf_map.values)):
+    corrections, gain = [torch.zeros_like(one) for one in psf_map.values], 0.0
+    for p in corrected_labels(psf_map):
         one_step = torch.zeros_like(psf_map.values)
         one_step[p] = 1.0
         above = trial.evidence(shifted(psf_map, one_step))
@@ -253,10 +198,22 @@ def small_correction(trial: Trial, psf_map: PsfMap, base: np.ndarray) -> tuple[t
         bend = gaussian_filter(2 * base - above - below, WIDTH_CELLS, mode="nearest")
         bend = bend.clip(min=0).ravel()
         best = np.linalg.solve(np.eye(bend.size) + covariance * bend, covariance @ slope)
-        best = best.clip(-LARGEST_CORRECTION, LARGEST_CORRECTION if signed[p] else 0.0)
+        best = best.clip(-LARGEST_CORRECTION, LARGEST_CORRECTION)
         gain += float(best @ (slope - bend * best / 2))
-        corrections.append(on_map(best.reshape(base.shape), psf_map))
+        corrections[p] = on_map(best.reshape(base.shape), psf_map)
     return torch.stack(corrections), gain
+
+
+def corrected_labels(psf_map: PsfMap) -> list[int]:
+    """Labels that held-out photons correct: the signed ones, or all if none is signed.
+
+    A soft object can be taken for a larger PSF, but not for astigmatism. Of six validation images
+    with astigmatism at 1000 photons per pixel, five gain more if their focus stays as it is (mean
+    gain 3.17 dB; 2.92 dB with the focus corrected, 2.50 dB with the map of the network). Maps of
+    the focus alone gain 1.0 dB on the mean of three images.
+    """
+    signed = [p for p, (low, _) in enumerate(psf_map.model.label_ranges) if low < 0]
+    return signed or list(range(len(psf_map.values)))
 
 
 def prior_covariance(shape: tuple[int, int]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Maps corrected by held-out photons: wrong ones come nearer to the truth, right ones stay."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,13 +12,12 @@ from restoration.blur_map import blur_of_map
 from restoration.correction import (
     BIN,
     CELL,
-    EVIDENCE_NEEDED,
     STEP_OF_LABEL,
     STEP_OF_RANGE,
     Trial,
-    best_logarithm,
     binned,
     binned_map,
+    corrected_labels,
     corrected_map,
     prior_covariance,
     scaled,
@@ -61,7 +59,7 @@ def corrected(image, found):
     return corrected_map(image, found, torch.tensor(0.0))
 
 
-@pytest.mark.parametrize("factor", [1.15, 1.6])
+@pytest.mark.parametrize("factor", [1.15, 1.4])
 def test_wrong_maps_come_nearer_to_the_truth(factor):
     truth = psf_map(5.0)
     _, image = photograph_through(truth)
@@ -80,9 +78,9 @@ def test_only_the_wrong_part_changes():
     truth = psf_map(4.0)
     _, image = photograph_through(truth)
     wrong = replace(truth, values=truth.values.clone())
-    wrong.values[..., 2:] *= 1.6
+    wrong.values[..., 2:] *= 1.4
     better = corrected(image, wrong)
-    assert float((better.values[..., 3] - 4.0).abs().mean()) < 1.2  # of 2.4
+    assert float((better.values[..., 3] - 4.0).abs().mean()) < 0.8  # of 1.6
     assert float((better.values[..., 0] - 4.0).abs().mean()) < 0.6
 
 
@@ -105,19 +103,6 @@ def test_corrected_maps_restore_better():
         for flag in (False, True)
     ]
     assert errors[1] < 0.8 * errors[0]
-
-
-def test_the_best_factor_is_the_peak_of_a_parabola():
-    def table(peak, height=400.0):
-        factors = (0.5, 0.7, 1.0)
-        return {f: np.full((1, 1), -height * (math.log(f) - peak) ** 2) for f in factors}
-
-    assert best_logarithm(table(-0.3, 4000.0)) == pytest.approx(-0.3, abs=1e-6)
-    assert best_logarithm(table(-1.0)) == pytest.approx(math.log(0.5))  # the last factor tried
-    assert best_logarithm(table(0.0)) == 0
-    # 100 times 0.3^2 is too little evidence
-    assert 100 * 0.3**2 < EVIDENCE_NEEDED
-    assert best_logarithm(table(-0.3, height=100.0)) == 0
 
 
 def test_evidence_is_the_likelihood_of_each_cell():
@@ -165,8 +150,8 @@ class Parabolas(Trial):
 
 @pytest.mark.parametrize(
     ("bend", "best", "expected"),
-    [(100.0, -0.8, -0.8), (0.001, -0.8, 0.0), (100.0, 0.8, 0.0)],
-    ids=["strong evidence is followed", "weak evidence is not", "widths do not grow"],
+    [(100.0, -0.8, -0.8), (0.001, -0.8, 0.0), (100.0, 0.8, 0.8)],
+    ids=["strong evidence is followed", "weak evidence is not", "to either side"],
 )
 def test_small_corrections(bend, best, expected):
     trial, found = Parabolas(bend, best), psf_map(5.0)
@@ -190,3 +175,14 @@ def test_errors_of_a_map_are_alike_nearby():
 def test_images_smaller_than_two_cells_keep_their_map():
     found = psf_map(2.0)
     assert corrected_map(torch.rand(2 * CELL - 1, 200) + 1, found, torch.tensor(0.0)) is found
+
+
+def test_of_a_focus_with_astigmatism_only_the_astigmatism_is_corrected():
+    def labels(name):
+        model = psf_model(name)
+        return corrected_labels(
+            replace(psf_map(3.0), model=model, values=torch.zeros(len(model.label_names), 4, 4))
+        )
+
+    assert labels("zernike2d") == [1, 2]
+    assert labels("zernike1d") == [0] and labels("gaussian2d") == [0, 1]
