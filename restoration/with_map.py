@@ -47,7 +47,7 @@ RESIDUAL_WIDTH_PX, RESIDUAL_QUIET = 2.0, 0.35
 # Share by which labels are lowered where the PSF is most uncertain, since a PSF that is too small
 # does less harm than one that is too large. Chosen among 0, 0.2, 0.4, 0.6 and denoising alone, on
 # three validation images at 100 photons per pixel. Maps that held-out photons corrected are not
-# lowered: that cost chelsea and beads 0.1 dB, and round cells 0.9 dB.
+# lowered: that cost chelsea and beads 0.1 dB, and round cells 0.3 to 0.9 dB.
 LOWERED_WHERE_UNCERTAIN = 0.2
 
 
