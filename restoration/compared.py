@@ -280,7 +280,7 @@ METHODS = {
         twice=False,
         slow=True,
     ),
-    OURS: Method(ours, _OURS, uses_map=True, shown=True),
+    OURS: Method(ours, _OURS, uses_map=True, twice=False, shown=True),
     ORACLE: Method(ours_true_map, _OURS, shown=True, twice=False),
 }
 if SHIPPED.exists():  # without a learned prior, ours is the restoration with total variation
