@@ -14,7 +14,7 @@ estimates it first. The folder DIR then holds
 
 The method is Richardson-Lucy under the PSF of every place. Its prior is what a network learned of
 microscope objects, or total variation where that predicts held-out photons better (--prior). First
-the map is scaled, place by place, to predict held-out photons best (--refine). PSFs are shrunk
+the map is corrected, place by place, to predict held-out photons best (--refine). PSFs are shrunk
 where they do not fit the image, and places without content are only denoised (--no-cautious trusts
 the map). With --all-planes, all channels, planes and time points of a file are restored with the
 map of the chosen plane. A map of another image is refused without --other-image. The files replace
@@ -81,7 +81,7 @@ class Config(MapOptions):
     background_counts: float = 0.0  # out-of-focus light, above the camera's offset
     # Shrink PSFs that do not fit the image; where the map found no content, only denoise.
     cautious: bool = True
-    # Scale the map by what predicts held-out photons; auto: for images up to 1024 x 1024 px.
+    # Correct the map by what predicts held-out photons; auto: for images up to 1024 x 1024 px.
     refine: Literal["auto", "yes", "no"] = "auto"
     other_image: bool = False  # use the --map of another image of the same size
     all_planes: bool = False  # every channel, plane and time point, with the map of the chosen one

@@ -42,8 +42,10 @@ from common.command import keep_freed_memory, run
 from common.files import write_csv
 from psf import Microscope, psf_model
 from psf.synthesis import EnergyWarning
+from restoration.learned import load_prior
 from restoration.peers import deepinv_richardson_lucy, is_installed, sdeconv_richardson_lucy
-from restoration.richardson_lucy import richardson_lucy
+from restoration.richardson_lucy import richardson_lucy, settle
+from restoration.unrolled import START_STEPS
 from restoration.variant_blur import VariantBlur, psf_grid_from_map
 
 SIZE, PSF_SIZE, PHOTONS = 512, 63, 1000.0  # px, px, mean per pixel
@@ -136,6 +138,13 @@ def ours(task: Task, blur: VariantBlur, **settings: object) -> torch.Tensor:
     return richardson_lucy(task.image, blur, **settings).image
 
 
+def with_learned_prior(task: Task, blur: VariantBlur) -> torch.Tensor:
+    """Our restoration with the learned prior."""
+    rules = (START_STEPS, "auto", "momentum")
+    settings, _ = settle(task.image, blur, torch.zeros(()), *rules)
+    return load_prior().restore(task.image, blur, settings).image
+
+
 def with_every_psf(task: Task, iterations: int) -> torch.Tensor:
     """One restoration of scikit-image for each PSF, blended by the weights of the PSFs."""
     margin = PSF_SIZE // 2
@@ -185,6 +194,7 @@ def our_work(task: Task, blur: VariantBlur) -> Work:
         "ours, momentum + tv, 20 iterations": partial(ours, task, blur, iterations=20),
         "ours, momentum + tv, 50 iterations": partial(ours, task, blur, iterations=50),
         "ours, automatic": partial(ours, task, blur),
+        "ours, learned prior": partial(with_learned_prior, task, blur),
     }
 
 

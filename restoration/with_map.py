@@ -37,7 +37,9 @@ from restoration.variant_blur import VariantBlur
 
 PriorName = Literal["auto", "tv", "learned"]
 ACCELERATION = "momentum"  # gives the same result in tiles as in one piece
-SCALED_PX = 1024**2  # pixels of the largest image whose map is scaled by default: bounds the time
+CORRECTED_PX = (
+    1024**2
+)  # pixels of the largest image whose map is corrected by default: bounds the time
 WHOLE_PX = 1536**2  # pixels of the largest image that is restored in one piece: bounds the memory
 TILE = 1024  # px, edge of the tiles of a larger image
 ATTEMPTS = 3  # restorations at most, each with a gain that suits the residuals of the last
@@ -96,7 +98,7 @@ def restore_with_map(
     rules = (iterations, tv, ACCELERATION)
     check_restoration(*rules)
     if refined is None:
-        refined = cautious and image.numel() <= SCALED_PX
+        refined = cautious and image.numel() <= CORRECTED_PX
     learned = prior_to_try(prior, learned, rules)
     psf_map = map_on(psf_map, image.device)
     plan = Plan(psf_map, rules, cautious, refined, usable, prior == "auto", learned)
