@@ -1,15 +1,20 @@
 """Care where the map of the PSFs may be wrong: smaller PSFs, or only denoising."""
 
+import warnings
 from dataclasses import replace
 
 import torch
 
 from models.mapping import PsfMap
+from psf.light import ScalarWarning
+from psf.microscope import Microscopes
+from psf.model import PsfModel
+from psf.synthesis import synthesize_with_loss
 from restoration.blur_map import at_pixels, blur_of_map, support_px
 from restoration.fit import judge
 from restoration.iteration import Restored, Settings
 from restoration.richardson_lucy import Work, restore_tiles, tiles
-from restoration.variant_blur import VariantBlur, psf_grid_from_map
+from restoration.variant_blur import VariantBlur
 
 MISFIT_ALLOWED = 1.25  # times that of the field; under true maps it stays below 1.16
 MISFIT_FACTOR, MISFIT_ROUNDS = 0.6, 4  # factor on the labels where the PSF is too large; how often
@@ -25,25 +30,39 @@ def psf_uncertainty(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
 
 
 def psf_changes(psf_map: PsfMap, shape: tuple[int, int]) -> torch.Tensor:
-    """Largest change of each PSF of the map within its error bars, (R, C), from 0 to 1.
-
-    |h(v + s) - h(v - s)| / (2 |h(v)|) for the parameter whose standard deviation s changes the PSF
-    most.
-    """
-    model, microscope, values = psf_map.model, psf_map.microscope, psf_map.values
-    deviations = psf_map.standard_deviations
+    """Largest change of each PSF of the map within its error bars, (R, C), from 0 to 1."""
+    values, deviations = psf_map.values, psf_map.standard_deviations
     both = replace(psf_map, values=torch.cat([values + deviations, values - deviations], 1))
+    labels, bars = (channels.flatten(1).T for channels in (values, deviations))
     size = support_px(both, min(shape))
-    norm = psf_grid_from_map(model, values, microscope, size).flatten(2).norm(dim=2)
-    changes = []
-    for p in range(len(values)):
-        shift = torch.zeros_like(values)
-        shift[p] = deviations[p]
-        above, below = (
-            psf_grid_from_map(model, values + sign * shift, microscope, size) for sign in (1, -1)
-        )
-        changes.append((above - below).flatten(2).norm(dim=2) / (2 * norm))
-    return torch.stack(changes).amax(0).clamp(0, 1)
+    changes = changes_within_bars(psf_map.model, labels, bars, psf_map.microscope, size)
+    return changes.reshape(values.shape[1:])
+
+
+def changes_within_bars(
+    model: PsfModel,
+    labels: torch.Tensor,
+    bars: torch.Tensor,
+    microscope: Microscopes,
+    size: int,
+) -> torch.Tensor:
+    """Largest change (N,) of the PSFs of labels (N, P) within their error bars, from 0 to 1.
+
+    |h(v + s) - h(v - s)| / (2 |h(v)|) for the parameter whose bar s changes the PSF most.
+    """
+    low, high = labels.new_tensor(model.label_ranges).T
+
+    def psfs(moved: torch.Tensor) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ScalarWarning)  # nobody can choose another light here
+            return synthesize_with_loss(model, moved.clamp(low, high), microscope, size)[0]
+
+    norm = psfs(labels).flatten(1).norm(dim=1)
+    found = []
+    for shift in torch.diag_embed(bars).unbind(1):  # of one parameter each, (N, P)
+        difference = psfs(labels + shift) - psfs(labels - shift)
+        found.append(difference.flatten(1).norm(dim=1) / (2 * norm))
+    return torch.stack(found).amax(0).clamp(0, 1)
 
 
 def shrunk_where_misfit(psf_map: PsfMap, misfit: torch.Tensor) -> PsfMap | None:

@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from psf.microscope import Microscope
 from psf.model import PsfModel, draw_labels, psf_model
 from psf.synthesis import synthesize_with_loss
+from restoration.care import changes_within_bars
 from restoration.iteration import LARGEST_TV, Settings
 from restoration.richardson_lucy import TYPICAL_TV_AT_ONE_PHOTON
 from restoration.unrolled import Problem
@@ -69,7 +70,7 @@ def draw_exercises(bank: Bank, count: int, rng: np.random.Generator) -> list[Exe
         psfs_at(model, one.flatten(0, 1), microscopes * 2, size).unflatten(0, (2, count))
         for one in (labels, wrong)
     )
-    changes = psf_changes(model, wrong.mean(0), bars, microscopes, size)
+    changes = changes_within_bars(model, wrong.mean(0), bars, microscopes, size)
     found = []
     for i in range(count):
         shares = torch.from_numpy(rng.uniform(0, 1, (2, 2)).astype(np.float32))
@@ -125,31 +126,6 @@ def psfs_at(
 ) -> torch.Tensor:
     """PSFs (N, K, K) of labels (N, P)."""
     return synthesize_with_loss(model, labels, list(microscopes), size)[0]
-
-
-def psf_changes(
-    model: PsfModel,
-    labels: torch.Tensor,
-    bars: torch.Tensor,
-    microscopes: Sequence[Microscope],
-    size: int,
-) -> torch.Tensor:
-    """Largest change (N,) of PSFs with labels (N, P) within their error bars, from 0 to 1.
-
-    |h(v + s) - h(v - s)| / (2 |h(v)|) for the parameter whose bar s changes the PSF most.
-    """
-    low, high = labels.new_tensor(model.label_ranges).T
-    norm = psfs_at(model, labels, microscopes, size).flatten(1).norm(dim=1)
-    found = []
-    for p in range(labels.shape[1]):
-        shift = torch.zeros_like(labels)
-        shift[:, p] = bars[:, p]
-        above, below = (
-            psfs_at(model, (labels + sign * shift).clamp(low, high), microscopes, size)
-            for sign in (1, -1)
-        )
-        found.append((above - below).flatten(1).norm(dim=1) / (2 * norm))
-    return torch.stack(found).amax(0).clamp(0, 1)
 
 
 def two_psf_blur(psfs: torch.Tensor, shares: torch.Tensor) -> VariantBlur:

@@ -14,6 +14,7 @@ import train_restoration
 from psf import InputError, Microscope, psf_model
 from psf.synthesis import synthesize_with_loss
 from restoration import learned_training, problems
+from restoration.care import changes_within_bars
 from restoration.learned import load_prior
 from restoration.learned_training import log_errors, loss_of, sources_of, validate
 from restoration.problems import (
@@ -22,7 +23,6 @@ from restoration.problems import (
     draw_exercises,
     draw_maps,
     exposed,
-    psf_changes,
     two_psf_blur,
 )
 from restoration.step_network import StepNetwork
@@ -97,7 +97,7 @@ def test_a_psf_changes_with_its_error_bar():
     model, optics = psf_model("gaussian2d"), [Microscope()] * 3
     labels = torch.full((3, 2), 4.0)
     bars = torch.tensor([[0.0, 0.0], [0.1, 0.1], [2.0, 2.0]])
-    none, small, large = psf_changes(model, labels, bars, optics, 31).tolist()
+    none, small, large = changes_within_bars(model, labels, bars, optics, 31).tolist()
     # |dh| / |h| of a Gaussian whose width along one axis changes by a share s is s sqrt(3) / 2
     assert none == 0 and small == pytest.approx(0.1 / 4 * math.sqrt(3) / 2, rel=0.1)
     assert 10 * small < large <= 1

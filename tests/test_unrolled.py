@@ -114,6 +114,21 @@ def test_the_result_is_in_proportion_to_the_light():
     assert float((other / 2 - one).abs().max() / one.max()) < 0.05
 
 
+@pytest.mark.parametrize("size", [9, 31, 33])
+def test_the_binned_blur_of_blocks_is_the_binned_image(size):
+    """Objects of 2 x 2 px blocks: their image, summed over 2 x 2 px, by both operators."""
+    psf, _ = synthesize_with_loss(psf_model("zernike1d"), torch.tensor([[0.8]]), Microscope(), size)
+    blur = VariantBlur.from_psf(psf[0].double(), (64, 70))
+    coarse = blur.binned()
+    blocks = torch.rand(coarse.field_shape, generator=torch.Generator().manual_seed(0)).double()
+    first = 2 * coarse.image_part[0].start - blur.image_part[0].start
+    fine = blocks.repeat_interleave(2, 0).repeat_interleave(2, 1)[first:, first:]
+    fine = fine[: blur.field_shape[0], : blur.field_shape[1]]
+    image = blur.forward(fine[None])
+    summed = 4 * torch.nn.functional.avg_pool2d(image, 2)
+    torch.testing.assert_close(coarse.forward(4 * blocks[None]), summed, rtol=0, atol=1e-10)
+
+
 # --- the network that comes with the project
 
 
