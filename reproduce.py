@@ -1,205 +1,107 @@
-"""Run all steps in order: simulate, train, benchmark, map, restore. Finished steps are skipped.
+"""Regenerate tables and figures: from the shipped networks, or with networks trained from nothing.
 
     python reproduce.py --scale quick
+    python reproduce.py --scale paper
 
 The scale smoke takes about a minute and shows that everything runs. The scale quick simulates
-16,000 patches and trains two networks for 2.6 minutes each. The scale full has the size of the
-paper, with five PSF models and three networks on 15 million patches each, and needs a GPU.
+16,000 patches and trains two networks for 2.6 minutes each. The scale paper trains nothing: it
+makes every table and figure in results/ from the shipped networks, in about three hours on two
+cores. The scale full has the size of the paper, with five PSF models and three networks on 15
+million patches each, and needs a GPU.
+
+Finished steps are skipped, unless their code, settings or networks have changed. Repeat the command
+to continue. At the end, a table shows the numbers of the paper, the expected ones, and those that
+were reached.
 """
 
-import subprocess
-import sys
-import time
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
 from common.command import run
+from common.files import write_csv
 from psf.errors import InputError
-from psf.microscope import OPTICS_NAMES, Microscope
+from reproduction.claims import compare, text_of
+from reproduction.paper_steps import paper_claims, paper_steps
+from reproduction.steps import Step, minutes_of, run_commands, run_steps
+from reproduction.training_steps import training_claims, training_steps
 
-MAPPED = "zernike1d"  # PSF model of the tilted plane, which shows pure defocus
+MINUTES = Path("results/reproduction.csv")  # minutes that each step of the scale paper took
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of a reproduction."""
 
-    scale: Literal["smoke", "quick", "full"] = "quick"  # size of the data sets and trainings
+    # paper: all of results/ from the shipped networks; the others train networks of this size
+    scale: Literal["smoke", "quick", "paper", "full"] = "quick"
+    only: tuple[str, ...] = ()  # run these steps only, e.g. depth; a wrong name lists all
+    draw_only: bool = False  # draw the figures from the tables of an earlier run
+    stacks: Path | None = None  # folder of real focal stacks, for the scale paper
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """Size of a reproduction, and the scores that it must reach."""
+def chosen_steps(config: Config) -> list[Step]:
+    """Steps of the scale, or those of --only.
 
-    psf_models: tuple[str, ...]
-    networks: tuple[str, ...]  # the first one also makes the map
-    images: str  # as --images of generate_training_set.py
-    train_patches: int
-    validation_patches: int
-    test_patches: int
-    budget: tuple[str, ...]  # options of train.py for the patches and the end of the training
-    stride: int  # of the map, px
-    restoration: tuple[str, ...] = ()  # options of deconvolve.py
-    # Least R^2 of the first network by condition. Lower scores mean that something is broken.
-    expected_r2: dict[str, float] = field(default_factory=dict)
-
-
-SCALES = {
-    "smoke": Scale(
-        psf_models=("zernike1d",),
-        networks=("spectral_resnet", "resnet18"),
-        images="builtin",
-        train_patches=512,
-        validation_patches=64,
-        test_patches=128,
-        budget=("--epochs", "1"),
-        stride=32,
-        restoration=("--iterations", "10", "--refine", "no"),
-    ),
-    "quick": Scale(
-        psf_models=("zernike1d",),
-        networks=("spectral_resnet", "resnet18"),
-        images="mixed",
-        train_patches=16_000,
-        validation_patches=500,
-        test_patches=1600,
-        budget=("--max-minutes", "2.6"),
-        stride=16,
-        expected_r2={"noise-free": 0.98, "1000 photons": 0.86, "100 photons": 0.84},
-    ),
-    "full": Scale(
-        psf_models=("gaussian1d", "gaussian2d", "zernike1d", "zernike2d", "astigmatic"),
-        networks=("spectral_resnet", "resnet34", "resnext50"),
-        images="mixed",
-        train_patches=0,  # all are fresh: 15 million for each network
-        validation_patches=5000,
-        test_patches=10_000,
-        budget=("--fresh", "--epochs", "75", "--epoch-patches", "200000"),
-        stride=16,
-    ),
-}
+    Raises
+    ------
+    InputError
+        If a name in --only is unknown, or there is no folder of stacks.
+    """
+    if config.stacks is not None and not config.stacks.is_dir():
+        raise InputError(f"there is no folder {config.stacks}; give --stacks the folder of stacks.")
+    is_paper = config.scale == "paper"
+    steps = paper_steps(config.stacks) if is_paper else training_steps(config.scale)
+    names = [step.name for step in steps]
+    unknown = [name for name in config.only if name not in names]
+    if unknown:
+        raise InputError(f"there is no step {', '.join(unknown)}; give --only {', '.join(names)}.")
+    return [step for step in steps if not config.only or step.name in config.only]
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command; it is finished when `marker` exists and is newer than the files in `needs`."""
-
-    title: str
-    command: tuple[str, ...]
-    marker: Path
-    needs: tuple[Path, ...] = ()
-
-    def is_finished(self) -> bool:
-        """Whether the result exists and is up to date."""
-        if not self.marker.exists():
-            return False
-        written = self.marker.stat().st_mtime
-        return all(n.exists() and n.stat().st_mtime <= written for n in self.needs)
+def draw(steps: list[Step]) -> None:
+    """Draw the figures of all steps from their tables."""
+    drawn = [step for step in steps if step.draw]
+    if not drawn:
+        raise InputError("no step of these draws from tables; leave out --draw-only.")
+    for step in drawn:
+        run_commands(step.name, step.draw)
 
 
-def model_steps(name: str, model: str, scale: Scale) -> list[Step]:
-    """Steps of one PSF model: simulate, train every network, benchmark."""
-    data = Path("data") / f"{name}_{model}"
-    runs = {network: Path("runs") / f"{name}_{model}" / network for network in scale.networks}
-    results = Path("results") / name / model
-    counts = ("--train-patches", str(scale.train_patches))
-    counts += ("--validation-patches", str(scale.validation_patches))
-    counts += ("--test-patches", str(scale.test_patches))
-    counts += ("--patches-per-crop", "1")  # slower, but no two patches show the same content
-    generate = ("generate_training_set.py", "--psf-model", model, "--images", scale.images, *counts)
-    steps = [Step(f"simulate {model}", (*generate, "--out", str(data)), data / "run.json")]
-    for network, folder in runs.items():
-        command = ("train.py", "--data", str(data), "--out", str(folder), "--model", network)
-        command += (*scale.budget, "--resume")
-        marker = folder / "run.json"
-        steps.append(Step(f"train {network}", command, marker, (data / "run.json",)))
-    command = ("benchmark_models.py", "--data", str(data), "--out", str(results))
-    command += ("--checkpoints", *map(str, runs.values()))
-    markers = tuple(folder / "run.json" for folder in runs.values())
-    steps.append(Step(f"benchmark {model}", command, results / "benchmark.json", markers))
-    return steps
+def read_minutes() -> dict[str, float]:
+    """Minutes that each step took before, by name; empty without a table."""
+    return pd.read_csv(MINUTES).set_index("step")["minutes"].to_dict() if MINUTES.exists() else {}
 
 
-def map_steps(name: str, scale: Scale) -> list[Step]:
-    """Steps that blur a test image as a tilted plane, map its PSF and restore it."""
-    plane, out = Path("data") / f"{name}_tilted_plane", Path("results") / name / "map"
-    checkpoint = Path("runs") / f"{name}_{MAPPED}" / scale.networks[0]
-    optics = zip(OPTICS_NAMES, astuple(Microscope()), strict=True)
-    flags = [text for key, value in optics for text in (f"--{key.replace('_', '-')}", str(value))]
-    command = ("estimate_psf_map.py", str(plane / "image.tif"), "--checkpoint", str(checkpoint))
-    command += (*flags, "--stride", str(scale.stride), "--out", str(out))
-    command += ("--truth", str(plane / "truth.tif"))
-    restored = Path("results") / name / "restored"
-    restore = ("deconvolve.py", str(plane / "image.tif"), "--map", str(out), *scale.restoration)
-    return [
-        Step(
-            "blur a photograph as a tilted plane",
-            ("simulate_tilted_plane.py", "--out", str(plane)),
-            plane / "run.json",
-        ),
-        Step(
-            "map the tilted plane",
-            command,
-            out / "config.json",
-            (plane / "run.json", checkpoint / "run.json"),
-        ),
-        Step(
-            "restore the tilted plane",
-            (*restore, "--out", str(restored)),
-            restored / "restoration.json",
-            (out / "config.json",),
-        ),
-    ]
-
-
-def run_step(step: Step, number: int, total: int) -> None:
-    """Run a step in a process of its own, unless it is finished."""
-    if step.is_finished():
-        print(f"[{number}/{total}] {step.title}: already done ({step.marker.parent})")
-        return
-    print(f"[{number}/{total}] {step.title}: python {' '.join(step.command)}", flush=True)
-    started = time.perf_counter()
-    code = subprocess.run([sys.executable, *step.command], check=False).returncode
-    if code:
-        raise InputError(
-            f"'{step.title}' stopped with exit code {code}; its message is above. Give the same "
-            "command again to continue from this step."
-        )
-    print(f"[{number}/{total}] {step.title}: {time.perf_counter() - started:.0f} s", flush=True)
-
-
-def compare(name: str, scale: Scale) -> None:
-    """Print the R^2 that was reached beside the least that is expected."""
-    if not scale.expected_r2:
-        return
-    table = pd.read_csv(Path("results") / name / MAPPED / "benchmark.csv")
-    rows = (table["architecture"] == scale.networks[0]) & (table["images"] == "builtin")
-    first = table[rows].set_index("condition")
-    print(f"\nR² of focus on photographs and micrographs never trained on, {scale.networks[0]}")
-    for condition, expected in scale.expected_r2.items():
-        reached = first.loc[condition, "r2"]
-        verdict = "reached" if reached >= expected else "NOT reached"
-        print(f"  {condition:14s} {reached:.3f}   expected at least {expected:.2f}: {verdict}")
+def report(config: Config, steps: list[Step]) -> None:
+    """Print which pictures to look at, and the numbers beside those of the paper."""
+    pictures = [str(path) for step in steps for path in step.outputs if path.suffix == ".png"]
+    print("look at", *pictures, sep="\n  ")
+    claims = paper_claims() if config.scale == "paper" else training_claims(config.scale)
+    table = compare(claims)
+    name = "" if config.scale == "paper" else config.scale
+    write_csv(Path("results") / name / "paper.csv", table)
+    print(f"\n{text_of(table)}\n")
+    print(
+        f"wrote {Path('results') / name / 'paper.csv'}; the tables are explained in docs/results.md"
+    )
 
 
 def main(config: Config) -> None:
-    """Run the steps, then print where the results are."""
-    name, scale = config.scale, SCALES[config.scale]
-    steps = [step for model in scale.psf_models for step in model_steps(name, model, scale)]
-    steps += map_steps(name, scale)
-    started = time.perf_counter()
-    for number, step in enumerate(steps, 1):
-        run_step(step, number, len(steps))
-    print(f"\nfinished in {(time.perf_counter() - started) / 60:.1f} minutes; look at")
-    for model in scale.psf_models:
-        print(f"  data/{name}_{model}/preview.png            simulated patches")
-        print(f"  results/{name}/{model}/scatter.png         predicted against true")
-    print(f"  results/{name}/map/overview.png                the map beside its truth")
-    print(f"  results/{name}/restored/side_by_side.png       the image beside its restoration")
-    compare(name, scale)
+    """Run the steps, or draw their figures, and report."""
+    steps = chosen_steps(config)
+    if config.draw_only:
+        draw(steps)
+        return
+    records = Path("runs") / config.scale / "records"
+    known = read_minutes() if config.scale == "paper" else {}
+    run_steps(steps, records, known)
+    if config.scale == "paper":
+        known |= minutes_of(steps, records)
+        write_csv(MINUTES, pd.DataFrame(known.items(), columns=["step", "minutes"]))
+    report(config, steps)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ REACH = 0.8
 # PSF is band-limited in focus: its intensity has up to one cycle per wave.
 MORE_NODES = 3
 SLOPED_SHARE = 0.25  # of the patches, whose focus changes; each takes three times as long
-OUT_OF_RANGE = (1.15, 1.9)  # focus of patches that are out of range, in ends of the range
+# Focus of patches that are out of range, in ends of the range. Farther out, little detail is left.
+OUT_OF_RANGE = (1.1, 2.6)
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ def test_a_worker_runs_the_code_of_the_bundle(tmp_path, monkeypatch):
     """It has another module `common`, and the work is defined in the script that was started."""
     (tmp_path / "common.py").write_text("stale = True")
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "reproduce.py")
-    monkeypatch.setattr(sys.modules["__main__"], "Step", reproduce.Step, raising=False)
-    monkeypatch.setattr(reproduce.Step, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "Config", reproduce.Config, raising=False)
+    monkeypatch.setattr(reproduce.Config, "__module__", "__main__")
     bundle = tmp_path / "jobs.1.partial.zip"
     scope = cluster._scope("run_job", str(bundle), [], VERSIONS, 1)
     end = cluster._scope("forget", str(bundle))
@@ -123,11 +123,11 @@ def test_a_worker_runs_the_code_of_the_bundle(tmp_path, monkeypatch):
         "assert problem == '', problem\n"
         "where = sys.modules['common.command'].__file__\n"
         "assert where.startswith(scope['arguments'][0])\n"
-        "print(type(result).__module__, result.marker)\n"
+        "print(type(result).__module__, result.only)\n"
         "eval(call, end)\n"
         "assert 'common' not in sys.modules and sys.path[0] == ''\n"
     )
-    with cluster._bundle(bundle, partial(reproduce.Step, "title", ()), ["a", "b"]):
+    with cluster._bundle(bundle, partial(reproduce.Config, "quick"), ["a", "b"]):
         command = [sys.executable, "-c", program]
         content = pickle.dumps((cluster.CALL, scope, end))
         done = subprocess.run(command, input=content, capture_output=True, cwd=tmp_path)

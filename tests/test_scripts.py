@@ -1,9 +1,7 @@
 """Every script as a user calls it: what it writes, by value, and what it says to bad input."""
 
-import importlib
 import io
 import json
-import os
 import re
 import runpy
 import shutil
@@ -18,19 +16,15 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
-import tyro
 from PIL import Image
 from scipy import ndimage
 from skimage import data as skimage_data
 from sklearn.metrics import r2_score
 
-import generate_training_set
-import reproduce
 from models.checkpoint import load_estimator
 from models.data import CONDITIONS, PatchSet
 from models.depth import DepthCalibration
-from psf import InputError, Microscope
-from simulation.settings import check_energy
+from psf import Microscope
 from simulation.shards import read_column, shard_path
 
 ROOT = Path(__file__).parents[1]
@@ -329,44 +323,6 @@ def test_map_says_what_it_was_made_with(mapped, focus_run):
         "psf_map.tif",
         "psf_map_full.tif",
     ]
-
-
-# --- reproduce
-
-
-@pytest.mark.parametrize("scale", reproduce.SCALES)
-def test_reproduction_gives_its_steps_valid_commands_in_order(scale):
-    chosen = reproduce.SCALES[scale]
-    steps = [s for model in chosen.psf_models for s in reproduce.model_steps(scale, model, chosen)]
-    steps += reproduce.map_steps(scale, chosen)
-    written = set()
-    for step in steps:
-        script, *arguments = step.command
-        script_module = importlib.import_module(script.removesuffix(".py"))
-        config = tyro.cli(script_module.Config, args=arguments)
-        assert config.out == step.marker.parent
-        assert set(step.needs) <= written
-        written.add(step.marker)
-        if script == "generate_training_set.py":
-            assert check_energy(generate_training_set.build_simulation(config)) < 0.01
-
-
-def test_reproduction_skips_what_is_finished_and_up_to_date(tmp_path, capsys):
-    source, marker = tmp_path / "source", tmp_path / "out" / "run.json"
-    step = reproduce.Step("count", ("-c", "raise SystemExit(0)"), marker, (source,))
-    assert not step.is_finished()
-    source.write_text("")
-    marker.parent.mkdir()
-    marker.write_text("")
-    os.utime(source, (1, 1))
-    assert step.is_finished()
-    reproduce.run_step(step, 2, 5)
-    assert f"[2/5] count: already done ({marker.parent})" in capsys.readouterr().out
-    os.utime(source, (2**31, 2**31))
-    assert not step.is_finished()
-    failing = reproduce.Step("count", ("-c", "raise SystemExit(3)"), marker, (source,))
-    with pytest.raises(InputError, match="'count' stopped with exit code 3"):
-        reproduce.run_step(failing, 1, 1)
 
 
 # --- bad input

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Each package may import those to its left. Scripts and benchmarks may import all of them.
 ORDER = ("psf", "micrographs", "simulation", "models", "restoration")
 MAY_IMPORT = {package: {*ORDER[: i + 1], "common"} for i, package in enumerate(ORDER)}
-MAY_IMPORT |= {"common": {"common", "psf"}}
+MAY_IMPORT |= {"common": {"common", "psf"}, "reproduction": {"reproduction", "common", "psf"}}
 PACKAGES = tuple(MAY_IMPORT)
 
 # Limits of size. The house rules aim lower: functions of 12 lines, files of 120.

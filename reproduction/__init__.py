@@ -1,0 +1,1 @@
+"""Steps of `reproduce.py`, and the numbers that they should reach."""
