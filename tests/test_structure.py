@@ -67,12 +67,12 @@ def forbidden(name: str, module: str) -> bool:
     """Whether the file `name` may not import `module`, one of ours or not."""
     top, *rest = module.split(".")
     package = name.split("/")[0] if "/" in name else "scripts"
-    helpers = {path for path, tree in sources().items() if not defines(tree, "main")}
     if top in PACKAGES:
         return top not in MAY_IMPORT.get(package, PACKAGES)
     if top == "benchmarks" or f"benchmarks/{top}.py" in sources():
         helper = f"benchmarks/{rest[0] if rest else top}.py"
-        return package != "benchmarks" or (helper in sources() and helper not in helpers)
+        is_script = helper in sources() and defines(sources()[helper], "main")
+        return package != "benchmarks" or is_script
     return f"{top}.py" in sources() or top == "tests" or (ROOT / "tests" / f"{top}.py").is_file()
 
 
