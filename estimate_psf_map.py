@@ -5,7 +5,7 @@
 
 Optics that the file tells (OME-TIFF, ImageJ) need no flag. The folder DIR then holds
 
-    overview.png       the image, the maps with their standard deviations, depth, content
+    overview.png       PSFs over the image, the maps with their standard deviations, depth, content
     psf_map.tif        a pixel per patch: values, standard deviations, content, photons per pixel
     psf_map_full.tif   values and standard deviations at every pixel of the image
     depth.tif          depth in um, from a --depth-calibration or else from the optics

@@ -3,13 +3,13 @@
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from common.pictures import (
     COLOURS,
@@ -17,30 +17,23 @@ from common.pictures import (
     add_scale_bar,
     colour_map,
     mark_left_out,
-    new_figure,
     plain_text,
     save_figure,
     show_image,
 )
-from psf.microscope import Microscope
-
-MOST_COLUMNS = 5  # panels in a row; more are too small to read on a page
+from common.psf_grid import PsfMap, draw_psfs, outliers, step_px
 
 # --- maps
 
-
-class PsfMap(Protocol):
-    """What `draw_map` needs of a `models.mapping.PsfMap`."""
-
-    names: tuple[str, ...]
-    unit: str
-    microscope: Microscope
-    values: torch.Tensor  # (P, R, C)
-    standard_deviations: torch.Tensor  # (P, R, C)
-    content: torch.Tensor  # (R, C) probability
-    has_content: torch.Tensor  # (R, C) bool
-    rows: torch.Tensor  # (R,) pixels of the camera
-    columns: torch.Tensor  # (C,)
+MOST_COLUMNS = 5  # panels in a row, the PSFs two panels wide; more are too small to read on a page
+# Least span of the colours, by unit: an object that is flat within the error must not look tilted.
+# Half a wave of focus is one depth of field; that of lengths is the depth of field itself.
+LEAST_SPAN = {"waves": 0.5, "px": 2.0}
+LEAST_SHARE = 0.25  # largest such span as a share of the trained range, for weak aberrations
+LEAST_DEVIATION = 0.2  # least span of the standard deviations, as a share of that of the values
+STRIPES_PX = 240  # of the picture of the stripes over a map, about its size on the page
+STRIPE_PX = 6  # width of a stripe
+GREY, DARK_GREY = "0.85", "0.35"  # no content, and the stripes over outliers
 
 
 class _Panel(NamedTuple):
@@ -51,6 +44,7 @@ class _Panel(NamedTuple):
     unit: str
     limits: tuple[float, float]
     colours: str = "viridis"
+    outliers: torch.Tensor | None = None  # (R, C) bool, striped
 
 
 def draw_map(
@@ -64,7 +58,7 @@ def draw_map(
     left_out: np.ndarray | None = None,
     warning: str = "",
 ) -> None:
-    """Draw the image, each parameter with its standard deviation, depth, and the content.
+    """Draw PSFs over the image, each parameter with its standard deviation, depth, and the content.
 
     Parameters
     ----------
@@ -77,53 +71,73 @@ def draw_map(
     """
     panels = list(_parameter_panels(psf_map, truth))
     if depth is not None:
-        panels.append(_depth_panel(*depth, psf_map.has_content))
+        panels.append(_depth_panel(*depth, psf_map))
     panels.append(_Panel(psf_map.content, "content", "probability", (0, 1), "gray"))
-    rows = -(-(1 + len(panels)) // MOST_COLUMNS)
-    figure, axes = new_figure(rows, -(-(1 + len(panels)) // rows), 3.1, 2.9)
-    first, *others = axes.ravel()
-    _show_field(first, image, psf_map, shrunk)
+    figure, first, others = _mosaic(1 + len(panels))
+    grid = draw_psfs(first, image, psf_map, shrunk)
+    enlarged = f", drawn {grid.enlarged} times larger" if grid.enlarged > 1 else ""
+    named = f"PSFs, each scaled to its own peak{enlarged}"
+    first.set_title(named if len(grid.psfs) else "no PSFs: no reliable patch", fontsize=9)
+    _show_field(others[0], image, psf_map, shrunk)
     if left_out is not None and left_out.any():
-        mark_left_out(first, left_out)
-        first.set_title("image (dashed: mapped region, orange: left out)", fontsize=8)
-    step_px = float(psf_map.rows[1] - psf_map.rows[0]) if len(psf_map.rows) > 1 else 1.0
-    for at, panel in zip(others, panels, strict=False):
-        _show_panel(at, panel, step_px * psf_map.microscope.pixel_size_um)
-    for unused in others[len(panels) :]:
-        unused.axis("off")
+        mark_left_out(others[0], left_out)
+        others[0].set_title("image (dashed: mapped region, orange: left out)", fontsize=8)
+    step_um = (step_px(psf_map) or 0.0) * psf_map.microscope.pixel_size_um
+    for axes, panel in zip(others[1:], panels, strict=True):
+        _show_panel(axes, panel, step_um)
+    _add_legend(figure, psf_map, panels)
     add_title(figure, title, warning)
     save_figure(path, figure)
 
 
+def _mosaic(count: int) -> tuple[Figure, Axes, list[Axes]]:
+    """A figure, its large panel at the top left, and `count` small panels."""
+    columns = min(MOST_COLUMNS, 2 + max(2, -(-count // 2)))
+    rows = 2 + -(-max(0, count - 2 * (columns - 2)) // columns)
+    figure = Figure(figsize=(3.1 * columns, 2.9 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
+    free = [(r, c) for r in range(rows) for c in range(columns) if r > 1 or c > 1]
+    small = [figure.add_subplot(grid[place]) for place in free[:count]]
+    return figure, figure.add_subplot(grid[:2, :2]), small
+
+
 def _parameter_panels(psf_map: PsfMap, truth: torch.Tensor | None) -> Iterator[_Panel]:
     """Each parameter, the first one beside its truth, and its standard deviation."""
-    unit, has_content = psf_map.unit, psf_map.has_content
+    unit, has_content = psf_map.unit.replace("um", "µm"), psf_map.has_content
+    striped = outliers(psf_map) & has_content
     for p, name in enumerate(psf_map.names):
         values, deviations = psf_map.values[p], psf_map.standard_deviations[p]
-        found, widths = values[has_content], deviations[has_content]
-        limits, title = _limits(found), f"{name} (grey: no content)"
+        shown = has_content & ~striped[p]
+        low, high = psf_map.model.label_ranges[p]
+        default = LEAST_SPAN.get(psf_map.unit, psf_map.microscope.depth_of_field_um)
+        span, title = min(default, LEAST_SHARE * (high - low)), name
+        limits = _limits(values[shown], span, low)
         if p == 0 and truth is not None:
-            limits = _limits(torch.cat([found, truth.flatten()]))
+            limits = _limits(torch.cat([values[shown], truth.flatten()]), span, low)
             yield _Panel(_masked(truth, has_content), f"true {name}", unit, limits)
             error = (values - truth)[has_content].square().mean().sqrt()
             title = f"estimated {name}: rms error {error:.2f} {unit}"
-        yield _Panel(_masked(values, has_content), title, unit, limits)
-        title, limits = f"standard deviation of {name}", (0.0, _limits(widths)[1])
-        yield _Panel(_masked(deviations, has_content), title, unit, limits, "cividis")
+        yield _Panel(_masked(values, shown), title, unit, limits, outliers=striped[p])
+        title = f"standard deviation of {name}"
+        limits = 0.0, max(LEAST_DEVIATION * span, _limits(deviations[shown], 0)[1])
+        yield _Panel(_masked(deviations, shown), title, unit, limits, "cividis", striped[p])
 
 
-def _depth_panel(values: np.ndarray, name: str, has_content: torch.Tensor) -> _Panel:
+def _depth_panel(values: np.ndarray, name: str, psf_map: PsfMap) -> _Panel:
     """Depth where there is content and the depth is known."""
     depth = torch.from_numpy(np.asarray(values, np.float32))
-    known = has_content & depth.isfinite()
+    unknown = outliers(psf_map).any(0) | ~depth.isfinite()
+    known = psf_map.has_content & ~unknown
+    lowest = 0.0 if bool((depth[known] >= 0).all()) else -np.inf
+    limits = _limits(depth[known], psf_map.microscope.depth_of_field_um, lowest)
     title = name.replace("(um)", "(µm)")
-    if bool((has_content & ~known).any()):
-        title += ", grey also out of range"
-    return _Panel(_masked(depth, known), title, "µm", _limits(depth[known]))
+    return _Panel(
+        _masked(depth, known), title, "µm", limits, outliers=psf_map.has_content & unknown
+    )
 
 
-def _masked(values: torch.Tensor, has_content: torch.Tensor) -> torch.Tensor:
-    return torch.where(has_content, values, torch.nan)
+def _masked(values: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    return torch.where(shown, values, torch.nan)
 
 
 def _show_field(axes: Axes, image: torch.Tensor, psf_map: PsfMap, shrunk: float) -> None:
@@ -135,25 +149,65 @@ def _show_field(axes: Axes, image: torch.Tensor, psf_map: PsfMap, shrunk: float)
     axes.add_patch(Rectangle(corner, *extent, fill=False, color=COLOURS[4], lw=1.5, ls="--"))
 
 
-def _show_panel(axes: Axes, panel: _Panel, pixel_um: float) -> None:
+def _show_panel(axes: Axes, panel: _Panel, step_um: float) -> None:
+    """Show a map whose patches are `step_um` apart; 0 for a single patch, without a scale bar."""
     drawn = axes.imshow(
         np.ma.masked_invalid(panel.values.numpy()),
         cmap=colour_map(panel.colours),
         vmin=panel.limits[0],
         vmax=panel.limits[1],
     )
-    axes.figure.colorbar(drawn, ax=axes, shrink=0.8, label=panel.unit)
+    bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.8)
+    bar.set_label(panel.unit, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    if panel.outliers is not None and panel.outliers.any():
+        _stripe(axes, panel.outliers.numpy())
     axes.set(xticks=[], yticks=[])
     axes.set_title(panel.title, fontsize=8)
-    add_scale_bar(axes, pixel_um, panel.values.shape[1])
+    if step_um:
+        add_scale_bar(axes, step_um, panel.values.shape[1])
 
 
-def _limits(values: torch.Tensor) -> tuple[float, float]:
-    """Range of a colour scale: percentiles 1 and 99, or 0 to 1 without any values."""
-    if not len(values):
-        return 0.0, 1.0
-    low, high = np.percentile(values.numpy(), (1, 99))
-    return float(low), float(max(high, low + 1e-6))
+def _stripe(axes: Axes, striped: np.ndarray) -> None:
+    """Draw diagonal stripes over the patches (R, C) of a map."""
+    rows, columns = striped.shape
+    finer = max(1, STRIPES_PX // max(rows, columns))
+    y, x = np.ogrid[: rows * finer, : columns * finer]
+    dark = (x + y) // STRIPE_PX % 2 == 0
+    hidden = ~(np.kron(striped, np.ones((finer, finer), bool)) & dark)
+    box = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    pixels = np.ma.masked_where(hidden, np.full(hidden.shape, float(DARK_GREY)))
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=box, interpolation="nearest")
+
+
+def _add_legend(figure: Figure, psf_map: PsfMap, panels: list[_Panel]) -> None:
+    """Say below the maps what grey and striped patches are, if there are any."""
+    handles = []
+    if not psf_map.has_content.all():
+        handles.append(Patch(color=GREY, label="no content"))
+    if any(panel.outliers is not None and panel.outliers.any() for panel in panels):
+        said = "outlier: out of range, or a standard deviation as wide as the trained range"
+        style = {"facecolor": GREY, "edgecolor": DARK_GREY, "hatch": "////", "linewidth": 0}
+        handles.append(Patch(**style, label=said))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+
+
+def _limits(
+    values: torch.Tensor, least_span: float, lowest: float = -np.inf
+) -> tuple[float, float]:
+    """Range of a colour scale: percentiles 1 and 99, widened to at least a span.
+
+    The widened range is symmetric, but does not begin below `lowest`. It begins there, or at 0,
+    without any values.
+    """
+    low, high = max(lowest, 0.0), max(lowest, 0.0)
+    if len(values):
+        low, high = (float(v) for v in np.percentile(values.numpy(), (1, 99)))
+    if high - low >= least_span:
+        return low, high
+    low = max((low + high - least_span) / 2, min(lowest, low))
+    return low, low + least_span
 
 
 # --- restorations

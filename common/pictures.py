@@ -80,19 +80,24 @@ def mark_left_out(axes: Axes, left_out: np.ndarray) -> None:
     )
 
 
-def add_scale_bar(axes: Axes, pixel_size_um: float, width_px: int) -> None:
-    """Draw a scale bar of a round length, a tenth to a quarter of the width."""
+def add_scale_bar(
+    axes: Axes, pixel_size_um: float, width_px: int, x: float = 0.05, name: str = ""
+) -> None:
+    """Draw a scale bar of a round length, a tenth to a quarter of the width.
+
+    It starts at `x`, a share of the width, and its label starts with `name`.
+    """
     rough = width_px * pixel_size_um / 4
     magnitude = 10.0 ** np.floor(np.log10(rough))
     length_um = max(step for step in (1, 2, 5) if step * magnitude <= rough) * magnitude
-    x, y, share = 0.05, 0.05, length_um / pixel_size_um / width_px  # parts of the axes
+    y, share = 0.05, length_um / pixel_size_um / width_px  # parts of the axes
     for colour, width in (("white", 5), ("black", 2.5)):  # visible on dark and bright images
         style = {"color": colour, "lw": width, "solid_capstyle": "butt"}
         axes.plot([x, x + share], [y, y], transform=axes.transAxes, **style)
     axes.text(
         x + share / 2,
         y + 0.025,
-        f"{length_um:g} µm",
+        f"{name}{length_um:g} µm",
         color="white",
         ha="center",
         va="bottom",
