@@ -156,7 +156,8 @@ def draw(scene: Scene, found: Found) -> Figure:
     limits = np.percentile(scene.truth, (0.5, 99.5))
     pictures = (scene.counts, found.restored)
     edge = width // DETAIL
-    (place,) = busiest((found.restored - scene.counts).numpy(), edge, 1)
+    is_deep = scene.depth_um > scene.depth_um.median()  # where the blur can be seen
+    (place,) = busiest((is_deep * (found.restored - scene.counts)).numpy(), edge, 1)
     for axes, detail, image in zip((first, last), details, pictures, strict=True):
         for one, pixels in ((axes, image), (detail, _part(image, place, edge))):
             one.imshow(pixels.numpy(), cmap="gray", vmin=limits[0], vmax=limits[1])
@@ -188,8 +189,8 @@ def _draw_depth(axes: Axes, found: Found, shape: tuple[int, int]) -> None:
     y, x = (torch.arange(length) for length in shape)
     grid = found.psf_map.rows, found.psf_map.columns
     depth_um = interpolate_grid(torch.from_numpy(found.depth_um).float(), *grid, y, x).numpy()
-    shown = axes.imshow(depth_um, cmap=colour_map())
-    levels = np.arange(0, depth_um.max(), CONTOUR_UM)
+    shown = axes.imshow(depth_um, cmap=colour_map(), vmin=0)
+    levels = np.arange(CONTOUR_UM, depth_um.max(), CONTOUR_UM)
     axes.contour(depth_um, levels=levels, colors="white", linewidths=0.8)
     bar = axes.figure.colorbar(shown, ax=axes, shrink=0.8, pad=0.02)
     bar.set_label("µm from focus", fontsize=SIZE["small"])
