@@ -152,7 +152,6 @@ def _choose_places(
     cells = np.rint((indices - first) / stride).clip(0, most - 1).astype(int)
     distances = np.abs(indices - (first + stride * cells)).max(1)
     order = np.argsort(distances, kind="stable")
-    order = order[distances[order] <= stride / 2]
     _, nearest = np.unique(cells[order] @ (counts[1], 1), return_index=True)
     chosen: list[tuple[int, int]] = []
     for row, column in indices[order[np.sort(nearest)]].tolist():

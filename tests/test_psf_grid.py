@@ -114,3 +114,13 @@ def test_psfs_are_drawn_to_scale_on_a_shrunk_image():
     assert field[1] == pytest.approx(float(field[0].split()[0]) / um)
     assert enlarged[0].startswith("PSFs: ")
     assert enlarged[1] == pytest.approx(float(enlarged[0].split()[1]) * grid.enlarged / um)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (-1, -1)])
+def test_the_only_patch_with_content_has_a_psf(corner):
+    content = torch.zeros(30, 30)
+    content[corner] = 1
+    psf_map = a_map((2000, 2000), 64, [lambda y, x: 1.0], content=content)
+    grid = psf_grid(psf_map, (2000, 2000))
+    place = [float(psf_map.rows[corner[0]]), float(psf_map.columns[corner[1]])]
+    assert grid.places_px.tolist() == [place]
