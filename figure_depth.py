@@ -8,11 +8,13 @@ cylindrical lens (network `astigmatic_tilted`) depth has a sign; without one (`z
 it is the distance from focus.
 
 Depth comes from a curve that is fitted to a calibration plane of another texture. That plane spans
-the focus range of the network. Writes depth.csv (profiles: the mean across the tilt, as Shajkofci &
-Liebling 2020, section V), depth_summary.csv, depth.json (the curves), figure_depth.png and .pdf,
-and figure_dome.png (a curved surface). The figure includes the bound of benchmarks/depth_bound.py
-if --out holds its table. Rendered planes are kept in --scratch, so an interrupted run continues
-from them. --draw-only draws the figure again from the tables.
+the focus range of the network. Deeper patches should be refused, by the network or by the curve.
+
+Writes depth.csv (a row per column of patches, with the mean across the tilt, as Shajkofci &
+Liebling 2020, section V), depth_summary.csv, depth.json (the curves), depth_dome.csv (the error on
+a curved surface), figure_depth.png and .pdf, and figure_dome.png. The figure includes the bound of
+benchmarks/depth_bound.py if --out holds its table. Rendered planes are kept in --scratch, so an
+interrupted run continues from them. --draw-only draws the figure again from the tables.
 """
 
 import hashlib
@@ -21,7 +23,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,8 +30,11 @@ import tifffile
 import torch
 from tqdm import tqdm
 
+from common.code import imported_files
 from common.command import keep_freed_memory, pick_device, run
-from common.depth_figure import PAPER_UM, draw_depth_figure
+from common.depth_figure import draw_depth_figure
+from common.depth_scores import PAPER_UM, summarise
+from common.dome_figure import Dome, draw_dome
 from common.files import (
     code_fingerprint,
     run_record,
@@ -39,7 +43,7 @@ from common.files import (
     write_json,
 )
 from common.output import holds_out_folder
-from common.pictures import add_scale_bar, colour_map, new_figure, save_figure, show_image
+from common.pictures import save_figure
 from models.checkpoint import load_estimator
 from models.depth import DepthCalibration, is_signed
 from models.depth_fit import fit_depth, plane_means
@@ -53,12 +57,6 @@ from psf.model import PsfModel
 from psf.noise import camera_counts, to_photons
 from simulation.surfaces import image_of_dome, image_of_tilted_plane
 
-# Wrong signs are counted from this distance on, in depths of field. Nearer to focus a small error
-# of depth changes the sign.
-SIGN_DEPTHS_OF_FIELD = 1.0
-# Distances that are scored without the lens, um. Nearer, the PSF hardly changes with depth; 20 um
-# is about the end of the range with the lens, 3 waves.
-UNSIGNED_UM = (2.0, 20.0)
 DOME_PX = 1024  # edge of the image of the dome
 DOME_UM = (-9.0, 9.0)  # depth at its rim and top, 1.4 of the 3 waves of the network's range
 DOME_STRIDE = 16  # pixels between patches, an eighth of a patch of 128 px
@@ -99,7 +97,7 @@ def plane_path(
         "psf_px": config.psf_px,
         "model": model.as_config(),
         "optics": asdict(optics),
-        "code": code_fingerprint(root / "psf", root / "simulation"),
+        "code": code_fingerprint(*imported_files(root, "simulation.surfaces")),
     }
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return config.scratch / f"{model.name}_{texture}_{degrees:g}deg_{key}.tif"
@@ -166,27 +164,29 @@ def calibrate(
 def profile(
     config: Config, found: PsfMap, calibration: DepthCalibration, degrees: float
 ) -> pd.DataFrame:
-    """Table of one row per column of patches: true depth, depth of the mean, errors of patches."""
+    """Table of one row per column of patches: true depth, depth of the mean, errors of patches.
+
+    A patch is refused if it has no content, no depth, or a depth out of the usable range. Spread,
+    errors and wrong signs are those of the other patches.
+    """
     values, deviations = columns_of(found)
     z_um = depth_of_columns(found, config, degrees)
     truth = z_um if calibration.signed else np.abs(z_um)
-    means = plane_means(values, deviations).means
-    patches = calibration.depth_um(values)
-    errors = patches - truth[:, None]
-    counted = np.isfinite(errors)
-    with np.errstate(invalid="ignore"):
-        wrong = (np.sign(patches) != np.sign(truth[:, None])) & counted
+    depths = calibration.depth_um(values)
+    accepted = calibration.is_usable(depths)
+    wrong = accepted & (np.sign(depths) != np.sign(truth[:, None]))
+    errors = np.where(accepted, depths - truth[:, None], 0)
     return pd.DataFrame(
         {
             "z_um": z_um,
             "truth_um": truth,
-            "depth_um": calibration.depth_um(means),
-            "spread_um": pd.DataFrame(patches).std(axis=1, ddof=0),
-            "patches": counted.sum(1),
-            "patch_square_error_um2": np.where(counted, errors**2, 0).sum(1),
+            "depth_um": calibration.depth_um(plane_means(values, deviations).means),
+            "spread_um": pd.DataFrame(np.where(accepted, depths, np.nan)).std(axis=1, ddof=0),
+            "patches": values.shape[1],
+            "refused": (~accepted).sum(1),
+            "patch_square_error_um2": (errors**2).sum(1),
             "wrong_signs": wrong.sum(1),
             "usable": calibration.is_usable(truth),
-            "taken_as_usable": (calibration.is_usable(patches) & counted).sum(1),
         }
     )
 
@@ -215,58 +215,6 @@ def experiment(config: Config) -> pd.DataFrame:
     return pd.concat(tables)
 
 
-def root_mean(squares: pd.Series) -> float:
-    """Root of the mean of squared errors; NaN without any."""
-    return math.sqrt(squares.mean()) if len(squares) else math.nan
-
-
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Errors in the usable range by PSF model, photons and tilt, over all textures."""
-    dof_um = Microscope().depth_of_field_um
-    rows = []
-    for (model, photons, degrees), group in table.groupby(["model", "photons", "degrees"]):
-        used = group[group["usable"]]
-        if model != "astigmatic":
-            used = used[used["truth_um"].between(*UNSIGNED_UM)]
-        far = used[used["truth_um"].abs() > SIGN_DEPTHS_OF_FIELD * dof_um]
-        outside = group[~group["usable"]]
-        errors = (used["depth_um"] - used["truth_um"]) ** 2
-        by_texture = errors.groupby(used["texture"]).mean().pow(0.5)
-        rows.append(
-            {
-                "model": model,
-                "photons": photons,
-                "degrees": degrees,
-                "profile_rms_um": root_mean(errors.dropna()),
-                "best_texture_um": by_texture.min(),
-                "worst_texture_um": by_texture.max(),
-                "patch_rms_um": math.sqrt(
-                    used["patch_square_error_um2"].sum() / max(used["patches"].sum(), 1)
-                ),
-                "usable_from_um": used["truth_um"].min(),
-                "usable_to_um": used["truth_um"].max(),
-                "wrong_signs_share": far["wrong_signs"].sum() / max(far["patches"].sum(), 1),
-                "outside_taken_as_usable_share": outside["taken_as_usable"].sum()
-                / max(outside["patches"].sum(), 1),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-class Dome(NamedTuple):
-    """What was measured on a dome."""
-
-    image: torch.Tensor  # (H, W) electrons
-    truth_um: np.ndarray  # (R, C) depth at the centres of the patches
-    depth_um: np.ndarray  # (R, C) estimate
-    pixel_size_um: float  # of the image
-
-    @property
-    def rms_um(self) -> float:
-        """Error of the estimate."""
-        return math.sqrt(np.nanmean((self.depth_um - self.truth_um) ** 2))
-
-
 def measure_dome(config: Config) -> Dome:
     """Depth of a dome with the first network, at the most photons, smoothed."""
     optics = Microscope(pixel_size_um=config.pixel_size_um)
@@ -281,42 +229,40 @@ def measure_dome(config: Config) -> Dome:
     overlap = estimator.patch_size / DOME_STRIDE
     smooth = smooth_map(values, deviations, found.has_content.numpy(), overlap)
     rows, columns = (at.round().long() for at in (found.rows, found.columns))
-    truth_um = depth_um[rows[:, None], columns].numpy()
-    return Dome(counts, truth_um, curve.depth_um(smooth.values), optics.pixel_size_um)
-
-
-def draw_dome(config: Config, dome: Dome) -> None:
-    """Draw image, truth, estimate and error of the dome."""
-    figure, axes = new_figure(1, 4, 3.2, 3.0)
-    title = f"image, {max(config.photons):g} photons per pixel"
-    show_image(axes[0, 0], dome.image.numpy(), title)
-    add_scale_bar(axes[0, 0], dome.pixel_size_um, dome.image.shape[1])
-    limits = (dome.truth_um.min() - 1, dome.truth_um.max() + 1)
-    estimate = f"estimated depth: rms error {dome.rms_um:.2f} µm"
-    panels = (
-        (dome.truth_um, "true depth", "viridis", limits),
-        (dome.depth_um, estimate, "viridis", limits),
-        (dome.depth_um - dome.truth_um, "error", "PuOr", (-4, 4)),
+    return Dome(
+        texture,
+        photons,
+        counts.numpy(),
+        depth_um[rows[:, None], columns].numpy(),
+        curve.depth_um(smooth.values),
+        optics.pixel_size_um,
+        DOME_STRIDE * optics.pixel_size_um,
     )
-    for at, (values, title, name, (low, high)) in zip(axes[0, 1:], panels, strict=True):
-        drawn = at.imshow(values, cmap=colour_map(name), vmin=low, vmax=high)
-        figure.colorbar(drawn, ax=at, shrink=0.8, label="µm")
-        at.set(xticks=[], yticks=[])
-        at.set_title(title, fontsize=8)
-        add_scale_bar(at, DOME_STRIDE * dome.pixel_size_um, values.shape[1])
-    figure.suptitle(f"A dome of {config.textures[0]} under a cylindrical lens", fontsize=9)
-    save_figure(config.out / "figure_dome.png", figure)
+
+
+def write_dome(config: Config) -> None:
+    """Measure the dome; write its error to depth_dome.csv, and figure_dome.png."""
+    dome = measure_dome(config)
+    row = {"texture": dome.texture, "photons": dome.photons, "rms_um": dome.rms_um}
+    write_csv(config.out / "depth_dome.csv", pd.DataFrame([row]))
+    save_figure(config.out / "figure_dome.png", draw_dome(dome))
+    print(f"dome: rms error {dome.rms_um:.2f} um")
 
 
 def load_or_measure(config: Config) -> pd.DataFrame:
     """Table of profiles: that of an earlier run with --draw-only, else a new one, written."""
     path = config.out / "depth.csv"
-    if config.draw_only:
-        if not path.is_file():
-            raise InputError(f"there is no {path}; run without --draw-only first.")
-        return pd.read_csv(path)
-    table = experiment(config)
-    write_csv(path, table)
+    if not config.draw_only:
+        table = experiment(config)
+        write_csv(path, table)
+        return table
+    if not path.is_file():
+        raise InputError(f"there is no {path}; run without --draw-only first.")
+    table = pd.read_csv(path)
+    if "refused" not in table:
+        raise InputError(
+            f"{path} has no column 'refused': an earlier version wrote it. Run without --draw-only."
+        )
     return table
 
 
@@ -337,9 +283,7 @@ def main(config: Config) -> None:
     for suffix in ("png", "pdf"):
         save_figure(config.out / f"figure_depth.{suffix}", figure)
     if not config.draw_only:
-        dome = measure_dome(config)
-        draw_dome(config, dome)
-        print(f"dome: rms error {dome.rms_um:.2f} um")
+        write_dome(config)
     print(f"wrote {config.out / 'depth.csv'}, depth_summary.csv (look at figure_depth.png)")
 
 

@@ -1,113 +1,203 @@
-"""Figure of the tilted planes: what `figure_depth.py` measured, drawn from its tables."""
+"""Figure of the tilted planes: what `figure_depth.py` measured, drawn from its tables.
+
+The colour of a lens and a number of photons is the same in all panels. Tilts differ by marker,
+textures by grey marker.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from common.depth_scores import PAPER_UM
 from common.pictures import COLOURS, new_figure
 
-PAPER_UM = 2.0  # precision of depth in Shajkofci & Liebling 2020
 LENSES = {"astigmatic": "cylindrical lens", "zernike1d": "no lens"}  # title of each PSF model
+# Blue with the lens and orange without; dark for many photons and light for few.
+SHADES = {"astigmatic": (COLOURS[0], COLOURS[5]), "zernike1d": (COLOURS[1], COLOURS[4])}
+MARKERS = ("o", "s", "^", "D", "v", "P")  # of tilts, and of textures in grey
+SHOWN_UM = 32.0  # depths in the panels: 1.6 times the usable range with the lens
+BIN_UM = 2.0  # width of the bins of depth for single patches: two columns at 3 degrees
+BAND = {"color": "0.92", "lw": 0, "zorder": 0}  # usable range
+PAPER_LINE = {"color": "k", "ls": ":", "lw": 1}
+
+ROW_LABELS = ("estimated depth (µm)", "refused patches (%)", "rms error of a patch (µm)")
+
+Condition = tuple[str, float]  # PSF model and photons per pixel
 
 
 def draw_depth_figure(
     table: pd.DataFrame, summary: pd.DataFrame, bound: pd.DataFrame | None = None
 ) -> Figure:
-    """Figure of profiles with and without the lens, their errors, and single patches.
+    """Figure of the depth of tilted planes, with a column of panels per lens and photon level.
 
-    `table`, `summary` and `bound` are depth.csv, depth_summary.csv and depth_bound.csv.
+    Its rows show the profiles, the share of refused patches, and the errors of single patches
+    beside the Cramér-Rao bound. The last row has the errors by texture and by tilt. `table`,
+    `summary` and `bound` are depth.csv, depth_summary.csv and depth_bound.csv.
     """
-    figure, axes = new_figure(2, 3, 4.6, 3.6)
-    most, least = table["photons"].max(), table["photons"].min()
-    _draw_profiles(axes[0, 0], table, "astigmatic", most)
-    _draw_profiles(axes[0, 1], table, "astigmatic", least)
-    _draw_profiles(axes[0, 2], table, "zernike1d", most)
-    _draw_residuals(axes[1, 0], table, most)
-    _draw_precision(axes[1, 1], summary)
-    _draw_bound(axes[1, 2], table, bound)
-    figure.suptitle("Depth of tilted planes, calibrated on another plane and texture", fontsize=10)
+    colours = condition_colours(table)
+    columns = max(len(colours), 2)
+    figure, _ = new_figure(1, 1, 2.9 * columns, 9.6)
+    figure.clear()
+    grid = figure.add_gridspec(4, columns, height_ratios=(1.25, 0.75, 1, 1))
+    for i, (condition, colour) in enumerate(colours.items()):
+        rows = _of(table, condition)
+        top, middle, low = (figure.add_subplot(grid[k, i]) for k in range(3))
+        _draw_profiles(top, rows, condition, colour)
+        _draw_refused(middle, rows, colour)
+        _draw_patches(low, rows, None if bound is None else _of(bound, condition), colour)
+        for axes, label in zip((top, middle, low), ROW_LABELS, strict=True):
+            _finish(axes, rows, label if i == 0 else "")
+    half = columns // 2
+    _draw_textures(figure.add_subplot(grid[3, :half]), table, next(iter(colours)))
+    _draw_precision(figure.add_subplot(grid[3, half:]), summary, colours)
+    _add_legend(figure, sorted(table["degrees"].unique()))
     return figure
 
 
-def _draw_profiles(axes: Axes, table: pd.DataFrame, model: str, photons: float) -> None:
-    """Draw depth against truth, a line per tilt, with the spread of single patches."""
-    rows = table[(table["model"] == model) & (table["photons"] == photons)]
-    for i, (degrees, group) in enumerate(rows.groupby("degrees")):
-        mean = group.groupby("z_um")[["truth_um", "depth_um", "spread_um"]].mean()
-        style = {"color": COLOURS[i], "lw": 1, "ms": 3, "fmt": "o-", "alpha": 0.8}
-        axes.errorbar(
-            mean.index, mean["depth_um"], mean["spread_um"], label=f"{degrees:g}°", **style
-        )
-    z = np.array([-30.0, 0.0, 30.0])
-    axes.plot(z, z if model == "astigmatic" else np.abs(z), "k--", lw=1, label="truth")
-    axes.set(xlim=(-30, 30), ylim=(-30, 30) if model == "astigmatic" else (-3, 30))
-    axes.set_title(f"{LENSES[model]}, {photons:g} photons per pixel", fontsize=9)
-    axes.set(xlabel="true depth (µm)", ylabel="estimated depth (µm)")
-    axes.legend(fontsize=7)
+def condition_colours(table: pd.DataFrame) -> dict[Condition, str]:
+    """Colour of each PSF model and number of photons in a table, with the lens first."""
+    found = {}
+    for model, shades in SHADES.items():
+        levels = sorted(table.loc[table["model"] == model, "photons"].unique(), reverse=True)
+        found |= {(model, level): shades[min(k, 1)] for k, level in enumerate(levels)}
+    return found
+
+
+def _of(table: pd.DataFrame, condition: Condition) -> pd.DataFrame:
+    """Rows of one condition."""
+    model, photons = condition
+    return table[(table["model"] == model) & (table["photons"] == photons)]
+
+
+def _finish(axes: Axes, rows: pd.DataFrame, label: str) -> None:
+    """Give a panel its depth axis, the band of the usable range and the label of its row."""
+    usable = rows[rows["usable"]]
+    axes.axvspan(usable["z_um"].min(), usable["z_um"].max(), **BAND)
+    axes.set(xlim=(-SHOWN_UM, SHOWN_UM), xticks=range(-30, 31, 10), ylabel=label)
+    axes.set_xlabel("true depth (µm)", fontsize=8)
+    axes.tick_params(labelsize=7)
+    if not label:
+        axes.tick_params(labelleft=False)
     axes.grid(alpha=0.3)
 
 
-def _draw_residuals(axes: Axes, table: pd.DataFrame, photons: float) -> None:
-    """Draw the error of profiles against depth, a colour per texture, all tilts."""
-    rows = table[(table["model"] == "astigmatic") & (table["photons"] == photons)]
-    rows = rows[rows["usable"]]
-    for i, (name, group) in enumerate(rows.groupby("texture")):
-        axes.plot(
-            group["z_um"],
-            group["depth_um"] - group["truth_um"],
-            ".",
-            ms=3,
-            color=COLOURS[i],
-            label=name.replace("_", " "),
-        )
+def _tilts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Marker and rows of each tilt, the least one first."""
+    return list(zip(MARKERS, (group for _, group in rows.groupby("degrees")), strict=False))
+
+
+def _draw_profiles(axes: Axes, rows: pd.DataFrame, condition: Condition, colour: str) -> None:
+    """Draw depth against truth, averaged over textures, with the spread of single patches.
+
+    Columns most of whose patches were refused have empty markers.
+    """
+    model, photons = condition
+    for marker, group in _tilts(rows):
+        columns = group.groupby("z_um")
+        mean = columns[["depth_um", "spread_um"]].mean()
+        sums = columns[["refused", "patches"]].sum()
+        refused = (sums["refused"] > sums["patches"] / 2).to_numpy()
+        for chosen, face in ((~refused, colour), (refused, "none")):
+            at = mean[chosen]
+            style = {"fmt": marker, "color": colour, "mfc": face, "ms": 3, "mew": 0.7}
+            axes.errorbar(at.index, at["depth_um"], at["spread_um"], elinewidth=0.5, **style)
+    z = np.array([-SHOWN_UM, 0.0, SHOWN_UM])
+    axes.plot(z, z if model == "astigmatic" else np.abs(z), "k-", lw=0.7)
+    axes.set(ylim=(-SHOWN_UM, SHOWN_UM), yticks=range(-30, 31, 10))
+    if model != "astigmatic":
+        axes.text(0, -20, "distance from focus:\nno sign without the lens", ha="center", fontsize=7)
+    title = f"{LENSES[model]}, {photons:g} photons/pixel"
+    axes.set_title(title, fontsize=9, color=colour, fontweight="bold")
+
+
+def _draw_refused(axes: Axes, rows: pd.DataFrame, colour: str) -> None:
+    """Draw the share of refused patches against depth, over all textures."""
+    for marker, group in _tilts(rows):
+        sums = group.groupby("z_um")[["refused", "patches"]].sum()
+        share = 100 * sums["refused"] / sums["patches"]
+        axes.plot(share.index, share, marker=marker, ms=3, lw=0.8, color=colour)
+    axes.set(ylim=(-4, 104), yticks=(0, 50, 100))
+
+
+def _draw_patches(axes: Axes, rows: pd.DataFrame, bound: pd.DataFrame | None, colour: str) -> None:
+    """Draw the rms error of single patches against depth, above the Cramér-Rao bound.
+
+    The least tilt is drawn: there depth hardly changes within a patch.
+    """
+    rows = rows[rows["usable"] & (rows["degrees"] == rows["degrees"].min())]
+    sums = rows.groupby((rows["z_um"] / BIN_UM).round() * BIN_UM)[
+        ["patch_square_error_um2", "patches", "refused"]
+    ].sum()
+    accepted = (sums["patches"] - sums["refused"]).replace(0, np.nan)
+    rms = (sums["patch_square_error_um2"] / accepted).pow(0.5)
+    axes.plot(rms.index, rms, "-", color=colour, lw=1.5)
+    axes.axhline(PAPER_UM, **PAPER_LINE)
+    axes.text(-31, PAPER_UM * 1.1, "paper: 2 µm", fontsize=6.5, va="bottom")
+    if bound is not None and len(bound):
+        # Without the lens the bound is a function of the distance, so it holds on both sides.
+        mirrored = bound.assign(z_um=-bound["z_um"]).iloc[::-1]
+        line = pd.concat([mirrored, bound]) if bound["z_um"].min() >= 0 else bound
+        axes.plot(line["z_um"], line["sd_um"], "--", color="k", lw=1.2)
+        axes.text(0, 0.022, "dashed: Cramér-Rao bound", fontsize=7, ha="center")
+    axes.set(yscale="log", ylim=(0.015, 15))
+    axes.set_yticks((0.1, 1, 10), ("0.1", "1", "10"))
+
+
+def _draw_textures(axes: Axes, table: pd.DataFrame, condition: Condition) -> None:
+    """Draw the error of profiles against depth, a grey marker per texture, all tilts."""
+    rows = _of(table, condition)
+    groups = list(rows[rows["usable"]].groupby("texture"))
+    greys = np.linspace(0.0, 0.65, len(groups))
+    for (name, group), marker, grey in zip(groups, MARKERS, greys, strict=False):
+        error = group["depth_um"] - group["truth_um"]
+        style = {"ls": "", "ms": 3, "mew": 0.6, "mfc": "none", "color": str(grey)}
+        axes.plot(group["z_um"], error, marker=marker, label=name.replace("_", " "), **style)
     for level in (-PAPER_UM, PAPER_UM):
-        axes.axhline(level, color="k", ls=":", lw=1, label="paper: 2 µm" if level > 0 else None)
-    axes.set_title(f"residuals, cylindrical lens, {photons:g} photons per pixel", fontsize=9)
-    axes.set(xlabel="true depth (µm)", ylabel="error of the profile (µm)", ylim=(-5, 5))
-    axes.legend(fontsize=6)
+        axes.axhline(level, **PAPER_LINE)
+    title = f"profiles by texture: {LENSES[condition[0]]}, {condition[1]:g} photons/pixel"
+    axes.set_title(title, fontsize=8)
+    axes.set(ylim=(-5, 5), ylabel="error (µm)")
+    axes.set_xlabel("true depth (µm)", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=6.5, ncols=4, loc="upper center", columnspacing=1, handletextpad=0.2)
     axes.grid(alpha=0.3)
 
 
-def _conditions(table: pd.DataFrame) -> list[tuple[str, float]]:
-    """PSF models and photons per pixel; their order is that of the colours in all panels."""
-    levels = sorted(table["photons"].unique(), reverse=True)
-    return [(model, photons) for model in LENSES for photons in levels]
-
-
-def _draw_precision(axes: Axes, summary: pd.DataFrame) -> None:
+def _draw_precision(axes: Axes, summary: pd.DataFrame, colours: dict[Condition, str]) -> None:
     """Draw the rms error of profiles and of single patches against tilt."""
-    for i, (model, photons) in enumerate(_conditions(summary)):
-        group = summary[(summary["model"] == model) & (summary["photons"] == photons)]
-        label = f"{LENSES[model]}, {photons:g} photons"
-        axes.plot(group["degrees"], group["profile_rms_um"], "o-", color=COLOURS[i], label=label)
-        axes.plot(group["degrees"], group["patch_rms_um"], "s:", color=COLOURS[i], lw=1, ms=4)
-    axes.axhline(PAPER_UM, color="k", ls=":", lw=1)
-    axes.set_title("precision: profiles (solid), single patches (dotted)", fontsize=9)
-    axes.set(xlabel="tilt (degrees)", ylabel="rms error (µm); dotted black: paper", yscale="log")
-    axes.set_yticks((0.2, 0.5, 1, 2, 5), ("0.2", "0.5", "1", "2", "5"), minor=False)
-    axes.yaxis.set_minor_formatter("")
-    axes.set_ylim(0.15, 7)  # the legend has room above the points
-    axes.legend(fontsize=6.5, loc="upper center", ncols=2)
-    axes.grid(alpha=0.3, which="both")
+    for condition, colour in colours.items():
+        group = _of(summary, condition)
+        axes.plot(group["degrees"], group["profile_rms_um"], "-", color=colour, lw=1.5)
+        axes.plot(group["degrees"], group["patch_rms_um"], ":", color=colour, lw=1.5)
+        for marker, (_, row) in zip(MARKERS, group.iterrows(), strict=False):
+            both = row[["profile_rms_um", "patch_rms_um"]]
+            axes.plot([row["degrees"]] * 2, both, marker, ls="", ms=4, color=colour)
+    axes.axhline(PAPER_UM, **PAPER_LINE)
+    axes.set_title("all textures: profiles (solid), single patches (dotted)", fontsize=8)
+    axes.set(yscale="log", ylim=(0.1, 10), ylabel="rms error (µm)")
+    axes.set_yticks((0.1, 0.2, 0.5, 1, 2, 5, 10), ("0.1", "0.2", "0.5", "1", "2", "5", "10"))
+    axes.minorticks_off()
+    axes.set_xticks(sorted(summary["degrees"].unique()))
+    axes.set_xlabel("tilt (degrees)", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)
 
 
-def _draw_bound(axes: Axes, table: pd.DataFrame, bound: pd.DataFrame | None) -> None:
-    """Draw the rms error of single patches against depth, beside the Cramer-Rao bound."""
-    for i, (model, photons) in enumerate(_conditions(table)):
-        rows = table[(table["model"] == model) & (table["photons"] == photons) & table["usable"]]
-        # at the least tilt depth hardly changes within a patch
-        rows = rows[rows["degrees"] == rows["degrees"].min()]
-        bins = (rows["truth_um"] / 2).round() * 2
-        sums = rows.groupby(bins)[["patch_square_error_um2", "patches"]].sum()
-        rms = (sums["patch_square_error_um2"] / sums["patches"]).pow(0.5)
-        label = f"{LENSES[model]}, {photons:g} photons"
-        axes.plot(rms.index, rms, "-", color=COLOURS[i], lw=1.2, label=label)
-        if bound is not None:
-            line = bound[(bound["model"] == model) & (bound["photons"] == photons)]
-            axes.plot(line["z_um"], line["sd_um"], "--", color=COLOURS[i], lw=1)
-    axes.axhline(PAPER_UM, color="k", ls=":", lw=1)
-    axes.set_title("single patches, least tilt (solid), Cramér-Rao bound (dashed)", fontsize=9)
-    axes.set(xlabel="true depth (µm)", ylabel="rms error (µm)", yscale="log", ylim=(0.03, 30))
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.3, which="both")
+def _add_legend(figure: Figure, tilts: Sequence[float]) -> None:
+    """Add the legend of tilts, truth and usable range below the panels."""
+    grey = {"color": "0.4", "ls": ""}
+    handles = [
+        Line2D([], [], marker=marker, ms=4, label=f"tilt of {tilt:g}°", **grey)
+        for marker, tilt in zip(MARKERS, tilts, strict=False)
+    ]
+    handles += [
+        Line2D([], [], marker="o", ms=4, mfc="none", label="most patches refused", **grey),
+        Line2D([], [], color="k", lw=0.7, label="truth"),
+        Line2D([], [], color="0.85", lw=6, label="usable range"),
+        Line2D([], [], label="precision in the paper", **PAPER_LINE),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7.5)

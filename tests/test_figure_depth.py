@@ -1,14 +1,21 @@
 """figure_depth.py on small planes: true depths, finished tables and pictures."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex, to_rgb
 
 import figure_depth
+from common.depth_figure import condition_colours, draw_depth_figure
+from common.depth_scores import summarise, usable_range_um
 from common.files import code_fingerprint
-from figure_depth import Config, plane_path, render, summarise
+from figure_depth import Config, plane_path, render
 from models.checkpoint import load_estimator
+from models.depth import DepthCalibration
+from models.mapping import PsfMap
 from psf import InputError, Microscope, psf_model, synthesize
 from psf.blur import blur_valid
 from simulation.surfaces import held_out_object, image_of_dome
@@ -132,36 +139,171 @@ def test_the_calibration_plane_spans_the_range_of_the_network():
     assert degrees == pytest.approx(np.degrees(np.arctan(19.704 / 240)), abs=0.005)
 
 
+# --- profiles
+
+
+def calibration():
+    """Curve of 6 um per wave, usable to 12 um."""
+    ends, optics = ((-3.0, 3.0), (-18.0, 18.0)), Microscope()
+    return DepthCalibration("focus", "waves", optics, "", True, 0.0, *ends, (-12, 12), 2, 1, 1)
+
+
+def map_of(values, content=1.0):
+    """Map of focus (R, C) whose patches are 64 px apart."""
+    values = torch.tensor(values)
+    rows, columns = (torch.arange(n) * 64 + 63.5 for n in values.shape)
+    lens, ones = psf_model("astigmatic"), torch.ones(values.shape)
+    return PsfMap(lens, Microscope(), values[None], ones[None], ones * content, rows, columns)
+
+
+def test_patches_without_a_usable_depth_are_refused_and_leave_the_errors():
+    values = [[0.5, -0.5], [0.5, 9.0], [0.5, 2.5], [0.5, 0.5]]
+    content = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
+    found = map_of(values, content)
+    table = figure_depth.profile(Config(size_px=320), found, calibration(), degrees=0.0)
+    assert table["patches"].tolist() == [4, 4]
+    assert table["refused"].tolist() == [1, 2]  # no content; off the curve and out of range (15 um)
+    assert table["patch_square_error_um2"].tolist() == [3 * 9.0, 2 * 9.0]
+    assert table["spread_um"].tolist() == [0, 3]
+    assert table["depth_um"].iloc[0] == pytest.approx(3)
+    assert table["usable"].all()
+
+
+def test_a_wrong_sign_counts_only_if_its_depth_passes_as_usable(monkeypatch):
+    found = map_of([[-1.0], [-2.5], [1.0]])  # -6, -15 (out of range) and 6 um
+    monkeypatch.setattr(figure_depth, "depth_of_columns", lambda *_: np.array([6.0]))
+    table = figure_depth.profile(Config(size_px=320), found, calibration(), degrees=5.0)
+    assert table["wrong_signs"].tolist() == [1]
+    assert table["patch_square_error_um2"].tolist() == [144]
+
+
 # --- scores
 
 
 def profile_table(depth_um, truth_um, **columns):
     count = len(truth_um)
     given = {"model": "astigmatic", "photons": 100.0, "degrees": 3.0, "texture": "gravel"}
-    given |= {"z_um": truth_um, "truth_um": truth_um, "depth_um": depth_um, "patches": 10}
-    given |= {"patch_square_error_um2": 40.0, "wrong_signs": 0, "usable": True}
-    return pd.DataFrame({**given, "taken_as_usable": 0, **columns}, index=range(count))
+    given |= {"z_um": truth_um, "truth_um": truth_um, "depth_um": depth_um, "patches": 12}
+    given |= {"spread_um": 1.0, "refused": 2, "patch_square_error_um2": 40.0, "wrong_signs": 0}
+    return pd.DataFrame({**given, "usable": True, **columns}, index=range(count))
 
 
 def test_summary_scores_the_usable_part_alone():
     truth = np.array([-6.0, 0.0, 6.0, 30.0])
     table = profile_table(truth + np.array([1, -1, 1, 50]), truth, usable=[True, True, True, False])
     table["wrong_signs"] = [1, 5, 0, 10]
-    table["taken_as_usable"] = [0, 0, 0, 4]
+    table["refused"] = [2, 2, 2, 9]
     (row,) = summarise(table).itertuples()
     assert row.profile_rms_um == pytest.approx(1)
     assert row.patch_rms_um == pytest.approx(2)  # sqrt(40 / 10)
-    assert (row.usable_from_um, row.usable_to_um) == (-6, 6)
+    assert (row.usable_from_um, row.usable_to_um, row.usable_span_um) == (-6, 6, 12)
     assert row.wrong_signs_share == pytest.approx(1 / 20)  # within a depth of field none counts
-    assert row.outside_taken_as_usable_share == pytest.approx(0.4)
+    assert row.refused_share_in_range == pytest.approx(6 / 36)
+    assert row.refused_share_out_of_range == pytest.approx(0.75)
+
+
+def test_without_patches_out_of_range_their_share_is_missing():
+    row = summarise(profile_table(np.array([-4.0, 4.0]), np.array([-4.0, 4.0]))).iloc[0]
+    assert np.isnan(row["refused_share_out_of_range"])
 
 
 def test_without_the_lens_distances_of_2_to_20_um_are_scored():
-    truth = np.array([1.0, 3.0, 21.0])
-    table = profile_table(truth + np.array([9, 0.5, 9]), truth, model="zernike1d")
-    assert float(summarise(table)["profile_rms_um"].iloc[0]) == pytest.approx(0.5)
+    truth = np.array([0.05, 1.0, 3.0, 21.0, 30.0])
+    depth = truth + np.array([9, 9, 0.5, 9, 9])
+    usable = [False, True, True, True, False]
+    table = profile_table(depth, truth, model="zernike1d", usable=usable)
+    table["refused"] = [0, 0, 3, 0, 12]
+    (row,) = summarise(table).itertuples()
+    assert row.profile_rms_um == pytest.approx(0.5)
+    assert row.refused_share_in_range == pytest.approx(0.25)
+    assert row.refused_share_out_of_range == 1  # the column in focus is not out of range
 
 
-def test_drawing_needs_a_table(tmp_path):
+def test_the_usable_range_ends_where_the_profiles_of_the_textures_are_off_by_2_um():
+    truth = np.array([-15.0, -10, -5, 0, 5, 10])
+    first = profile_table(truth + np.array([0, 3, 0, 0, 0, 0]), truth)
+    second = profile_table(truth, truth, texture="coins")
+    # rms of 3 and 0 um is 2.1 um
+    assert usable_range_um(pd.concat([first, second])) == (-5, 10)
+    assert usable_range_um(pd.concat([first.assign(depth_um=truth + 2), second])) == (-15, 10)
+    second.loc[4, "depth_um"] = np.nan  # this texture has no depth here
+    assert usable_range_um(pd.concat([first, second])) == (-5, 0)
+    lost = usable_range_um(first.assign(depth_um=truth + 5))
+    assert np.isnan(lost).all()
+
+
+# --- the figure
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Figure of two lenses, two photon levels, two tilts and two textures, and its tables."""
+    z = np.linspace(-24, 24, 17)
+    tables = []
+    for model in ("astigmatic", "zernike1d"):
+        truth = z if model == "astigmatic" else np.abs(z)
+        for photons, degrees, texture in product((1000.0, 100.0), (3.0, 6.0), ("gravel", "coins")):
+            facts = {"model": model, "photons": photons, "degrees": degrees, "texture": texture}
+            table = profile_table(truth + 0.3, truth, **facts, z_um=z, usable=np.abs(z) < 19)
+            tables.append(table.assign(refused=np.where(np.abs(z) < 19, 0, 12)))
+    table = pd.concat(tables)
+    bound = pd.concat(
+        pd.DataFrame({"model": m, "photons": p, "z_um": np.linspace(a, 25, 9), "sd_um": 0.1})
+        for m, a in (("astigmatic", -25), ("zernike1d", 0))
+        for p in (1000.0, 100.0)
+    )
+    return draw_depth_figure(table, summarise(table), bound), table
+
+
+def panels(figure):
+    """Axes of the rows of profiles, refused patches and errors, and the two of the last row."""
+    axes = figure.axes
+    return axes[0:12:3], axes[1:12:3], axes[2:12:3], axes[12:]
+
+
+def test_the_bound_is_drawn_within_each_panel_of_errors(drawn):
+    for axes in panels(drawn[0])[2]:
+        (bound,) = (line for line in axes.lines if line.get_linestyle() == "--")
+        low, high = axes.get_ylim()
+        assert ((bound.get_ydata() > low) & (bound.get_ydata() < high)).all()
+        assert bound.get_xdata().min() < -20  # on both sides of focus
+        assert bound.get_xdata().max() > 20
+        assert any("Cramér-Rao" in text.get_text() for text in axes.texts)
+
+
+def test_each_lens_and_photon_level_has_one_colour_and_textures_are_grey(drawn):
+    figure, table = drawn
+    colours = list(condition_colours(table).values())
+    assert len(set(colours)) == 4
+    *rows, (textures, precision) = panels(figure)
+    for row in rows:
+        for axes, colour in zip(row, colours, strict=True):
+            found = {to_hex(line.get_color()) for line in axes.lines}
+            assert found <= {colour, "#000000"}
+            assert colour in found
+    assert {to_hex(line.get_color()) for line in precision.lines} == {*colours, "#000000"}
+    for line in textures.lines:
+        red, green, blue = to_rgb(line.get_color())
+        assert red == green == blue
+
+
+def test_panels_of_a_row_share_their_axes(drawn):
+    for row in panels(drawn[0])[:3]:
+        assert len({(axes.get_xlim(), axes.get_ylim()) for axes in row}) == 1
+
+
+def test_the_share_of_refused_patches_is_drawn_against_depth(drawn):
+    for axes in panels(drawn[0])[1]:
+        line = axes.lines[0]
+        far = np.abs(line.get_xdata()) > 19
+        assert (line.get_ydata()[far] == 100).all()
+        assert (line.get_ydata()[~far] == 0).all()
+
+
+def test_drawing_needs_a_table_of_this_version(tmp_path):
     with pytest.raises(InputError, match=r"depth\.csv; run without --draw-only"):
+        figure_depth.main(Config(out=tmp_path, draw_only=True))
+    table = profile_table(np.zeros(2), np.zeros(2)).drop(columns="refused")
+    table.to_csv(tmp_path / "depth.csv", index=False)
+    with pytest.raises(InputError, match=r"no column 'refused'.*Run without --draw-only"):
         figure_depth.main(Config(out=tmp_path, draw_only=True))
