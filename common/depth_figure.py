@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from common.depth_scores import PAPER_UM
+from common.depth_scores import PAPER_UM, UNSIGNED_UM
 from common.pictures import COLOURS, new_figure
 
-LENSES = {"astigmatic": "cylindrical lens", "zernike1d": "no lens"}  # title of each PSF model
+# Title of each PSF model.
+LENSES = {"astigmatic": "cylindrical lens", "zernike1d": "no lens"}
 # Blue with the lens and orange without; dark for many photons and light for few.
 SHADES = {"astigmatic": (COLOURS[0], COLOURS[5]), "zernike1d": (COLOURS[1], COLOURS[4])}
 MARKERS = ("o", "s", "^", "D", "v", "P")  # of tilts, and of textures in grey
@@ -75,10 +76,16 @@ def _of(table: pd.DataFrame, condition: Condition) -> pd.DataFrame:
 
 def _finish(axes: Axes, rows: pd.DataFrame, label: str) -> None:
     """Give a panel its depth axis, the band of the usable range and the label of its row."""
-    usable = rows[rows["usable"]]
-    axes.axvspan(usable["z_um"].min(), usable["z_um"].max(), **BAND)
-    axes.set(xlim=(-SHOWN_UM, SHOWN_UM), xticks=range(-30, 31, 10), ylabel=label)
+    usable = rows.loc[rows["usable"], "truth_um"]
+    if (rows["truth_um"] < 0).any():
+        axes.axvspan(usable.min(), usable.max(), **BAND)
+    else:  # distances, which hold on both sides of focus
+        nearest = usable.min() if usable.min() > UNSIGNED_UM[0] else 0.0
+        for side in (-1, 1):
+            axes.axvspan(side * nearest, side * usable.max(), **BAND)
+    axes.set(xlim=(-SHOWN_UM, SHOWN_UM), xticks=range(-30, 31, 10))
     axes.set_xlabel("true depth (µm)", fontsize=8)
+    axes.set_ylabel(label, fontsize=8)
     axes.tick_params(labelsize=7)
     if not label:
         axes.tick_params(labelleft=False)
@@ -160,8 +167,9 @@ def _draw_textures(axes: Axes, table: pd.DataFrame, condition: Condition) -> Non
         axes.axhline(level, **PAPER_LINE)
     title = f"profiles by texture: {LENSES[condition[0]]}, {condition[1]:g} photons/pixel"
     axes.set_title(title, fontsize=8)
-    axes.set(ylim=(-5, 5), ylabel="error (µm)")
+    axes.set(ylim=(-5, 5))
     axes.set_xlabel("true depth (µm)", fontsize=8)
+    axes.set_ylabel("error (µm)", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=6.5, ncols=4, loc="upper center", columnspacing=1, handletextpad=0.2)
     axes.grid(alpha=0.3)
@@ -178,7 +186,8 @@ def _draw_precision(axes: Axes, summary: pd.DataFrame, colours: dict[Condition, 
             axes.plot([row["degrees"]] * 2, both, marker, ls="", ms=4, color=colour)
     axes.axhline(PAPER_UM, **PAPER_LINE)
     axes.set_title("all textures: profiles (solid), single patches (dotted)", fontsize=8)
-    axes.set(yscale="log", ylim=(0.1, 10), ylabel="rms error (µm)")
+    axes.set(yscale="log", ylim=(0.1, 10))
+    axes.set_ylabel("rms error (µm)", fontsize=8)
     axes.set_yticks((0.1, 0.2, 0.5, 1, 2, 5, 10), ("0.1", "0.2", "0.5", "1", "2", "5", "10"))
     axes.minorticks_off()
     axes.set_xticks(sorted(summary["degrees"].unique()))
