@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 import figure_depth
 from common.depth_figure import condition_colours, draw_depth_figure
 from common.depth_scores import summarise, usable_range_um
+from common.dome_figure import Dome
 from common.files import code_fingerprint
 from figure_depth import Config, plane_path, render
 from models.checkpoint import load_estimator
@@ -298,6 +299,19 @@ def test_the_share_of_refused_patches_is_drawn_against_depth(drawn):
         far = np.abs(line.get_xdata()) > 19
         assert (line.get_ydata()[far] == 100).all()
         assert (line.get_ydata()[~far] == 0).all()
+
+
+def test_the_error_on_the_dome_counts_patches_with_a_depth(tmp_path, monkeypatch):
+    truth = np.linspace(-9, 9, 16).reshape(4, 4)
+    depth = truth + 0.5
+    depth[0, 0] = np.nan
+    dome = Dome("gravel", 1000.0, np.random.default_rng(0).random((64, 64)), truth, depth, 0.3, 5)
+    monkeypatch.setattr(figure_depth, "measure_dome", lambda config: dome)
+    figure_depth.write_dome(Config(out=tmp_path))
+    assert pd.read_csv(tmp_path / "depth_dome.csv").to_dict("records") == [
+        {"texture": "gravel", "photons": 1000, "rms_um": 0.5}
+    ]
+    assert (tmp_path / "figure_dome.png").stat().st_size > 10_000
 
 
 def test_drawing_needs_a_table_of_this_version(tmp_path):
