@@ -12,12 +12,15 @@ Writes to --out:
                                      by Fourier ring correlation, seconds
     deconvolution_summary.csv        means with 95 % intervals, for all objects and for each kind
     deconvolution_frc.csv            mean Fourier ring correlations
-    figure_deconvolution.png, .pdf   the best, median and worst case
-    figure_deconvolution_gains.png, .pdf   gains by object, and Fourier ring correlations
+    figure_deconvolution.npz         images of the best, median and worst case, to draw from
+    figure_deconvolution.png, .pdf   these images, with insets at full resolution
+    figure_deconvolution_errors.png, .pdf   their errors, and Fourier ring correlations
+    figure_deconvolution_gains.png, .pdf   gains by object, and mean Fourier ring correlations
 
 The settings of the other methods come from --settings, which --tune chooses on other images. An
 interrupted run resumes where it stopped. A method restores an image again if the image, the map,
-the setting or the code of the method has changed. --draw-only draws the finished cases again.
+the setting or the code of the method has changed. --draw-only draws the figures from the tables
+and the .npz file in --out.
 
 Optional: `pip install deepinv` adds two methods, and `pip install --no-deps mahotas stardist` three
 of the micrographs.
@@ -38,9 +41,10 @@ import torch
 from tqdm import tqdm
 
 from common.command import keep_freed_memory, run
-from common.deconvolution_figure import draw_cases, draw_gains
+from common.deconvolution_figure import draw_cases, draw_errors, draw_gains
 from common.files import code_fingerprint, read_json, whole_file, write_csv, write_json
 from common.output import holds_out_folder
+from common.shown_cases import TRUTH, ShownCase, describe, read_shown, write_shown
 from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.synthesis import EnergyWarning
@@ -74,6 +78,7 @@ from simulation.sources import TEST_IMAGES, VALIDATION_IMAGES
 
 HERE = Path(__file__).parent
 SCORES = [HERE / "restoration" / name for name in ("scores.py", "frc.py")]  # code of the scores
+TABLE, CURVES, FIGURE = "deconvolution", "deconvolution_frc", "figure_deconvolution"  # in --out
 TUNED_IMAGES, TUNED_SIZE = 12, 256  # at most; the largest for --tune, which tries 32 settings each
 
 
@@ -92,7 +97,7 @@ class Config:
     settings: Path = Path("results/deconvolution_settings.csv")  # of the other methods
     tune: bool = False  # choose these settings on the validation split, and do nothing else
     slow: bool = False  # also plug-and-play, and the best setting of blind methods for each image
-    draw_only: bool = False  # make tables and figures of the finished cases, restore nothing
+    draw_only: bool = False  # draw the tables of an earlier run
 
 
 def cases(config: Config) -> list[Case]:
@@ -213,22 +218,11 @@ def missing_programs() -> list[str]:
 
 
 def results(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of all finished cases, and their Fourier ring correlations.
-
-    Raises
-    ------
-    InputError
-        If results are missing.
-    """
-    rows, curves, missing, outdated = [], [], 0, 0
+    """Rows of all cases, and their Fourier ring correlations, one row per frequency."""
+    rows, curves = [], []
     for case, keys in method_keys(config, cases(config)).items():
-        for name, key in keys.items():
-            path = result_path(config.scratch, case, name)
-            if not path.exists():
-                missing += 1
-                continue
-            stored = read_json(path, "case")
-            outdated += any(stored["key"].get(part) != value for part, value in key.items())
+        for name in keys:
+            stored = read_json(result_path(config.scratch, case, name), "case")
             rows.append(stored["row"])
             curves += [
                 {"photons": case.photons, "method": name, "with": other.removeprefix("frc_")}
@@ -236,10 +230,6 @@ def results(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
                 for other, curve in stored["curves"].items()
                 for frequency, value in zip(ring_frequencies(), curve, strict=False)
             ]
-    if missing:
-        raise InputError(f"{missing} results are missing; run without --draw-only first.")
-    if outdated:
-        print(f"note: {outdated} results are older than settings or code; run without --draw-only")
     return pd.DataFrame(rows), pd.DataFrame(curves)
 
 
@@ -249,25 +239,64 @@ def mean_curves(curves: pd.DataFrame) -> pd.DataFrame:
     return curves.groupby(keys, sort=False)["correlation"].mean().reset_index()
 
 
-def draw(config: Config, table: pd.DataFrame, curves: pd.DataFrame) -> None:
-    """Draw both figures."""
-    first = table[table["photons"] == config.photons[0]]
+def best_rival(table: pd.DataFrame) -> str:
+    """The method with the highest mean gain, of those of others whose images are kept."""
+    kept = [name for name in (*BLIND, DEEPINV) if name in set(table["method"])]
+    means = table.groupby("method")["snr_gain_db"].mean()
+    return max(kept, key=lambda name: means[name])
+
+
+def shown_cases(config: Config, table: pd.DataFrame) -> list[ShownCase]:
+    """The objects that ours restores best, worst and between them, at the first brightness."""
+    photons = config.photons[0]
+    first = table[table["photons"] == photons]
     order = first[first["method"] == OURS].sort_values("snr_gain_db")["index"].tolist()
     chosen = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
-    lookup = {case.index: case for case in cases(config) if case.photons == config.photons[0]}
-    shown = [n for n in (INPUT, BLIND[1], DEEPINV, OURS, ORACLE) if n in set(first["method"])]
-    lines = []
+    lookup = {case.index: case for case in cases(config) if case.photons == photons}
+    found = []
     for rank, index in chosen.items():
-        case = lookup[index]
-        paths = {name: result_path(config.scratch, case, name) for name in shown}
-        images = {name: np.load(path.with_suffix(".npy")) for name, path in paths.items()}
-        images = {"truth": np.load(config.scratch / case.key / "truth.npy")} | images
-        gains = first[first["index"] == index].set_index("method")["snr_gain_db"]
-        lines.append((f"{rank}: {case.name}, {case.model}", images, gains.to_dict()))
+        images = {TRUTH: np.load(config.scratch / lookup[index].key / "truth.npy")}
+        correlations = {}
+        for name in (INPUT, best_rival(first), OURS, ORACLE):
+            path = result_path(config.scratch, lookup[index], name)
+            images[name] = np.load(path.with_suffix(".npy"))
+            correlations[name] = np.array(read_json(path, "case")["curves"]["frc_truth"])
+        found.append(ShownCase(rank, index, *describe(table, index, photons), images, correlations))
+    return found
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Rows of a table of an earlier run."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; run figure_deconvolution.py without --draw-only.")
+    return pd.read_csv(path)
+
+
+def draw(out: Path) -> None:
+    """Draw the figures from the tables and images in a folder."""
+    table, curves = (read_table(out / f"{name}.csv") for name in (TABLE, CURVES))
+    shown, photons = read_shown(out / f"{FIGURE}.npz", table)
     pixel_um = Microscope().pixel_size_um
-    draw_cases(config.out / "figure_deconvolution", lines, pixel_um, config.photons[0])
-    compared = [n for n in (BLIND[1], DEEPINV, ORACLE, OURS) if n in shown]
-    draw_gains(config.out / "figure_deconvolution_gains", table, curves, compared, pixel_um)
+    draw_cases(out / FIGURE, shown, OURS, pixel_um, photons)
+    draw_errors(out / f"{FIGURE}_errors", shown, pixel_um, photons)
+    compared = [n for n in (BLIND[1], DEEPINV, ORACLE, OURS) if n in set(table["method"])]
+    draw_gains(out / f"{FIGURE}_gains", table, curves, compared, pixel_um)
+    print(f"drew {out / FIGURE}.png, {FIGURE}_errors.png and {FIGURE}_gains.png")
+
+
+def write_results(config: Config) -> None:
+    """Write the tables and the images to draw from, and print the means."""
+    table, curves = results(config)
+    summary = summarise(table)
+    tables = {TABLE: table, f"{TABLE}_summary": summary, CURVES: mean_curves(curves)}
+    for name, content in tables.items():
+        write_csv(config.out / f"{name}.csv", content)
+    write_shown(config.out / f"{FIGURE}.npz", shown_cases(config, table), config.photons[0])
+    columns = ["photons", "method", "snr_gain_db", "interval_95_db", "worst_gain_db", "seconds"]
+    means = summary.loc[summary["objects"] == "all", columns]
+    print(means.to_string(index=False, float_format=lambda v: f"{v:.2f}"))
+    report(table)
+    print(f"wrote {config.out / TABLE}.csv")
 
 
 @holds_out_folder
@@ -280,26 +309,19 @@ def main(config: Config) -> None:
         )
     if not config.photons or min(config.photons) <= 0:
         raise InputError(f"--photons is {config.photons}; give numbers above 0.")
+    if config.draw_only:
+        draw(config.out)
+        return
     for note in missing_programs():
         print(f"note: {note}")
     if config.tune:
         tune(config)
         return
-    if not config.draw_only:
-        keys = method_keys(config, cases(config))
-        work = partial(run_case, folder=config.scratch)
-        in_processes(work, list(keys.items()), config.workers)
-    table, curves = results(config)
-    summary, curves = summarise(table), mean_curves(curves)
-    names = ("deconvolution", "deconvolution_summary", "deconvolution_frc")
-    for name, content in zip(names, (table, summary, curves), strict=True):
-        write_csv(config.out / f"{name}.csv", content)
-    draw(config, table, curves)
-    columns = ["photons", "method", "snr_gain_db", "interval_95_db", "worst_gain_db", "seconds"]
-    shown = summary.loc[summary["objects"] == "all", columns]
-    print(shown.to_string(index=False, float_format=lambda v: f"{v:.2f}"))
-    report(table)
-    print(f"wrote {config.out / 'deconvolution.csv'} (look at figure_deconvolution.png beside it)")
+    keys = method_keys(config, cases(config))
+    work = partial(run_case, folder=config.scratch)
+    in_processes(work, list(keys.items()), config.workers)
+    write_results(config)
+    draw(config.out)
 
 
 if __name__ == "__main__":

@@ -51,14 +51,14 @@ def draw(
         part, style = table[table["method"] == name].sort_values("plane"), style_of(name, methods)
         columns = ("advantage", "advantage_low", "advantage_high")
         middle, low, high = (SCALE * part[column] for column in columns)
-        axes.plot(part["plane"], middle, "o", ls=style.pop("ls", "-"), ms=3, label=name, **style)
+        axes.plot(part["plane"], middle, marker="o", ms=3, label=name, **style)
         axes.fill_between(part["plane"], low, high, color=style["color"], alpha=0.12, lw=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("plane", fontsize=8)
     axes.set_ylabel(f"log likelihood above the\n{SMOOTHED} (0.001 nat / px)", fontsize=8)
     axes.set_yscale("symlog", linthresh=1.0)
     axes.tick_params(labelsize=7)
-    axes.legend(fontsize=7)
+    top.legend(loc="outside right center", fontsize=7)
     axes.grid(alpha=0.3)
     grid = bottom.subplots(1, len(pictures), squeeze=False)[0]
     for at, (name, picture) in zip(grid, pictures.items(), strict=True):

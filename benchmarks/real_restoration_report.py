@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from benchmarks.plane_scores import Truth
 from benchmarks.restoration_methods import INPUT, is_ours
-from common.pictures import COLOURS, add_scale_bar, show_image
+from common.method_colours import method_colour
+from common.pictures import add_scale_bar, show_image
 
 TITLES = {
     "in_focus": "restoration blurred again by the PSF in focus",
@@ -77,12 +78,12 @@ def interval(row: pd.Series, name: str, value: str) -> str:
 
 
 def style_of(method: str, methods: list[str]) -> dict[str, object]:
-    """Colour and line of a method: ours in blue and strong, rivals thin."""
+    """Colour, line and width of a method; those of ours are wide, and dashed by their prior."""
+    style = {"color": method_colour(method), "lw": 1.0, "ls": "-"}
     if is_ours(method):
         mine = [name for name in methods if is_ours(name)]
-        return {"color": COLOURS[0], "lw": 2, "ls": ("-", "--", ":", "-.")[mine.index(method) % 4]}
-    others = [name for name in methods if not is_ours(name)]
-    return {"color": COLOURS[1 + others.index(method) % (len(COLOURS) - 1)], "lw": 1}
+        style |= {"lw": 2.0, "ls": ("-", "--", ":", "-.")[mine.index(method) % 4]}
+    return style
 
 
 def draw(
@@ -97,14 +98,15 @@ def draw(
     places = np.linspace(0, len(order) - 1, min(MOST_ROWS, len(order))).round().astype(int)
     shown = [order[place] for place in places]
     columns = len(next(iter(pictures.values()))) + 1
-    figure = Figure(figsize=(1.9 * columns, 3.6 + 2.15 * len(shown)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3.6, 2.15 * len(shown)))
+    figure = Figure(figsize=(1.9 * columns, 4.0 + 2.15 * len(shown)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(4.0, 2.15 * len(shown)))
     axes = top.subplots(1, len(TITLES), sharey=True)
     for at, (kind, title) in zip(axes, TITLES.items(), strict=True):
         draw_gains(at, table, kind)
         at.set_title(title, fontsize=8)
     axes[0].set_ylabel("gain in SNR over the blurred plane (dB)", fontsize=8)
-    axes[0].legend(fontsize=6.5)
+    handles, names = axes[0].get_legend_handles_labels()
+    top.legend(handles, names, loc="outside upper center", ncols=4, fontsize=6.5)
     grid = bottom.subplots(len(shown), columns, squeeze=False)
     for line, plane in zip(grid, shown, strict=True):
         for at, (name, picture) in zip(line, pictures[plane].items(), strict=False):
@@ -123,7 +125,7 @@ def draw_gains(axes: Axes, table: pd.DataFrame, kind: str) -> None:
     for name in methods:
         part = table[table["method"] == name].sort_values("steps")
         style, gain = style_of(name, methods), part[f"gain_{kind}_db"]
-        axes.plot(part["steps"], gain, "o", ls=style.pop("ls", "-"), ms=3, label=name, **style)
+        axes.plot(part["steps"], gain, marker="o", ms=3, label=name, **style)
         ends = (part[f"gain_{kind}_low"], part[f"gain_{kind}_high"])
         axes.fill_between(part["steps"], *ends, color=style["color"], alpha=0.12, lw=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

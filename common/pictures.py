@@ -35,12 +35,12 @@ def network_colours(networks: Iterable[str]) -> dict[str, str]:
     return {name: NETWORK_COLOURS.get(name) or next(others) for name in names}
 
 
-def save_figure(path: Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: Figure, dpi: int = 130) -> None:
     """Write a figure as PNG or PDF, by the suffix of the path; a failure leaves no file."""
     with whole_file(path) as partial, warnings.catch_warnings():
         # A file name in a title may have letters that the font lacks; they become boxes.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
-        figure.savefig(partial, dpi=130, bbox_inches="tight")
+        figure.savefig(partial, dpi=dpi, bbox_inches="tight")
 
 
 def plain_text(text: str) -> str:
@@ -81,7 +81,12 @@ def mark_left_out(axes: Axes, left_out: np.ndarray) -> None:
 
 
 def add_scale_bar(
-    axes: Axes, pixel_size_um: float, width_px: int, x: float = 0.05, name: str = ""
+    axes: Axes,
+    pixel_size_um: float,
+    width_px: int,
+    x: float = 0.05,
+    name: str = "",
+    fontsize: float = 8,
 ) -> None:
     """Draw a scale bar of a round length, a tenth to a quarter of the width.
 
@@ -101,7 +106,7 @@ def add_scale_bar(
         color="white",
         ha="center",
         va="bottom",
-        fontsize=8,
+        fontsize=fontsize,
         transform=axes.transAxes,
         bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "linewidth": 0},
     )

@@ -1,7 +1,7 @@
 """The restoration experiment: scenes of the right blur, scores by value, valid results."""
 
-import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,30 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 import figure_deconvolution
+from benchmarks.restoration_methods import METHODS as IMAGE_METHODS
 from common.code import imported_files
-from common.deconvolution_figure import DETAIL_PX, detail_place, draw_cases, draw_gains
-from common.files import read_json
-from figure_deconvolution import Config, cases, method_keys, result_path, results, run_case
+from common.deconvolution_figure import (
+    INSET_PX,
+    draw_cases,
+    draw_errors,
+    draw_gains,
+    inset_place,
+)
+from common.files import read_json, write_json
+from common.method_colours import METHOD_COLOURS, OURS_COLOUR, method_colour
+from common.pictures import COLOURS
+from common.shown_cases import STEP, TRUTH, ShownCase, read_shown, write_shown
+from figure_deconvolution import (
+    Config,
+    best_rival,
+    cases,
+    draw,
+    main,
+    result_path,
+    run_case,
+    save_image,
+    write_results,
+)
 from psf.errors import InputError
 from restoration.compared import (
     BLIND,
@@ -25,7 +45,9 @@ from restoration.compared import (
     METHODS,
     ORACLE,
     OURS,
+    OURS_TV,
     ROOT,
+    SCHEME_2018,
     Method,
     Trial,
     best_by_truth,
@@ -317,33 +339,6 @@ def test_a_method_runs_again_only_if_what_it_uses_has_changed(case, scene, one_m
     assert np.array_equal(shown, twice.numpy())
 
 
-def test_finished_results_become_tables_and_outdated_ones_are_reported(tmp_path, capsys):
-    settings = tmp_path / "settings.csv"
-    lines = [
-        (n, m.setting, 100.0, m.settings[0], 0.0, 1, True) for n, m in METHODS.items() if m.settings
-    ]
-    names = ("method", "setting", "photons", "value", "snr_gain_db", "images", "chosen")
-    write_settings(settings, pd.DataFrame(lines, columns=names))
-    config = Config(
-        images=1, photons=(100.0,), scratch=tmp_path / "scratch", settings=settings, size=256
-    )
-    with pytest.raises(InputError, match="results are missing; run without --draw-only"):
-        results(config)
-    for case, keys in method_keys(config, cases(config)).items():
-        for name, key in keys.items():
-            path = result_path(config.scratch, case, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            curves = {"frc_pair": [], "frc_truth": [0.5] * 64}
-            stored = {"key": json.loads(json.dumps(key)), "row": {"method": name}, "curves": curves}
-            path.write_text(json.dumps(stored))
-    rows, curves = results(config)
-    assert rows["method"].tolist() == list(keys) and "outdated" not in capsys.readouterr().out
-    assert set(curves["with"]) == {"truth"} and len(curves) == 64 * len(keys)
-    path.write_text(json.dumps(stored | {"key": stored["key"] | {"code": "older"}}))
-    results(config)
-    assert "1 results are older" in capsys.readouterr().out
-
-
 def rows_of(gains, photons=100.0):
     """Rows of deconvolution.csv from gains by method and image."""
     names = ("snr_gain_centre_db", "psnr_db", "psnr_centre_db", "ssim", "ssim_centre", "seconds")
@@ -395,18 +390,28 @@ def test_the_report_names_leads_losses_and_harm(capsys):
     assert f"ahead of {DEEPINV}: 2 of 4" in text
 
 
-def test_the_detail_is_where_the_true_map_corrects_most():
-    truth = np.zeros((300, 400))
+def test_the_inset_is_where_ours_and_the_input_differ_most_in_error():
+    truth = np.zeros((200, 300))
     blurred = truth.copy()
-    blurred[120:200, 250:330] = 1
-    blurred[:100, :100] = 2
-    best = blurred.copy()
-    best[120:200, 250:330] = 0.1  # the larger error is not corrected
-    top, left = detail_place(truth, blurred, best)
-    assert top <= 120 and 200 <= top + DETAIL_PX and left <= 250 and 330 <= left + DETAIL_PX
-    blurred[:, :] = 0
-    blurred[-3:, -3:] = 1
-    assert detail_place(truth, blurred, truth) == (300 - DETAIL_PX, 400 - DETAIL_PX)
+    blurred[70:120, 150:200] = 1
+    blurred[:64, :64] = 2
+    ours = blurred.copy()
+    ours[70:120, 150:200] = 0.1  # the larger error is not corrected
+    top, left = inset_place(truth, blurred, ours)
+    assert top <= 70 and 120 <= top + INSET_PX and left <= 150 and 200 <= left + INSET_PX
+    ours[-3:, -3:] = 30  # and here ours is worse than the input
+    assert inset_place(truth, blurred, ours) == (200 - INSET_PX, 300 - INSET_PX)
+
+
+def test_every_method_has_one_colour_and_those_in_one_figure_differ():
+    names = [*METHODS, *IMAGE_METHODS]
+    assert {method_colour(name) for name in names} <= set(METHOD_COLOURS.values())
+    shown = [INPUT, *BLIND, SCHEME_2018, DEEPINV, OURS, ORACLE]
+    assert len({method_colour(name) for name in shown}) == len(shown)
+    assert method_colour("deepinv Richardson-Lucy") == method_colour(DEEPINV) == COLOURS[1]
+    assert method_colour(BLIND_BEST[0]) == method_colour(BLIND[0])
+    ours = (OURS, "ours", "ours, total variation", "ours, learned", OURS_TV)
+    assert {method_colour(name) for name in ours} == {OURS_COLOUR} != {method_colour(ORACLE)}
 
 
 @pytest.fixture
@@ -415,43 +420,145 @@ def drawn(monkeypatch):
     saved = {}
     monkeypatch.setattr(
         "common.deconvolution_figure.save_figure",
-        lambda path, figure: saved.__setitem__(path.name, figure),
+        lambda path, figure, dpi: saved.__setitem__(path.name, figure),
     )
     return saved
 
 
-def test_the_figure_of_cases_shows_fields_parts_and_gains(drawn):
-    image = np.random.default_rng(0).random((160, 160))
-    images = {"truth": image, INPUT: image / 2, OURS: image / 4, ORACLE: image}
-    draw_cases(Path("cases"), [("best: beads", images, {INPUT: 0.0, OURS: 1.0})], 0.3, 100.0)
+@pytest.fixture
+def shown() -> ShownCase:
+    """An object whose restorations have known errors."""
+    truth = np.random.default_rng(0).random((80, 80)) * 100
+    images = {TRUTH: truth, INPUT: truth + 8, OURS: truth - 4, ORACLE: truth}
+    curves = {INPUT: np.full(64, 0.2), OURS: np.full(64, 0.6), ORACLE: np.ones(64)}
+    gains = {INPUT: 0.0, OURS: 1.04, ORACLE: -2.0}
+    return ShownCase("best", 3, "round beads, zernike1d", gains, images, curves)
+
+
+def test_the_figure_of_cases_shows_fields_above_their_insets(drawn, shown):
+    draw_cases(Path("cases"), [shown], OURS, 0.3, 100.0)
     assert set(drawn) == {"cases.png", "cases.pdf"}
-    field, *parts = drawn["cases.png"].axes
-    assert field.get_title() == "best: beads" and field.images[0].get_array().shape == (160, 160)
-    assert [at.get_title().strip() for at in parts] == ["truth", INPUT, "ours\n+1.0 dB", ORACLE]
-    shown = [at.images[0] for at in parts]
-    assert {one.get_array().shape for one in shown} == {(DETAIL_PX, DETAIL_PX)}
-    assert len({one.get_clim() for one in shown}) == 1  # the same grey values for all
+    axes = drawn["cases.png"].axes
+    fields, insets = axes[:4], axes[4:]
+    titles = [at.get_title() for at in fields]
+    assert titles[2:] == ["ours\nestimated map\n+1.0 dB", "ours\ntrue map\n\N{MINUS SIGN}2.0 dB"]
+    assert [title.strip() for title in titles[:2]] == [TRUTH, INPUT]
+    assert fields[2].title.get_color() == OURS_COLOUR
+    assert fields[0].get_ylabel() == "best: round beads\nzernike1d, 24 µm wide"
+    top, left = inset_place(*(shown.images[name] for name in (TRUTH, INPUT, OURS)))
+    for field, inset, image in zip(fields, insets, shown.images.values(), strict=True):
+        assert np.array_equal(field.images[0].get_array(), image)
+        part = image[top : top + INSET_PX, left : left + INSET_PX]
+        assert np.array_equal(inset.images[0].get_array(), part)
+        assert inset.images[0].get_interpolation() == "nearest"
+        box = field.patches[0].get_bbox().bounds
+        assert box == (left - 0.5, top - 0.5, INSET_PX, INSET_PX)  # from edge to edge of pixels
+    for row in (fields, insets):
+        assert len({at.images[0].get_clim() for at in row}) == 1  # the same grey values for all
+    figure, width_px = drawn["cases.png"], 180 / 25.4 * 200
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() * 200 == pytest.approx(width_px)
+    assert insets[0].get_position().width * width_px >= 2 * INSET_PX  # px of the figure
 
 
-def test_the_figure_of_gains_sorts_objects_and_shows_every_method(drawn):
-    frequencies = np.linspace(0, 0.5, 10)
-    curves = pd.DataFrame({"cycles_per_px": frequencies, "correlation": 1 - frequencies})
-    curves = curves.assign(photons=100.0, method=OURS)
-    curves = pd.concat([curves.assign(**{"with": other}) for other in ("pair", "truth")])
+def test_the_figure_of_errors_has_one_symmetric_scale_and_the_correlations(drawn, shown):
+    draw_errors(Path("errors"), [shown], 0.3, 100.0)
+    blurred, ours, _, curves, bar = drawn["errors.png"].axes
+    assert np.allclose(blurred.images[0].get_array(), 8)
+    assert np.allclose(ours.images[0].get_array(), -4)
+    for at in (blurred, ours):
+        assert at.images[0].get_clim() == pytest.approx((-8, 8))
+    assert bar.get_ylabel() == "image \N{MINUS SIGN} truth,\nphotons per pixel"
+    heights = {line.get_color(): line.get_ydata()[0] for line in curves.lines}
+    assert heights[OURS_COLOUR] == 0.6 and heights[method_colour(INPUT)] == 0.2
+    frequency = curves.lines[0].get_xdata()
+    assert frequency[-1] == pytest.approx(63.5 / 64 * 0.5 / 0.3)  # cycles per um
+    assert curves.lines[-1].get_ydata()[0] == 0.5  # the threshold
+
+
+def test_the_figure_of_gains_sorts_objects_and_names_the_curves(drawn):
+    frequencies = (np.arange(64) + 0.5) / 128
+    curves = pd.DataFrame({"cycles_per_px": frequencies, "with": "truth", "photons": 100.0})
     compared = [BLIND[1], DEEPINV, ORACLE, OURS]
+    levels = {INPUT: 0.1, BLIND[1]: 0.3, DEEPINV: 0.2, OURS: 0.5, ORACLE: 0.9}
+    curves = pd.concat([curves.assign(method=n, correlation=v) for n, v in levels.items()])
+    curves = pd.concat([curves, curves.assign(correlation=0.0, **{"with": "pair"})])
     draw_gains(Path("gains"), rows_of(GAINS), curves, compared, 0.3)
-    dots, pair, truth = drawn["gains.png"].axes
+    dots, lines = drawn["gains.png"].axes
     order = [2, 3, 0, 1]  # by the gains of ours
     for line, name in zip(dots.lines, compared, strict=False):
         assert list(line.get_ydata()) == [GAINS[name][index] for index in order]
+        assert line.get_color() == method_colour(name)
     assert [text.get_text() for text in dots.get_xticklabels()] == [f"object {i}" for i in order]
     assert len(dots.patches) == 2  # bands behind the photograph and the micrograph
-    for at, threshold in ((pair, 1 / 7), (truth, 1 / 2)):
-        curve, line = at.lines
-        assert curve.get_xdata()[-1] == pytest.approx(0.5 / 0.3)  # cycles per um
-        assert line.get_ydata()[0] == threshold
+    heights = {line.get_color(): line.get_ydata()[0] for line in lines.lines}
+    assert heights.items() >= {method_colour(n): v for n, v in levels.items()}.items()
+    names = [text.get_text() for text in lines.texts[1:]]  # the first is the threshold
+    assert names == ["ours, true map", "ours", BLIND[1], "deepinv Richardson-Lucy", INPUT]
     legend = [text.get_text() for text in drawn["gains.png"].legends[0].get_texts()]
     assert legend[:4] == compared
+
+
+def test_shown_cases_are_kept_to_half_a_step(shown, tmp_path):
+    table = rows_of(GAINS).assign(model="zernike1d")
+    write_shown(tmp_path / "shown.npz", [shown], 100.0)
+    (found,), photons = read_shown(tmp_path / "shown.npz", table)
+    assert photons == 100.0 and (found.rank, found.index) == ("best", 3)
+    assert found.title == "object 3, zernike1d" and found.gains[OURS] == -0.05
+    assert list(found.images) == list(shown.images)
+    for name, image in found.images.items():
+        difference = np.abs(image - shown.images[name].clip(min=0))
+        assert 0.4 * 100 * STEP < difference.max() <= 0.5001 * 100 * STEP
+    assert np.allclose(found.correlations[OURS], 0.6)
+
+
+def test_the_best_rival_has_the_highest_mean_gain_of_the_kept_ones():
+    assert best_rival(rows_of(GAINS)) == DEEPINV
+    assert best_rival(rows_of(GAINS | {BLIND[1]: (0.9, 0.9, 0.9, 0.9)})) == BLIND[1]
+    assert best_rival(rows_of({name: GAINS[name] for name in (*BLIND, OURS)})) == BLIND[1]
+
+
+def test_figures_are_drawn_again_from_the_tables_alone(drawn, monkeypatch, tmp_path):
+    config = Config(
+        out=tmp_path / "out", images=3, photons=(100.0,), size=256, scratch=tmp_path / "scratch"
+    )
+    with pytest.raises(InputError, match=r"csv does not exist; run .* without --draw-only"):
+        main(replace(config, draw_only=True))
+    methods = (INPUT, *BLIND, OURS, ORACLE)
+    keys = {case: dict.fromkeys(methods) for case in cases(config)}
+    monkeypatch.setattr(figure_deconvolution, "method_keys", lambda *_: keys)
+    rng = np.random.default_rng(0)
+    rows = rows_of({name: GAINS[name] for name in methods}).assign(model="zernike1d")
+    for case in keys:
+        for name in methods:
+            path = result_path(config.scratch, case, name)
+            row = rows[(rows["index"] == case.index) & (rows["method"] == name)].iloc[0].to_dict()
+            curves = {"frc_pair": [], "frc_truth": [0.5] * 64}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"row": row, "curves": curves})
+            save_image(path.with_suffix(".npy"), torch.from_numpy(rng.random((80, 80)) * 100))
+        save_image(path.with_name("truth.npy"), torch.from_numpy(rng.random((80, 80)) * 100))
+    config.out.mkdir()
+    write_results(config)
+    draw(config.out)
+    shutil.rmtree(config.scratch)
+    first = {name: pixels(figure) for name, figure in drawn.items() if name.endswith(".png")}
+    drawn.clear()
+    main(replace(config, draw_only=True))
+    again = {name: pixels(figure) for name, figure in drawn.items() if name.endswith(".png")}
+    assert len(again) == 3 and again == first
+    labels = [at.get_ylabel() for at in drawn["figure_deconvolution.png"].axes[::10]]
+    assert [label.split("\n")[0] for label in labels] == [
+        f"{rank}: object {index}" for rank, index in (("best", 1), ("median", 0), ("worst", 2))
+    ]
+
+
+def pixels(figure) -> list[bytes]:
+    """What the images and lines of a figure show."""
+    shown = [image.get_array() for axes in figure.axes for image in axes.images]
+    return [array.tobytes() for array in shown] + [
+        np.asarray(line.get_ydata()).tobytes() for axes in figure.axes for line in axes.lines
+    ]
 
 
 def test_the_weight_of_blind_total_variation_follows_the_photons(scene, monkeypatch):
