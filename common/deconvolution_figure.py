@@ -143,7 +143,7 @@ def draw_errors(path: Path, cases: Sequence[ShownCase], pixel_um: float, photons
         add_scale_bar(line[0], pixel_um, truth.shape[1], SMALL_TEXT)
         curves = {name: case.correlations[name] for name in names}
         draw_correlations(line[-1], curves, pixel_um, named=False)
-        line[-1].set_ylim(-0.35, 1.02)  # wrong PSFs invert the contrast of some frequencies
+        line[-1].set_ylim(-0.7, 1.02)  # wrong PSFs invert the contrast of some frequencies
         if row == 0:
             line[-1].set_title("Fourier ring correlation\nwith the truth", fontsize=TEXT)
     axes[-1, -1].set_xlabel("frequency, cycles per µm", fontsize=TEXT)
