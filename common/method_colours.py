@@ -31,8 +31,8 @@ def short_name(method: str) -> str:
 
 
 def method_colour(method: str) -> str:
-    """Colour of a method by its name in a table; ours with any prior has one colour."""
+    """Colour of a method by its name in a table: one for ours with any prior, black for others."""
     name = short_name(method)
     if name not in METHOD_COLOURS and name.startswith("ours, "):
         return OURS_COLOUR
-    return METHOD_COLOURS[name]
+    return METHOD_COLOURS.get(name, "black")
