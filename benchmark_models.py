@@ -10,7 +10,7 @@ kind of images and condition: R^2 with its 95 % interval over source images, squ
 correlation, rmse and median absolute error in label units and um, SNR of the PSF, coverage of the
 error bars, content flag, and size, training and speed of the network.
 With --noise it writes noise.csv instead: R^2 at each level of the paper's degradations, for
-figure_noise_resistance.py. The noise of a test patch is the same in all runs.
+figure_noise_resistance.py. All networks, levels and runs share the patches and their noise.
 """
 
 import warnings
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from common.command import keep_freed_memory, next_command, pick_device, run
 from common.files import run_record, whole_file, write_csv, write_json
 from common.output import holds_out_folder
-from common.pictures import Panel, draw_reliability, draw_scatter
+from common.pictures import Panel, draw_reliability, draw_scatter, network_colours
 from models.checkpoint import load_estimator
 from models.data import CONDITIONS, PatchSet
 from models.degradations import DEGRADATIONS, Degradation, recorded_levels, turned_levels
@@ -169,11 +169,12 @@ def r2_cell(r2: float, low: float, high: float) -> str:
 def scatter_panels(scored: list[Scored], models: list[PsfModel]) -> list[list[Panel]]:
     """Panels of scatter.png: a row per network and parameter, a column per condition."""
     rows: dict[tuple[str, str, int], list[Panel]] = {}
+    colours = network_colours(s.network for s in scored)
     for s, model in zip(scored, models, strict=True):
         for column, name in enumerate(model.label_names):
             truth, predicted = s.truth[:, column], s.predicted[:, column]
             title = f"{s.network}, {s.condition}\nR² {SCORES['r2'](truth, predicted):.3f}"
-            panel = Panel(title, f"{name} ({model.unit})", truth, predicted)
+            panel = Panel(title, f"{name} ({model.unit})", truth, predicted, colours[s.network])
             rows.setdefault((model.name, s.network, column), []).append(panel)
     return list(rows.values())
 
@@ -212,6 +213,7 @@ def score_all(contests: list[Contest], config: Config) -> None:
 def noise_rows(contest: Contest, degradation: Degradation, count: int) -> Iterator[dict]:
     """Rows of noise.csv: R^2 of each parameter at each level of one degradation."""
     test_set, estimator = contest.test_set, contest.estimator
+    facts = checkpoint_facts(contest.name, estimator)
     if degradation.record is None:
         simulation = from_config(test_set.config)
         data = test_set.config
@@ -232,6 +234,7 @@ def noise_rows(contest: Contest, degradation: Degradation, count: int) -> Iterat
             yield {
                 "network": contest.name,
                 "psf_model": test_set.model.name,
+                "patches_seen": facts["patches_seen"],
                 "parameter": parameter,
                 "degradation": degradation.name,
                 "axis": degradation.axis,

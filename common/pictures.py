@@ -21,18 +21,46 @@ WARNING_COLOUR = "#c00000"  # of titles that say what is wrong with a result
 # Colour-blind-safe colours for lines, of Okabe and Ito (jfly.uni-koeln.de/color)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
-# Networks have the same colour in every figure.
-NETWORK_COLOURS = dict(
-    zip(("spectral_resnet", "resnet18", "resnet34", "resnet50", "resnext50"), COLOURS, strict=False)
-)
+BLUE, VERMILION, GREEN, PINK, ORANGE, SKY_BLUE = COLOURS
+WINE = "#882255"  # of Paul Tol's muted scheme (sronpersonalpages.nl/~pault); unlike those above
+
+# Networks have the same colour in every figure. The shipped networks of the default architecture
+# have its colour; each panel shows one PSF model, so two of them do not meet.
+NETWORK_COLOURS = {
+    **dict.fromkeys(
+        ("spectral_resnet", "zernike1d", "zernike2d", "astigmatic", "gaussian1d", "gaussian2d"),
+        BLUE,
+    ),
+    **dict.fromkeys(("zernike1d_tilted", "zernike2d_tilted", "astigmatic_tilted"), SKY_BLUE),
+    **dict.fromkeys(("spectral_resnet_wide", "focus"), GREEN),
+    "resnet18": VERMILION,
+    "resnet34": ORANGE,
+    "resnet50": PINK,
+    "resnext50": WINE,
+}
+# Recording conditions of patches in every figure, from the best image to the worst: viridis in
+# equal steps, which stays in order without colour vision and in grey, and a marker.
+CONDITION_STYLES = {
+    "noise-free": {"color": "#440154", "marker": "o"},
+    "8-bit": {"color": "#414487", "marker": "s"},
+    "1000 photons": {"color": "#2a788e", "marker": "^"},
+    "100 photons": {"color": "#22a884", "marker": "D"},
+    "10 photons": {"color": "#7ad151", "marker": "v"},
+}
+OTHER_CONDITION = {"color": "0.4", "marker": "."}
 
 
 def network_colours(networks: Iterable[str]) -> dict[str, str]:
-    """Colour of each network by its name; names that are no architecture get the other colours."""
+    """Colour of each network by its name; unknown names get colours that no other one has."""
     names = list(dict.fromkeys(networks))
     used = {NETWORK_COLOURS.get(name) for name in names}
-    others = cycle([colour for colour in COLOURS if colour not in used] or COLOURS)
+    others = cycle([colour for colour in (*COLOURS, WINE) if colour not in used] or COLOURS)
     return {name: NETWORK_COLOURS.get(name) or next(others) for name in names}
+
+
+def condition_style(condition: str) -> dict[str, str]:
+    """Colour and marker of a recording condition, e.g. "100 photons", as matplotlib's keywords."""
+    return CONDITION_STYLES.get(condition, OTHER_CONDITION)
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 130) -> None:
@@ -134,14 +162,13 @@ def draw_curves(path: Path, metrics: Any) -> None:
 
 
 def _draw_scores(axes: Axes, seen: Any, scores: Any) -> None:
-    """Draw columns `r2_PARAMETER_CONDITION`, one colour per condition."""
-    conditions = list(dict.fromkeys(column.rpartition("_")[2] for column in scores))
-    colours = colour_map("viridis")(np.linspace(0, 0.9, len(conditions)))
-    for condition, colour in zip(conditions, colours, strict=True):
+    """Draw columns `r2_PARAMETER_CONDITION`, in the style of their condition."""
+    for condition in dict.fromkeys(column.rpartition("_")[2] for column in scores):
         chosen = scores[[c for c in scores if c.endswith(f"_{condition}")]]
-        axes.plot(seen, chosen.mean(axis=1), "o-", ms=3, color=colour, label=condition)
+        style = condition_style(condition)
+        axes.plot(seen, chosen.mean(axis=1), ms=3, label=condition, **style)
         if chosen.shape[1] > 1:
-            axes.plot(seen, chosen, "-", lw=0.6, alpha=0.6, color=colour)
+            axes.plot(seen, chosen, "-", lw=0.6, alpha=0.6, color=style["color"])
     # Below -1 a score says no more than that the network has learned nothing.
     lowest = max(-1.0, min(0.0, float(scores.min().min())))
     axes.set(ylabel="validation R²", ylim=(lowest, 1.02))
@@ -156,6 +183,7 @@ class Panel:
     label: str  # name of the parameter, with its unit
     truth: np.ndarray  # (N,)
     predicted: np.ndarray  # (N,)
+    colour: str = BLUE  # of the network
 
 
 def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
@@ -166,8 +194,8 @@ def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
         room = 0.08 * (high - low)
         limits = (low - room, high + room)
         shown = panel.predicted.clip(*limits)  # outliers lie on the border
-        at.plot(panel.truth, shown, ".", ms=2, alpha=0.3, color=COLOURS[0])
-        at.plot([low, high], [low, high], color=COLOURS[1], lw=1)
+        at.plot(panel.truth, shown, ".", ms=2, alpha=0.3, color=panel.colour)
+        at.plot([low, high], [low, high], color="black", lw=0.8)
         at.set(xlim=limits, ylim=limits, aspect="equal")
         lines = (plain_text(line) for line in panel.title.split("\n"))
         at.set_title("\n".join(lines), fontsize=7)
@@ -180,25 +208,41 @@ def draw_scatter(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
 def draw_reliability(path: Path, table: Any) -> None:
     """Draw the share of true values inside the 68 % and 95 % intervals, per condition.
 
-    `table` is the data frame of benchmark.csv. Grey bands mark 65 to 71 % and 93 to 97 %.
+    `table` is the data frame of benchmark.csv. A row of panels shows the networks of one PSF model,
+    with the parameters as line styles. Grey bands mark 65 to 71 % and 93 to 97 %.
     """
     keys = ["psf_model", "network", "trained_on", "parameter", "condition"]
     table = table.drop_duplicates(keys)  # the first row of each is that of all images
     models = list(dict.fromkeys(table["psf_model"]))
-    figure, axes = new_figure(len(models), 2, 5.0, 3.2)
-    for row, model in zip(axes, models, strict=True):
-        for one, (nominal, half) in zip(row, ((68, 3), (95, 2)), strict=True):
+    figure, axes = new_figure(len(models), 2, 4.2, 2.8)
+    for column, (nominal, half) in zip(axes.T, ((68, 3), (95, 2)), strict=True):
+        shares = 100 * table[f"coverage_{nominal}"]
+        limits = min(shares.min(), nominal - half) - 2, min(max(shares.max() + 2, 75), 100.5)
+        for one, model in zip(column, models, strict=True):
             band = {"color": "0.88", "zorder": 0, "label": f"{nominal} ± {half} %"}
             one.axhspan(nominal - half, nominal + half, **band)
-            groups = table[table["psf_model"] == model].groupby(
-                ["network", "trained_on", "parameter"], sort=False
-            )
-            for (network, trained_on, parameter), rows in groups:
-                values = 100 * rows[f"coverage_{nominal}"]
-                label = plain_text(f"{network} ({trained_on}), {parameter}")
-                one.plot(rows["condition"], values, "o-", ms=4, lw=1.2, label=label)
+            _draw_coverage(one, table[table["psf_model"] == model], nominal)
             one.set_ylabel(f"true value within\nthe {nominal} % interval (%)")
             one.set_title(model, fontsize=9)
             one.tick_params(axis="x", rotation=20, labelsize=7)
-        row[1].legend(fontsize=6, loc="lower left")
+            one.set_ylim(limits)
+    for one in axes[:, 1]:
+        one.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     save_figure(path, figure)
+
+
+def _draw_coverage(axes: Axes, table: Any, nominal: int) -> None:
+    """Draw the coverage of each network and parameter of one PSF model."""
+    colours = network_colours(table["network"])
+    styles = dict(zip(dict.fromkeys(table["parameter"]), cycle(("o-", "s--", "^:")), strict=False))
+    groups = table.groupby(["network", "trained_on", "parameter"], sort=False)
+    for (network, trained_on, parameter), rows in groups:
+        axes.plot(
+            rows["condition"],
+            100 * rows[f"coverage_{nominal}"],
+            styles[parameter],
+            ms=4,
+            lw=1.2,
+            color=colours[network],
+            label=plain_text(f"{network} ({trained_on}), {parameter}"),
+        )

@@ -2,12 +2,14 @@
 
 Shajkofci & Liebling (2020) degrade test images by Gaussian noise, Poisson noise, both, rotation,
 and global and axial changes of the illumination. Each is a `Degradation` here: its levels with
-their unit, and a function that records noise-free patches at one level.
+their unit, and a function that records noise-free patches at all levels. All levels share their
+random numbers, so that R^2 against the level is a smooth curve.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,8 +20,6 @@ from psf.errors import InputError
 from psf.model import draw_labels
 from psf.noise import (
     axial_illumination,
-    camera_counts,
-    gaussian_noise,
     global_illumination,
     poisson_noise,
     rotate,
@@ -31,15 +31,16 @@ from simulation.crops import draw_crops
 from simulation.settings import Simulation, draw_microscopes
 from simulation.sources import Source, plane_shape
 
-LEVELS = 25  # per degradation: enough for a smooth curve in the figure
+LEVELS = 13  # per degradation: about three per decade of light
 # Per pixel, under Gaussian noise without shot noise: the brightest light of the benchmark's table.
 MEAN_ELECTRONS = 1000.0
 READ_NOISE_E = 3.0  # added to Poisson noise: the largest read noise of the training
-# Mean per pixel; the training has 8 to 30,000.
-PHOTONS = tuple(np.geomspace(3, 30_000, LEVELS).tolist())
+# Mean per pixel; the training has 3 to 30,000.
+PHOTONS = tuple(np.geomspace(30_000, 3, LEVELS).tolist())
 FULL_SCALE = 2**16 - 1  # counts; a 16-bit camera, under a lamp that is dimmed
 
-Record = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
+# From noise-free patches (N, H, W) and levels to the recorded patches at each level.
+Record = Callable[[torch.Tensor, Sequence[float], torch.Generator], Iterator[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Degradation:
     name: str
     axis: str  # label of the figure's axis
     unit: str  # of the levels
-    levels: tuple[float, ...]  # rising
+    levels: tuple[float, ...]  # from the best image to the worst
     record: Record | None  # None: the object is rotated before the blur instead
 
 
@@ -62,25 +63,51 @@ class Level:
     source_names: np.ndarray  # (N,) source image of each patch
 
 
-def _gaussian(patches: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    return gaussian_noise(to_photons(patches, MEAN_ELECTRONS), sigma, generator)
+def _gaussian(
+    patches: torch.Tensor, sigmas: Sequence[float], generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    expected = to_photons(patches, MEAN_ELECTRONS)
+    noise = torch.randn(expected.shape, generator=generator)
+    for sigma in sigmas:
+        yield expected + sigma * noise
 
 
-def _poisson(patches: torch.Tensor, photons: float, generator: torch.Generator) -> torch.Tensor:
-    return poisson_noise(to_photons(patches, photons), generator)
+def _poisson(
+    patches: torch.Tensor, photons: Sequence[float], generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    """Counts at falling light: each photon of a level is kept at random for the next one.
+
+    Photons that are kept with a probability p have a Poisson distribution of p times the mean.
+    """
+    counts = poisson_noise(to_photons(patches, photons[0]), generator)
+    yield counts
+    for brighter, level in pairwise(photons):
+        kept = torch.full_like(counts, level / brighter)
+        counts = torch.binomial(counts, kept, generator=generator)
+        yield counts
 
 
-def _both(patches: torch.Tensor, photons: float, generator: torch.Generator) -> torch.Tensor:
-    return camera_counts(to_photons(patches, photons), generator, READ_NOISE_E)
+def _both(
+    patches: torch.Tensor, photons: Sequence[float], generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    read_noise = READ_NOISE_E * torch.randn(patches.shape, generator=generator)
+    for counts in _poisson(patches, photons, generator):
+        yield counts + read_noise
 
 
-def _dim(patches: torch.Tensor, per_cent: float, generator: torch.Generator) -> torch.Tensor:
+def _dim(
+    patches: torch.Tensor, per_cent: Sequence[float], generator: torch.Generator
+) -> Iterator[torch.Tensor]:
     top = patches.amax((1, 2), keepdim=True).clamp(min=1e-9)
-    return global_illumination(patches / top * FULL_SCALE, per_cent / 100).round()
+    for level in per_cent:
+        yield global_illumination(patches / top * FULL_SCALE, level / 100).round()
 
 
-def _vignette(patches: torch.Tensor, per_cent: float, generator: torch.Generator) -> torch.Tensor:
-    return axial_illumination(patches, per_cent / 100)
+def _vignette(
+    patches: torch.Tensor, per_cent: Sequence[float], generator: torch.Generator
+) -> Iterator[torch.Tensor]:
+    for level in per_cent:
+        yield axial_illumination(patches, level / 100)
 
 
 DEGRADATIONS = (
@@ -100,20 +127,24 @@ DEGRADATIONS = (
         _both,
     ),
     Degradation(
-        "rotation", "rotation of the object", "degrees", tuple(np.linspace(0, 180, LEVELS)), None
+        "rotation",
+        "rotation of the object",
+        "degrees",
+        tuple(np.linspace(0, 180, LEVELS).tolist()),
+        None,
     ),
     Degradation(
         "global illumination",
         "light of the lamp",
         "per cent",
-        tuple(np.linspace(4, 100, LEVELS)),
+        tuple(np.linspace(100, 4, LEVELS).tolist()),
         _dim,
     ),
     Degradation(
         "axial illumination",
         "light lost at the corners",
         "per cent",
-        tuple(np.linspace(0, 72, LEVELS)),
+        tuple(np.linspace(0, 72, LEVELS).tolist()),
         _vignette,
     ),
 )
@@ -122,12 +153,15 @@ DEGRADATIONS = (
 def recorded_levels(
     test_set: PatchSet, degradation: Degradation, count: int, seed: int
 ) -> Iterator[Level]:
-    """First `count` test patches with content at each level, with the same noise at each call."""
+    """First `count` test patches with content, recorded at each level of a degradation.
+
+    The same seed gives the same noise.
+    """
     rows = np.flatnonzero(test_set.has_content.numpy())[:count]
     batch = test_set.batch(rows, torch.device("cpu"))
-    for index, value in enumerate(degradation.levels):
-        generator = torch.Generator().manual_seed(seed + index)
-        patches = degradation.record(batch.patches, value, generator)
+    generator = torch.Generator().manual_seed(seed)
+    levels = degradation.record(batch.patches, degradation.levels, generator)
+    for value, patches in zip(degradation.levels, levels, strict=True):
         recorded = Batch(patches, batch.labels, batch.has_content, batch.optics)
         yield Level(value, recorded, test_set.source_names[rows])
 

@@ -225,3 +225,12 @@ def test_labels_keep_their_order_and_distance():
 def test_networks_keep_their_colours_and_others_take_unused_ones():
     found = network_colours(["mine", "resnet18", "yours", "mine"])
     assert found == {"mine": COLOURS[0], "resnet18": COLOURS[1], "yours": COLOURS[2]}
+
+
+def test_networks_of_one_psf_model_differ_in_colour():
+    """Those that may stand in one panel: the shipped ones and the rivals, and black lines."""
+    shipped = {name: load_config(name)["psf_model"]["name"] for name in shipped_names()}
+    for model in ("zernike1d", "zernike2d", "astigmatic"):
+        names = [name for name, its_model in shipped.items() if its_model == model]
+        found = network_colours([*names, "resnet18", "resnet34", "resnet50", "resnext50", "mine"])
+        assert len(set(found.values())) == len(found)

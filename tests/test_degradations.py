@@ -25,8 +25,10 @@ FLAT = torch.full((40, 64, 64), 7.0)  # 163,840 pixels: standard errors of 0.35 
 STATISTICS = 0.02
 
 
-def record(name, patches, level, seed=0):
-    return BY_NAME[name].record(patches, level, torch.Generator().manual_seed(seed))
+def record(name, patches, *levels, seed=0):
+    """Patches at the last of some levels."""
+    generator = torch.Generator().manual_seed(seed)
+    return list(BY_NAME[name].record(patches, levels, generator))[-1]
 
 
 def textures(count=6, size=64):
@@ -36,14 +38,15 @@ def textures(count=6, size=64):
 # --- noise
 
 
-def test_there_are_six_of_25_rising_levels():
+def test_there_are_six_whose_levels_get_worse():
     assert list(BY_NAME) == [
         *("gaussian", "poisson", "both", "rotation"),
         *("global illumination", "axial illumination"),
     ]
     for degradation in DEGRADATIONS:
-        assert len(degradation.levels) == LEVELS == 25
-        assert (np.diff(degradation.levels) > 0).all()
+        assert len(degradation.levels) == LEVELS
+        falls = degradation.name in ("poisson", "both", "global illumination")
+        assert ((np.diff(degradation.levels) < 0) == falls).all()
         assert degradation.axis and degradation.unit
     assert BY_NAME["rotation"].levels[0] == 0 and 90 in BY_NAME["rotation"].levels
 
@@ -58,7 +61,8 @@ def test_gaussian_noise_has_its_sigma_at_a_thousand_electrons(sigma):
 
 @pytest.mark.parametrize("photons", [3.0, 300.0, 30_000.0])
 def test_poisson_noise_has_the_variance_of_its_mean(photons):
-    counts = record("poisson", FLAT, photons)
+    # counts of the last level are those photons of the brighter levels that were kept
+    counts = record("poisson", FLAT, 7e4, 2 * photons, photons)
     assert float(counts.mean()) == pytest.approx(photons, rel=STATISTICS)
     assert float(counts.var()) == pytest.approx(photons, rel=STATISTICS)
     assert torch.equal(counts, counts.round())
@@ -66,7 +70,7 @@ def test_poisson_noise_has_the_variance_of_its_mean(photons):
 
 @pytest.mark.parametrize("photons", [3.0, 30_000.0])
 def test_both_noises_add_their_variances(photons):
-    counts = record("both", FLAT, photons)
+    counts = record("both", FLAT, 7e4, photons)
     assert float(counts.mean()) == pytest.approx(photons, rel=STATISTICS)
     assert float(counts.var()) == pytest.approx(photons + READ_NOISE_E**2, rel=STATISTICS)
 
@@ -133,19 +137,34 @@ def test_levels_are_recorded_of_the_first_patches_with_content(focus_data):
         assert batch.has_content.all()
 
 
-def test_the_same_seed_records_the_same_noise(focus_data):
+@pytest.mark.parametrize("name", ["gaussian", "poisson", "both"])
+def test_the_same_seed_records_the_same_noise(focus_data, name):
     test_set = PatchSet(focus_data, "test")
 
     def recorded(seed):
-        levels = recorded_levels(test_set, BY_NAME["both"], 2, seed)
+        levels = recorded_levels(test_set, BY_NAME[name], 2, seed)
         return torch.stack([level.batch.patches for level in levels])
 
     first = recorded(0)
     assert torch.equal(first, recorded(0))
-    assert not torch.equal(first, recorded(100))
-    # levels do not share their draws: nothing but noise at the two darkest
-    noise = (first[:2] - first[:2].mean((2, 3), keepdim=True)).flatten(1)
-    assert abs(float(torch.corrcoef(noise)[0, 1])) < 0.5
+    assert not torch.equal(first, recorded(1))
+
+
+def test_levels_share_their_noise():
+    """Correlation of the noise at two levels, on flat patches: 1, and sqrt(p / q) of photons."""
+
+    def correlation(name, *levels):
+        generator = torch.Generator().manual_seed(0)
+        recorded = BY_NAME[name].record(FLAT, levels, generator)
+        return float(torch.corrcoef(torch.stack([p.flatten() for p in recorded]))[0, 1])
+
+    assert correlation("gaussian", 3.0, 1000.0) == pytest.approx(1, abs=1e-3)
+    for bright, dark in ((30_000.0, 15_000.0), (6.0, 3.0)):
+        found = correlation("poisson", bright, dark)
+        assert found == pytest.approx(math.sqrt(0.5), abs=STATISTICS)
+    # shared: 4 of the variance of photons, and all 9 of that of the read noise
+    shared = (4 + READ_NOISE_E**2) / math.sqrt((16 + READ_NOISE_E**2) * (4 + READ_NOISE_E**2))
+    assert correlation("both", 16.0, 4.0) == pytest.approx(shared, abs=STATISTICS)
 
 
 def test_simulation_is_rebuilt_from_its_data_set(focus_data, focus_config):
@@ -160,13 +179,14 @@ def test_simulation_is_rebuilt_from_its_data_set(focus_data, focus_config):
 
 
 def test_noise_table_has_a_row_per_level(focus_data, focus_run, tmp_path, monkeypatch):
-    few = [replace(d, levels=d.levels[::12]) for d in DEGRADATIONS]
+    few = [replace(d, levels=d.levels[::6]) for d in DEGRADATIONS]
     monkeypatch.setattr(benchmark_models, "DEGRADATIONS", few)
     config = benchmark_models.Config((focus_run,), (focus_data,), tmp_path, True, 12, device="cpu")
     benchmark_models.main(config)
     table = benchmark_models.pd.read_csv(tmp_path / "noise.csv")
     assert table["degradation"].tolist() == np.repeat(list(BY_NAME), 3).tolist()
     assert (table["patches"] == 12).all()
+    assert (table["patches_seen"] == 200).all()  # as in the metrics of the run
     assert (table["r2_low"] <= table["r2"]).all() and (table["r2"] <= table["r2_high"]).all()
     dimmed = table[table["degradation"] == "global illumination"].set_index("level")["r2"]
     assert dimmed[52] == pytest.approx(dimmed[100], abs=0.03)  # patches are normalised

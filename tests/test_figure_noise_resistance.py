@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 import figure_noise_resistance
+from common.pictures import NETWORK_COLOURS
 from figure_noise_resistance import Config, main
 from models.degradations import DEGRADATIONS
 from psf import InputError
@@ -61,7 +62,9 @@ def test_writes_png_and_pdf(tmp_path, capsys):
 def test_title_says_what_the_intervals_are_over(tmp_path, figures, columns, over):
     noise_table().assign(**columns).to_csv(tmp_path / "noise.csv", index=False)
     main(Config(tmp_path))
-    assert figures[0].get_suptitle().endswith(f"test images, 95 % intervals over {over}")
+    assert figures[0].get_suptitle() == (
+        f"zernike1d: 9 test patches at each level, 95 % intervals over {over}"
+    )
 
 
 def test_lines_show_the_numbers_of_the_table(tmp_path, figures):
@@ -75,7 +78,7 @@ def test_lines_show_the_numbers_of_the_table(tmp_path, figures):
         lines = {line.get_label(): line for line in axes.lines}
         assert list(lines) == ["ours", "rival"]
         assert lines["ours"].get_xdata() == pytest.approx(degradation.levels[::6])
-        assert lines["rival"].get_ydata() == pytest.approx([0.8] * 5)
+        assert lines["rival"].get_ydata() == pytest.approx([0.8] * 3)
         assert axes.get_xlabel() == f"{degradation.axis} ({degradation.unit})"
         # what harms grows to the right: photons and light fall
         falls = degradation.name in ("poisson", "both", "global illumination")
@@ -94,7 +97,36 @@ def test_reference_is_drawn_where_there_is_one(tmp_path, figures):
     assert drawn["poisson"].lines[1].get_ydata().tolist() == [0.5, 0.7]
     assert len(drawn["rotation"].lines) == 1
     legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert legend == ["ours", "Bayes, Gaussian textures"]
+    assert legend == ["ours", "Bayes-optimal, Gaussian textures"]
+
+
+def test_rivals_are_drawn_in_their_colours_with_the_patches_they_have_seen(tmp_path, figures):
+    noise_table(("zernike1d",)).assign(patches_seen=387_776).to_csv(tmp_path / "noise.csv")
+    main(Config(tmp_path))
+    rivals = noise_table(("resnet18",)).assign(patches_seen=163_840, r2=0.4)
+    rivals.to_csv(tmp_path / "noise_rivals.csv")
+    main(Config(tmp_path))
+    alone, both = (panels(figure)["both"].lines for figure in figures[::2])
+    assert [len(lines) for lines in (alone, both)] == [1, 2]
+    assert both[1].get_ydata() == pytest.approx([0.4] * 3)
+    assert [line.get_color() for line in both] == [
+        NETWORK_COLOURS["zernike1d"],
+        NETWORK_COLOURS["resnet18"],
+    ]
+    legend = [text.get_text() for text in figures[2].legends[0].get_texts()]
+    assert legend == ["zernike1d (388,000 patches seen)", "resnet18 (164,000 patches seen)"]
+
+
+def test_panels_of_photons_share_their_axis(tmp_path, figures):
+    table = noise_table()
+    table.loc[table["degradation"] == "both", "level"] *= 10
+    table.to_csv(tmp_path / "noise.csv", index=False)
+    main(Config(tmp_path))
+    drawn = panels(figures[0])
+    limits = drawn["poisson"].get_xlim()
+    assert drawn["both"].get_xlim() == limits
+    assert limits[0] > 300_000 and limits[1] < 3
+    assert len({axes.get_ylim() for axes in drawn.values()}) == 1
 
 
 def test_networks_of_another_psf_model_stay_away(tmp_path, figures):
