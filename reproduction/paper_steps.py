@@ -109,8 +109,10 @@ def _noise() -> Step:
     scores = ("benchmark_models.py", "--noise", "--checkpoints", "zernike1d")
     scores += ("--data", str(data), "--out", str(RESULTS))
     bayes = ("benchmarks/bayes_reference.py", "--checkpoints", "checkpoints/zernike1d")
+    bayes += ("--data", str(data), "--out", str(RESULTS))
     figure = ("figure_noise_resistance.py", "--results", str(RESULTS))
-    outputs = ("noise.csv", "bayes_reference.csv", "figure_noise_resistance.png")
+    outputs = ("noise.csv", "bayes_reference.csv", "bayes_objects.csv")
+    outputs += ("figure_noise_resistance.png",)
     return Step(
         "noise",
         (scores, bayes, figure),

@@ -16,7 +16,7 @@ from sklearn.metrics import r2_score
 
 import figure_architectures
 from common.pictures import COLOURS, network_colours
-from models.checkpoint import load_estimator
+from models.checkpoint import load_estimator, shipped_names
 from models.data import CONDITIONS, PatchSet
 from psf import InputError
 from psf.microscope import simulated_microscopes
@@ -229,7 +229,7 @@ def test_networks_keep_their_colours_and_others_take_unused_ones():
 
 def test_networks_of_one_psf_model_differ_in_colour():
     """Those that may stand in one panel: the shipped ones and the rivals, and black lines."""
-    shipped = {name: load_config(name)["psf_model"]["name"] for name in shipped_names()}
+    shipped = {name: load_estimator(name).psf_model.name for name in shipped_names()}
     for model in ("zernike1d", "zernike2d", "astigmatic"):
         names = [name for name, its_model in shipped.items() if its_model == model]
         found = network_colours([*names, "resnet18", "resnet34", "resnet50", "resnext50", "mine"])

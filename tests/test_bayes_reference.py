@@ -11,12 +11,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bayes_reference
-from bayes_reference import CONTRASTS, NOISE, SIZE, Config, Reference
+from bayes_reference import CONTRASTS, SIZE, Config, Reference, noise_power
 
-from models.degradations import DEGRADATIONS, MEAN_ELECTRONS, READ_NOISE_E
+from benchmarks.object_textures import (
+    Textures,
+    contrasts_of,
+    draw_test_objects,
+    measured_textures,
+    spectral_slopes,
+    uniform_textures,
+)
+from models.degradations import DEGRADATIONS
 from psf import Microscope, synthesize
+from psf.noise import poisson_noise, to_photons
 
 FOCUS = torch.tensor([[0.4], [1.0], [2.2], [3.1], [3.8]])
+CELLS = [(np.array([s]), np.array([c])) for s, c in ((0.5, 0.15), (1.4, 0.5))]
 GRID = 4 / 160  # waves between two focus values of the posterior
 
 
@@ -123,24 +133,24 @@ def test_more_light_is_better(reference):
     errors = []
     for photons in (3.0, 30.0, 3000.0):
         textures = reference.textures(0.2, focus, 1)
-        images, variance = NOISE["poisson"](textures, photons, torch.Generator().manual_seed(0))
-        error = reference.estimate(images, variance) - focus[:, 0]
+        generator = torch.Generator().manual_seed(0)
+        images = poisson_noise(to_photons(textures, photons), generator)
+        error = reference.estimate(images, photons) - focus[:, 0]
         errors.append(float(error.square().mean().sqrt()))
     assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
     assert errors[0] < 4 / math.sqrt(12)  # of a guess
     assert errors[2] < 0.15
 
 
-@pytest.mark.parametrize("name", list(NOISE))
-def test_noise_has_the_variance_that_the_estimate_is_told(name):
+@pytest.mark.parametrize("name", ["gaussian", "poisson", "both"])
+def test_noise_of_the_curves_is_that_of_the_degradation(name):
+    """Variance of flat patches, in units of their squared mean."""
+    (degradation,) = (d for d in DEGRADATIONS if d.name == name)
     flat, generator = torch.ones(20, SIZE, SIZE), torch.Generator().manual_seed(0)
-    images, variance = NOISE[name](flat, 50.0, generator)
-    told = {"gaussian": 2500, "poisson": 50, "both": 50 + READ_NOISE_E**2}[name]
-    assert variance == pytest.approx(told)
-    assert float(images.var()) == pytest.approx(told, rel=0.02)
-    mean = MEAN_ELECTRONS if name == "gaussian" else 50
-    assert float(images.mean()) == pytest.approx(mean, rel=0.01)
-    assert name in [degradation.name for degradation in DEGRADATIONS]
+    recorded = list(degradation.record(flat, degradation.levels, generator))
+    for level, patches in zip(degradation.levels, recorded, strict=True):
+        found = float(patches.var() / patches.mean() ** 2)
+        assert found == pytest.approx(noise_power(name, level), rel=0.03)
 
 
 def test_prior_of_the_contrast_holds_the_asked_ones():
@@ -148,21 +158,88 @@ def test_prior_of_the_contrast_holds_the_asked_ones():
     assert np.ptp(np.diff(np.log(CONTRASTS))) < 1e-12
 
 
+# --- textures like the test objects
+
+
+def test_contrast_and_slope_of_textures_are_measured(reference):
+    pairs = torch.tensor([[0.75, 0.2], [1.25, 0.5]])
+    cells = [Textures(s[None], c[None], torch.ones(1, 1)) for s, c in pairs]
+    sharp = torch.zeros(40, 1)
+    for cell, (slope, contrast) in zip(cells, pairs, strict=True):
+        one = Reference((0.0, 4.0), Microscope(), cell)
+        one.transfer = lambda focus: torch.ones(())
+        objects = one.gaussian_textures(sharp, 0)
+        power = contrasts_of(objects) ** 2  # varies with the few long waves of a texture
+        assert np.sqrt(power.mean()) == pytest.approx(float(contrast), rel=0.06)
+        # the window mixes frequencies that are 1 or 2 px of the spectrum apart
+        assert spectral_slopes(objects).mean() == pytest.approx(float(slope), abs=0.04)
+
+
+def test_distribution_counts_the_objects_of_each_cell(reference):
+    some = [Reference((0, 4), Microscope(), uniform_textures(*pair)) for pair in CELLS]
+    for one in some:
+        one.transfer = lambda focus: torch.ones(())
+    objects = torch.cat(
+        [one.gaussian_textures(torch.zeros(n, 1), 0) for one, n in zip(some, (3, 9), strict=True)]
+    )
+    found = measured_textures(objects, np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.3, 0.9]))
+    assert found.weights.tolist() == [[0.25, 0.0], [0.0, 0.75]]
+    assert found.slopes.tolist() == [0.5, 1.5]
+    assert found.contrasts.tolist() == pytest.approx([0.03**0.5, 0.27**0.5])
+    contrasts, slopes = found.draw(4000, np.random.default_rng(0))
+    assert set(zip(contrasts.tolist(), slopes.tolist(), strict=True)) == {
+        (found.contrasts[0].item(), 0.5),
+        (found.contrasts[1].item(), 1.5),
+    }
+    assert float((slopes == 1.5).double().mean()) == pytest.approx(0.75, abs=0.03)
+
+
+def test_estimate_knows_the_distribution(reference):
+    """A prior with all weight on one texture gives the estimate of that texture alone."""
+    slopes, contrasts = np.array([0.6, 1.2]), np.array([0.1, 0.6])
+    weights = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    sure = Reference(
+        (0, 4), Microscope(), Textures(*map(torch.from_numpy, (slopes, contrasts)), weights)
+    )
+    alone = Reference((0, 4), Microscope(), uniform_textures(slopes[1:], contrasts[:1]))
+    unsure = Reference((0, 4), Microscope(), uniform_textures(slopes, contrasts))
+    noise = torch.randn(5, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    images = alone.gaussian_textures(FOCUS, 0) + 0.3 * noise
+    found = sure.estimate(images, 0.09)
+    assert torch.allclose(found, alone.estimate(images, 0.09), atol=1e-4)
+    assert (found - unsure.estimate(images, 0.09)).abs().max() > 0.01
+
+
+@pytest.mark.slow
+def test_objects_are_sharp_ones_of_the_test_images(focus_data):
+    objects = draw_test_objects(focus_data, 6, 0)
+    assert objects.shape == (6, 64, 64)
+    assert objects.min() >= 0 and objects.max() <= 1
+    assert torch.equal(objects, draw_test_objects(focus_data, 6, 0))
+    assert contrasts_of(objects).min() > 0.05  # the content filter asks for contrast
+
+
 # --- files
 
 
 def test_script_writes_table_and_curves(tmp_path, monkeypatch, capsys):
-    few = [bayes_reference.DEGRADATIONS[1]]
-    monkeypatch.setattr(
-        bayes_reference, "DEGRADATIONS", [type(d)(d.name, "", "", (3.0, 3e4), None) for d in few]
-    )
-    config = Config(patches=12, curve_patches=12, contrasts=(0.2,), photons=(10, 1e4), out=tmp_path)
-    bayes_reference.main(config)
+    degradation = DEGRADATIONS[1]
+    few = type(degradation)(degradation.name, "", "", (3e4, 3.0), None)
+    monkeypatch.setattr(bayes_reference, "DEGRADATIONS", [few])
+    objects = Reference((0, 4), Microscope()).textures(0.3, torch.zeros(30, 1), 0)
+    monkeypatch.setattr(bayes_reference, "draw_test_objects", lambda data, count, seed: objects)
+    small = {"patches": 12, "curve_patches": 12, "contrasts": (0.2,), "photons": (10, 1e4)}
+    bayes_reference.main(Config(**{**small, "photons": (1e4,)}, out=tmp_path))
+    assert not (tmp_path / "bayes_reference.csv").exists()
+    bayes_reference.main(Config(**small, out=tmp_path, data=Path("data")))
     table = bayes_reference.pd.read_csv(tmp_path / "bayes_table.csv")
     assert table["photons"].tolist() == [10, 10_000]
     assert table["r2"].iloc[1] > 0.95
     assert f"| Bayes | 0.2 | {table['r2'].iloc[0]:.3f}" in capsys.readouterr().out
     curves = bayes_reference.pd.read_csv(tmp_path / "bayes_reference.csv")
-    assert curves["level"].tolist() == [3, 30_000]
-    assert curves["r2"].iloc[0] < curves["r2"].iloc[1]
+    assert curves["level"].tolist() == [30_000, 3]
+    assert curves["r2"].iloc[0] > curves["r2"].iloc[1]
+    quantiles = bayes_reference.pd.read_csv(tmp_path / "bayes_objects.csv")
+    median = quantiles.set_index("quantile").loc[0.5]
+    assert median["contrast"] == pytest.approx(np.median(contrasts_of(objects)), rel=1e-3)
     assert (tmp_path / "bayes_table.md").is_file()
