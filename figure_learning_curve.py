@@ -11,19 +11,21 @@ These numbers are extrapolations. Where the line is flat, more training does not
 """
 
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from common.command import run
 from common.files import write_csv
-from common.pictures import COLOURS, new_figure, save_figure
+from common.pictures import condition_style, new_figure, save_figure
 from psf.errors import InputError
 
 TARGETS = (0.90, 0.93, 0.95, 0.98, 0.995)  # R^2 whose cost the table shows, a choice of display
+TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)  # of R^2
+LEAST_SHOWN = 3e-4  # lower end of the axis of 1 - R^2; better scores do not differ in practice
 FLATTEST = 0.02  # exponent of a flat line: ten times the patches take less than 5 % off 1 - R^2
 
 
@@ -48,21 +50,38 @@ def patches_needed(log_a: float, exponent: float, r2: float) -> float:
     return float(np.exp((log_a - np.log1p(-r2)) / exponent))
 
 
+def unexplained(r2: pd.Series) -> np.ndarray:
+    """1 - R^2, at most 1: a lower R^2 says no more than that the network has learned nothing."""
+    return np.minimum(1 - r2.to_numpy(float), 1.0)
+
+
 def draw_panel(axes: Axes, rows: pd.DataFrame, title: str) -> None:
-    """Draw one parameter: points with 95 % intervals and the fitted power law per condition."""
+    """Draw one parameter: points with 95 % intervals and the fitted power law per condition.
+
+    The axis shows 1 - R^2 on a logarithmic scale, on which a power law is a straight line.
+    """
     seen = rows["patches_seen"]
     grid = np.geomspace(seen.min() / 1.5, seen.max() * 20, 60)
-    for colour, (condition, group) in zip(
-        cycle(COLOURS), rows.groupby("condition", sort=False), strict=False
-    ):
-        errors = np.abs(group[["r2_low", "r2_high"]].T - group["r2"]).to_numpy()
-        axes.errorbar(
-            group["patches_seen"], group["r2"], errors, color=colour, fmt="o", ms=4, label=condition
-        )
+    for condition, group in rows.groupby("condition", sort=False):
+        style = dict(condition_style(condition))
+        middle, low, high = (unexplained(group[c]) for c in ("r2", "r2_low", "r2_high"))
+        ends = np.nan_to_num([middle - high, low - middle]).clip(min=0)
+        style |= {
+            "ls": "",
+            "ms": 5,
+            "capsize": 2,
+            "label": condition.replace("photons", "photons/px"),
+        }
+        axes.errorbar(group["patches_seen"], middle, ends, **style)
         log_a, exponent = power_law(group["patches_seen"].to_numpy(), group["r2"].to_numpy())
-        axes.plot(grid, 1 - np.exp(log_a) * grid**-exponent, color=colour, lw=1, ls=":")
-    axes.set(xscale="log", title=title, ylabel="R²", ylim=(max(rows["r2_low"].min(), 0) - 0.05, 1))
-    axes.set_xlabel("patches seen; dotted: power law of 1 - R²")
+        axes.plot(grid, np.exp(log_a) * grid**-exponent, color=style["color"], lw=1, ls=":")
+    lowest = max(0.7 * float(1 - rows["r2_high"].max()), LEAST_SHOWN)
+    ticks = [tick for tick in TICKS if 1 - tick >= lowest]
+    axes.set(xscale="log", yscale="log", title=title, ylabel="R² (1 - R² on a log scale)")
+    axes.set_ylim(1.08, lowest)
+    axes.set_yticks([1 - tick for tick in ticks], [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("patches seen (dotted: fitted power law of 1 - R²)")
     axes.grid(alpha=0.3)
 
 
@@ -116,7 +135,7 @@ def main(config: Config) -> None:
     figure, axes = new_figure(1, len(curves), 4.6, 3.8)
     for one, rows in zip(axes.ravel(), curves, strict=True):
         draw_panel(one, rows, f"{rows['psf_model'].iloc[0]}, {rows['parameter'].iloc[0]}")
-    axes.ravel()[0].legend(fontsize=7, loc="lower right")
+    axes.ravel()[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     save_figure(config.results / "learning_curve.png", figure)
     needed = pd.DataFrame([row for rows in curves for row in budgets(rows)])
     write_csv(config.results / "learning_curve.csv", needed)

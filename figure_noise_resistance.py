@@ -77,7 +77,8 @@ def draw_panel(
         axes.fill_between(
             rows["level"], rows["r2_low"], rows["r2_high"], color=colour, alpha=0.12, lw=0
         )
-        axes.plot(rows["level"], rows["r2"], color=colour, lw=1.5, label=label)
+        width = 1.3 if axes.lines else 2.6  # the first line stays visible below the others
+        axes.plot(rows["level"], rows["r2"], color=colour, lw=width, label=label)
     if reference is not None and len(reference):
         label = "Bayes-optimal, Gaussian textures"
         axes.plot(reference["level"], reference["r2"], "k--", lw=1.2, label=label)

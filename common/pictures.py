@@ -22,7 +22,8 @@ WARNING_COLOUR = "#c00000"  # of titles that say what is wrong with a result
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY_BLUE = COLOURS
-WINE = "#882255"  # of Paul Tol's muted scheme (sronpersonalpages.nl/~pault); unlike those above
+# More colours, of Paul Tol's muted scheme (sronpersonalpages.nl/~pault)
+WINE, INDIGO, OLIVE, TEAL, ROSE = "#882255", "#332288", "#999933", "#44aa99", "#cc6677"
 
 # Networks have the same colour in every figure. The shipped networks of the default architecture
 # have its colour; each panel shows one PSF model, so two of them do not meet.
@@ -51,10 +52,8 @@ OTHER_CONDITION = {"color": "0.4", "marker": "."}
 
 
 def network_colours(networks: Iterable[str]) -> dict[str, str]:
-    """Colour of each network by its name; unknown names get colours that no other one has."""
-    names = list(dict.fromkeys(networks))
-    used = {NETWORK_COLOURS.get(name) for name in names}
-    others = cycle([colour for colour in (*COLOURS, WINE) if colour not in used] or COLOURS)
+    """Colour of each network by its name; unknown names get colours of no known network."""
+    names, others = dict.fromkeys(networks), cycle((INDIGO, OLIVE, TEAL, ROSE))
     return {name: NETWORK_COLOURS.get(name) or next(others) for name in names}
 
 
@@ -219,7 +218,7 @@ def draw_reliability(path: Path, table: Any) -> None:
         shares = 100 * table[f"coverage_{nominal}"]
         limits = min(shares.min(), nominal - half) - 2, min(max(shares.max() + 2, 75), 100.5)
         for one, model in zip(column, models, strict=True):
-            band = {"color": "0.88", "zorder": 0, "label": f"{nominal} ± {half} %"}
+            band = {"color": "0.88", "zorder": 0, "label": "68 ± 3 %, 95 ± 2 %"}
             one.axhspan(nominal - half, nominal + half, **band)
             _draw_coverage(one, table[table["psf_model"] == model], nominal)
             one.set_ylabel(f"true value within\nthe {nominal} % interval (%)")

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from sklearn.metrics import r2_score
 
 import figure_architectures
-from common.pictures import COLOURS, network_colours
+from common.pictures import COLOURS, NETWORK_COLOURS, condition_style, network_colours
 from models.checkpoint import load_estimator, shipped_names
 from models.data import CONDITIONS, PatchSet
 from psf import InputError
@@ -224,7 +224,19 @@ def test_labels_keep_their_order_and_distance():
 
 def test_networks_keep_their_colours_and_others_take_unused_ones():
     found = network_colours(["mine", "resnet18", "yours", "mine"])
-    assert found == {"mine": COLOURS[0], "resnet18": COLOURS[1], "yours": COLOURS[2]}
+    assert found["resnet18"] == COLOURS[1] == network_colours(["resnet18"])["resnet18"]
+    assert len({found["mine"], found["yours"], *NETWORK_COLOURS.values()}) == 2 + len(
+        set(NETWORK_COLOURS.values())
+    )
+
+
+def test_conditions_keep_their_colours():
+    styles = [condition_style(condition.name) for condition in CONDITIONS]
+    assert len({style["color"] for style in styles}) == len(CONDITIONS)
+    assert len({style["marker"] for style in styles}) == len(CONDITIONS)
+    # brighter with each step, also in grey
+    brightness = [float(np.dot(to_rgb(style["color"]), (0.299, 0.587, 0.114))) for style in styles]
+    assert brightness == sorted(brightness)
 
 
 def test_networks_of_one_psf_model_differ_in_colour():

@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 import figure_learning_curve
+from common.pictures import CONDITION_STYLES
 from figure_learning_curve import patches_needed, power_law
 from psf import InputError
 
@@ -49,6 +51,22 @@ def test_picture_and_table_are_written(tmp_path):
     table = pd.read_csv(tmp_path / "learning_curve.csv").set_index("condition")
     assert table.loc["noise-free", "patches_for_0.98"] == pytest.approx(1500 ** (1 / 0.6), rel=1e-3)
     assert table.loc["100 photons", "r2_there"] == pytest.approx(1 - 30 * 320_000**-0.5, rel=1e-3)
+
+
+def test_points_and_fits_have_the_colour_of_their_condition(tmp_path):
+    write_table(tmp_path, {"noise-free": 0.6, "100 photons": 0.5})
+    table = pd.read_csv(tmp_path / "benchmark.csv").query("images == 'all'")
+    axes = Figure().subplots()
+    figure_learning_curve.draw_panel(axes, table, "focus")
+    points, lines = axes.lines[::4], axes.lines[3::4]  # points, two caps, the fit
+    for point, line, condition, rate in zip(
+        points, lines, ("noise-free", "100 photons"), (0.6, 0.5), strict=True
+    ):
+        assert point.get_color() == line.get_color() == CONDITION_STYLES[condition]["color"]
+        np.testing.assert_allclose(point.get_ydata(), 30 * SEEN**-rate)
+        np.testing.assert_allclose(line.get_ydata(), 30 * line.get_xdata() ** -rate)
+    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+    assert all(float(label.get_text()) == pytest.approx(1 - at) for at, label in ticks)
 
 
 def test_no_table_and_one_training_are_refused(tmp_path):
