@@ -117,7 +117,7 @@ def draw(table: pd.DataFrame, reference: pd.DataFrame | None) -> Figure:
     for one in axes.ravel()[: len(names)]:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    style = {"fontsize": 8, "loc": "outside lower center", "ncols": min(len(entries), 3)}
+    style = {"fontsize": 8, "loc": "outside lower center", "ncols": min(len(entries), 4)}
     figure.legend(entries.values(), entries.keys(), **style)
     # Older tables lack the column of source images; their intervals are over patches.
     over = "source images" if "source_images" in table else "patches"
