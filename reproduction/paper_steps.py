@@ -147,7 +147,8 @@ def _recorded() -> list[Step]:
 
 def _depth() -> Step:
     bound, figure = ("benchmarks/depth_bound.py",), ("figure_depth.py", "--out", str(RESULTS))
-    outputs = ("depth_bound.csv", "depth.csv", "depth_summary.csv", "figure_depth.png")
+    outputs = ("depth_bound.csv", "depth.csv", "depth_summary.csv", "depth_dome.csv")
+    outputs += ("figure_depth.png", "figure_dome.png")
     return Step(
         "depth",
         (bound, figure),
@@ -167,7 +168,8 @@ def _maps() -> Step:
         (*estimate, "--stride", "16", "--out", str(out)),
         ("figure_abstract.py", "--out", str(RESULTS)),
     )
-    outputs = (out / "overview.png", RESULTS / "figure_abstract.png")
+    abstract = (RESULTS / f"figure_abstract.{suffix}" for suffix in ("csv", "png"))
+    outputs = (out / "overview.png", *abstract)
     return Step("maps", commands, outputs, _weights("zernike1d_tilted", "focus"))
 
 
@@ -190,7 +192,9 @@ def _objects_and_optics() -> list[Step]:
 
 def _restoration() -> list[Step]:
     figure = ("figure_deconvolution.py", "--out", str(RESULTS))
-    outputs = ("deconvolution.csv", "deconvolution_summary.csv", "figure_deconvolution.png")
+    figures = ("figure_deconvolution", "figure_deconvolution_errors", "figure_deconvolution_gains")
+    outputs = ("deconvolution.csv", "deconvolution_summary.csv", "figure_deconvolution.npz")
+    outputs += tuple(f"{name}.png" for name in figures)
     inputs = _weights("zernike1d", "zernike2d", "gaussian2d", "restoration")
     processed = ("benchmarks/processed_images.py",)
     return [
@@ -298,8 +302,16 @@ def _depth_claims() -> list[Claim]:
     table, claims = RESULTS / "depth_summary.csv", []
     for degrees, most in ((3, 0.25), (6, 0.4), (10, 0.5)):
         rows = {"model": "astigmatic", "photons": 1000, "degrees": degrees}
-        what = f"depth of a plane tilted by {degrees}°, rms (µm)"
+        plane = f"plane tilted by {degrees}°"
+        what = f"{plane}: error of depth, rms (µm)"
         claims.append(Claim(what, "2", table, rows, "profile_rms_um", at_most=most))
+        what = f"{plane}: share of wrong signs"
+        claims.append(Claim(what, "", table, rows, "wrong_signs_share", at_most=0.005))
+        if degrees > 3:  # at 3 degrees the plane ends within the range
+            what = f"{plane}: usable range (µm)"
+            claims.append(Claim(what, "", table, rows, "usable_span_um", at_least=36))
+            what = f"{plane}: share refused out of range"
+            claims.append(Claim(what, "", table, rows, "refused_share_out_of_range", at_least=0.8))
     return claims
 
 
