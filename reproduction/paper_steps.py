@@ -106,7 +106,7 @@ def _gallery() -> Step:
 
 def _noise() -> Step:
     data = DATA / "zernike1d_reference"
-    scores = ("benchmark_models.py", "--noise", "--checkpoints", "zernike1d")
+    scores = ("benchmark_models.py", "--noise", "--checkpoints", "zernike1d", "focus")
     scores += ("--data", str(data), "--out", str(RESULTS))
     bayes = ("benchmarks/bayes_reference.py", "--checkpoints", "checkpoints/zernike1d")
     bayes += ("--data", str(data), "--out", str(RESULTS))
@@ -117,7 +117,7 @@ def _noise() -> Step:
         "noise",
         (scores, bayes, figure),
         tuple(RESULTS / name for name in outputs),
-        (data, *_weights("zernike1d"), RESULTS / "noise_rivals.csv"),
+        (data, *_weights("zernike1d", "focus"), RESULTS / "noise_rivals.csv"),
         draw=(figure,),
     )
 
