@@ -1,0 +1,324 @@
+"""Tables of networks on held-out images: scores, depth, real stacks, specimens and objectives."""
+
+from statistics import fmean, median, stdev
+from typing import Any
+
+from tables import RESULTS, Number, Row, Table, pivot, row, rows, linked, span, table, with_interval, written
+
+SHIPPED, TILTED = "shipped/benchmark.csv", "shipped_tilted/benchmark.csv"
+REFERENCE = "reference_optics/benchmark.csv"
+SEEDS = "seeds/benchmark.csv"
+BAYES = "bayes_table.csv"
+NOISE = "noise.csv"
+ARCHITECTURES = "architectures.csv"
+CROSS_DOMAIN = "cross_domain/benchmark.csv"
+LAW = "learning_curve/learning_curve.csv"
+DEPTH = "depth_summary.csv"
+STACKS = "real_stacks.csv"
+SPECIMENS = "specimens.csv"
+IMAGES = "images.csv"
+OBJECTIVES = "objectives.csv"
+NA = "na_estimate.csv"
+CONDITIONS = ("noise-free", "8-bit", "1000 photons", "100 photons", "10 photons")
+LIGHT = ("1000 photons", "100 photons", "10 photons")
+LOSS = "largest loss of R², object turned, lamp dimmed or corners darkened"
+# levels of noise.csv at which patches are as they were: degrees, and percent of the light
+UNDEGRADED = {"rotation": 0, "global illumination": 100, "axial illumination": 0}
+
+R2_COLUMNS = {
+    "noise-free": "{r2[noise-free]:.3f}",
+    "8 bit": "{r2[8-bit]:.3f}",
+    "1000 photons/px": "{r2[1000 photons]:.3f}",
+    "100": "{r2[100 photons]:.3f}",
+    "10": "{r2[10 photons]:.3f}",
+}
+BARS = {
+    "within 68 %, 95 % error bars at 1000": "{coverage_68[1000 photons]:.0%}, "
+    "{coverage_95[1000 photons]:.0%}"
+}
+
+
+def _scores(*files: str, **equal: Any) -> list[Row]:
+    """Scores on all images, by condition; one row per network and parameter."""
+    found = [entry for file in files for entry in rows(file, images="all", **equal)]
+    return pivot(found, "condition", ("network", "parameter", "unit"))
+
+
+def _bright_rmse(scores: Row) -> str:
+    """Rmse at 1000 photons in the unit of the label, and in µm for focus."""
+    value, depth = scores["rmse"]["1000 photons"], scores["rmse_um"]["1000 photons"]
+    is_depth = scores["unit"] == "waves" and depth == depth
+    return f"{value:.2f} {scores['unit']}" + (f", {depth:.2f} µm" if is_depth else "")
+
+
+def shipped_networks() -> Table:
+    """R² and error bars of every shipped network on its own test set."""
+    scores = [line | {"error": _bright_rmse(line)} for line in _scores(SHIPPED, TILTED)]
+    columns = {"network": "`{network}`", "parameter": "{parameter}"} | R2_COLUMNS
+    return table(scores, columns | {"rmse at 1000": "{error}"} | BARS, (SHIPPED, TILTED), labels=2)
+
+
+def reference_optics() -> Table:
+    """R² and error bars at the optics of the paper."""
+    return table(_scores(REFERENCE), {"network": "`{network}`"} | R2_COLUMNS | BARS, (REFERENCE,))
+
+
+def seeds() -> Table:
+    """Mean and standard deviation of R² over trainings that differ in their seed only."""
+    if not (RESULTS / SEEDS).is_file():
+        return Table((), (), ())
+    lines = []
+    for condition in CONDITIONS:
+        scores = [entry["r2"] for entry in rows(SEEDS, images="all", condition=condition)]
+        spread = stdev(scores) if len(scores) > 1 else float("nan")
+        lines.append(
+            {"condition": condition, "count": len(scores), "scores": span(scores, ".3f")}
+            | {"mean": Number(fmean(scores)), "spread": Number(spread)}
+        )
+    columns = {
+        "condition": "{condition}",
+        "trainings": "{count}",
+        "R², mean": "{mean:.3f}",
+        "standard deviation": "{spread:.3f}",
+        "lowest to highest": "{scores}",
+    }
+    derived = ("trainings", "R², mean", "standard deviation")
+    return table(lines, columns, (SEEDS,), derived=derived)
+
+
+def _by_light(file: str, column: str, spec: str, **equal: Any) -> str:
+    """Values of a column under 1000, 100 and 10 photons, with commas between them."""
+    return ", ".join(f"{row(file, condition=one, **equal)[column]:{spec}}" for one in LIGHT)
+
+
+def _on_textures(estimator: str) -> str:
+    return ", ".join(
+        f"{row(BAYES, estimator=estimator, contrast=0.2, photons=photons)['r2']:.3f}"
+        for photons in (1000, 100, 10)
+    )
+
+
+def _noise_free(**equal: Any) -> str:
+    """Least and largest noise-free R² of the shipped networks."""
+    chosen = rows(SHIPPED, condition="noise-free", images="all", **equal)
+    return span([entry["r2"] for entry in chosen], ".3f")
+
+
+def largest_loss(*degradations: str) -> float:
+    """Largest loss of R² of `zernike1d` against patches that are not degraded."""
+    losses = []
+    for degradation in degradations:
+        levels = rows(NOISE, network="zernike1d", degradation=degradation)
+        start = next(e["r2"] for e in levels if e["level"] == UNDEGRADED[degradation])
+        losses += [start - e["r2"] for e in levels]
+    return max(losses)
+
+
+def _of_all(column: str, spec: str, *files: str) -> str:
+    """Least and largest value of a column over networks and noise."""
+    return span([e[column] for file in files for e in rows(file, images="all")], spec)
+
+
+def beside_the_paper() -> Table:
+    """Claims of the paper and of Deep-blur beside what was reached here."""
+    focus = {"network": "zernike1d", "parameter": "focus", "images": "all"}
+    ideal = [row(SHIPPED, condition=one, **focus) for one in ("noise-free", "8-bit")]
+    loss = largest_loss(*UNDEGRADED)
+    return written(
+        f"""
+        | the paper | here | file
+        R² of focus in ideal conditions, noise-free and at 8 bit | up to 0.99 | {ideal[0]["r2"]:.3f}, {ideal[1]["r2"]:.3f} | {linked(SHIPPED)}
+        R² of signed focus with a cylindrical lens, noise-free | | {_noise_free(network="astigmatic")} | the same
+        R² of astigmatism, noise-free | | {_noise_free(parameter=("ast_cos2", "ast_sin2"))} | the same
+        R² of Gaussian width, noise-free | | {_noise_free(unit="px")} | the same
+        R² of focus at 1000, 100, 10 photons per pixel | robust | {_by_light(SHIPPED, "r2", ".3f", **focus)} | the same
+        the same at the optics of the paper | one setting | {_by_light(REFERENCE, "r2", ".3f", **focus)} | {linked(REFERENCE)}
+        the same on Gaussian textures of contrast 0.2 | | {_on_textures("zernike1d")} | {linked(BAYES)}
+        the same, Bayes-optimal estimate | | {_on_textures("Bayes")} | the same
+        SNR of the PSF, median, noise-free | Deep-blur 2024: 13 dB | {ideal[0]["psf_snr_db"]:.0f} dB | {linked(SHIPPED)}
+        SNR of the PSF, median, at 1000, 100, 10 photons | Deep-blur 2024, strong noise: 8 dB | {_by_light(SHIPPED, "psf_snr_db", ".0f", **focus)} dB | the same
+        true values within the 68 % error bars, by network and noise | no error bars | {_of_all("coverage_68", ".0%", SHIPPED)} | the same
+        the same, `_tilted` | no error bars | {_of_all("coverage_68", ".0%", TILTED)} | {linked(TILTED)}
+        true values within the 95 % error bars | no error bars | {_of_all("coverage_95", ".0%", SHIPPED)} | {linked(SHIPPED)}
+        the same, `_tilted` | no error bars | {_of_all("coverage_95", ".0%", TILTED)} | {linked(TILTED)}
+        {LOSS} | robust | {loss:.4f} | {linked(NOISE)}
+        area under the ROC curve, patches without content | flagged | {_of_all("content_auc", ".3f", SHIPPED, TILTED)} | {linked(SHIPPED)}, {linked(TILTED)}
+        """,
+        (SHIPPED, TILTED, REFERENCE, BAYES, NOISE),
+        derived=(LOSS,),
+    )
+
+
+def architectures() -> Table:
+    """Test scores of two architectures that saw the same stream of patches."""
+    scores = pivot(rows(ARCHITECTURES, split="test"), "condition", ("network", "weights"))
+    lines = []
+    for line in scores:
+        seen, seconds = (line[name]["noise-free"] for name in ("patches_seen", "seconds"))
+        lines.append(line | {"millions": line["weights"] * 1e-6, "seen": seen})
+        lines[-1]["minutes"] = seconds * (1 / 60)
+    columns = {
+        "network": "`{network}`",
+        "weights": "{millions:.1f} M",
+        "patches seen": "{seen:,.0f}",
+        "minutes": "{minutes:.0f}",
+    }
+    return table(lines, columns | R2_COLUMNS, (ARCHITECTURES,), derived=("weights", "minutes"))
+
+
+def cross_domain() -> Table:
+    """R² of networks trained on one kind of images, on both kinds."""
+    of_kind = {"condition": "1000 photons", "trained_on": ("builtin", "procedural")}
+    names = {"builtin": "photographs and micrographs", "procedural": "procedural objects"}
+    scores = pivot(rows(CROSS_DOMAIN, **of_kind), "images", ("trained_on",))
+    lines = [line | {"name": names[line["trained_on"]]} for line in scores]
+    columns = {"trained on": "{name}"} | {names[kind]: f"{{r2[{kind}]:.3f}}" for kind in names}
+    return table(lines, columns, (CROSS_DOMAIN,))
+
+
+def more_training() -> Table:
+    """Patches that the fitted power law asks for."""
+    goals = ((0.95, "1000 photons"), (0.93, "100 photons"), (0.93, "10 photons"))
+    lines = [
+        {"goal": f"R² {goal} at {light}", "patches": row(LAW, condition=light)[f"patches_for_{goal}"]}
+        for goal, light in goals
+    ]
+    return table(lines, {"goal": "{goal}", "patches": "{patches:words}"}, (LAW,), ("patches",))
+
+
+def depth() -> Table:
+    """Depth of tilted planes, with a cylindrical lens and without."""
+    names = {"astigmatic": "cylindrical lens", "zernike1d": "no lens, distance"}
+    order = {"model": tuple(names), "photons": (1000, 100), "degrees": (3, 6, 10)}
+    lines = []
+    for line in rows(DEPTH, **order):
+        wrong = line["wrong_signs_share"] if line["model"] == "astigmatic" else Number("nan")
+        lines.append(line | {"name": names[line["model"]], "wrong": wrong})
+    columns = {
+        "": "{name}",
+        "photons/px": "{photons:.0f}",
+        "tilt": "{degrees:.0f}°",
+        "profile, rms (best to worst texture)": "{profile_rms_um:.2f} µm "
+        "({best_texture_um:.2f} to {worst_texture_um:.2f})",
+        "single patches, rms": "{patch_rms_um:.2f} µm",
+        "usable": "{usable_from_um:.0f} to {usable_to_um:.0f} µm",
+        "wrong signs more than 3.3 µm from focus": "{wrong:.1%}",
+    }
+    return table(lines, columns, (DEPTH,), labels=3)
+
+
+def real_stacks() -> Table:
+    """Rank, error and coverage on real focal stacks, for patches with content."""
+    stacks = {"dfnn_mitochondria": "mitochondria", "tissue_section": "tissue"}
+    stacks |= {"brightfield_cells": "cells"}
+    ways = {"none": "alone", "image": "image", "stack": "stack"}
+    readings = (("zernike1d_tilted", "none"), *(("focus", way) for way in ways))
+    lines = []
+    for stack, name in stacks.items():
+        for network, way in readings:
+            same = {"stack": stack, "network": network, "context": way}
+            line = row(STACKS, patches="content", **same)
+            called = row(STACKS, patches="all", **same)["called_content"]
+            unit = "µm" if line["unit"] == "um" else line["unit"]
+            lines.append(line | {"name": name, "way": ways[way], "called": called, "unit": unit})
+    columns = {
+        "stack": "{name}",
+        "network, seen": "`{network}`, {way}",
+        "tiles": "{tiles:.0f}",
+        "rank within a tile": with_interval("rank_within"),
+        "rank, all": with_interval("rank"),
+        "rms": "{rms_um:.2f} µm ({rms_um_low:.2f} to {rms_um_high:.2f})",
+        "rms, calibrated": "{calibrated_rms:.2f} {unit}",
+        "within 68 %": with_interval("within_68"),
+        "within 95 %": with_interval("within_95"),
+        "called content: known focus": "{called:.2f}",
+    }
+    return table(lines, columns, (STACKS,), labels=2)
+
+
+def stack_means() -> Table:
+    """Rank correlations, mean of the three real stacks."""
+    readings = (("focus", "stack"), ("zernike1d_tilted", "none"))
+    names = {"stack": "in the stack", "none": "alone"}
+    lines = []
+    for network, way in readings:
+        line = row(STACKS, stack="mean", patches="content", network=network, context=way)
+        lines.append(line | {"way": names[way]})
+    columns = {
+        "network, mean of the three stacks": "`{network}`, {way}",
+        "rank within a tile": "{rank_within:.2f}",
+        "rank, all": "{rank:.2f}",
+    }
+    return table(lines, columns, (STACKS,))
+
+
+def specimens() -> Table:
+    """R², coverage and content flag by kind of specimen."""
+    lines = pivot(rows(SPECIMENS), "condition", ("network", "specimen"))
+    for line in lines:
+        line["called"] = ", ".join(f"{share:.2f}" for share in line["called_content"].values())
+        line["within"] = Number(fmean(line["within_68"].values()))
+    columns = {"network": "`{network}`", "specimen": "{specimen}"}
+    columns |= {name: f"{{r2[{name}]:.3f}}" for name in ("noise-free", *LIGHT)}
+    columns |= {"within 68 %": "{within:.0%}", "called content": "{called}"}
+    return table(lines, columns, (SPECIMENS,), derived=("within 68 %",), labels=2)
+
+
+def images() -> Table:
+    """R² of patches read alone, in their image and in their focal stack."""
+    soft = {"optics": "reference", "specimens": "soft and hazy", "softness_px": "all"}
+    lines = []
+    for planes, ways in ((1, ("alone", "image")), (9, ("alone", "image", "stack"))):
+        chosen = rows(IMAGES, planes=planes, photons_per_px=(1000, 100, 10), **soft)
+        for way in ways:
+            line = {e["photons_per_px"]: e["r2"] for e in chosen if e["estimate"] == way}
+            title = "images of 25 patches" if planes == 1 else "stacks of 9 planes"
+            seen = {"alone": "alone", "image": "in the plane", "stack": "in the stack"}[way]
+            lines.append({"title": title, "seen": seen, "r2": line})
+    columns = {"R² of focus": "{title}", "patches seen": "{seen}", "1000 photons/px": "{r2[1000]:.2f}"}
+    return table(lines, columns | {"100": "{r2[100]:.2f}", "10": "{r2[10]:.2f}"}, (IMAGES,), labels=2)
+
+
+def objectives() -> Table:
+    """R² of thirty objectives and cameras: the range of most, and the hardest objective."""
+    hardest = "100x/1.45"
+    columns = {"noise-free": "noise_free", "1000 photons": "1000_photons", "100": "100_photons"}
+    lines = []
+    for name, is_hardest in ((hardest, True), ("the other nine", False)):
+        chosen = [e for e in rows(OBJECTIVES) if (e["objective"] == hardest) == is_hardest]
+        spans = [span([e[f"r2_{light}"] for e in chosen], ".3f") for light in columns.values()]
+        lines.append((name, str(len(chosen)), *spans))
+    header = ("R² of focus, objective", "cameras x objectives", *columns)
+    return Table(header, tuple(lines), (OBJECTIVES,), ("cameras x objectives",))
+
+
+def na_from_the_image() -> Table:
+    """NA that was estimated from simulated images, by photons per pixel."""
+    lines = []
+    for photons in (100, 1000, 10000):
+        told = rows(NA, photons=photons, told="True")
+        within = [Number(fmean(abs(e["pull"]) < limit for e in told)) for limit in (1, 2)]
+        line = {"photons": photons, "told": len(told), "all": len(rows(NA, photons=photons))}
+        error = Number(median(abs(e["na_found"] / e["na"] - 1) for e in told))
+        lines.append(line | {"error": error, "one": within[0], "two": within[1]})
+    columns = {
+        "photons per pixel": "{photons}",
+        "told": "{told} of {all}",
+        "median error": "{error:.1%}",
+        "within one, two standard errors": "{one:.0%}, {two:.0%}",
+    }
+    return table(lines, columns, (NA,), derived=tuple(columns)[1:])
+
+
+def bayes_difference() -> Table:
+    """How far `zernike1d` is from the Bayes-optimal estimate on Gaussian textures."""
+    line = {}
+    for photons in (1000, 100, 10):
+        best, ours = (
+            row(BAYES, estimator=name, contrast=0.2, photons=photons)["r2"]
+            for name in ("Bayes", "zernike1d")
+        )
+        line[photons] = Number(best - ours)
+    columns = {"": "R², Bayes-optimal minus `zernike1d`"}
+    columns |= {f"{photons} photons": f"{{r2[{photons}]:.2f}}" for photons in line}
+    return table([{"r2": line}], columns, (BAYES,), derived=tuple(columns)[1:])

@@ -1,0 +1,210 @@
+"""The documents: every number stands in a CSV file, every command parses, every link exists."""
+
+import csv
+import os
+import re
+import runpy
+import shlex
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import tyro
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "docs"))
+
+import make_tables
+from tables import RESULTS, Number, Table, pivot, row, rows, span, table, written
+
+DOCUMENTS = [str(path.relative_to(ROOT)) for path in make_tables.documents()]
+CARDS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("checkpoints/*/README.md"))]
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)|±")
+# Tables with decimals that are settings or arithmetic, by the first words of their headers.
+SETTINGS = (
+    "flag",
+    "optics of the test patches",
+    "in the training of the `_tilted` networks",
+    "stack | what | optics",
+    "column",
+    "specimens | patches counted",
+    "matter",
+    "option",
+    "PSF model",
+    "quantity | from the arithmetic",
+    "place",
+    "format",
+    "reason | what helps",
+    "what | float32 | float64",  # bounds that the tests named beside it assert
+    "step | amount",
+)
+NOT_OURS = ("the paper", "command", "file", "aim")  # columns
+
+
+@cache
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text("utf-8")
+
+
+def without_code(text: str) -> str:
+    """A text without blocks and spans of code."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def sections(text: str) -> list[str]:
+    """Parts of a document, each with its heading."""
+    return re.split(r"^(?=#{1,4} )", text, flags=re.MULTILINE)
+
+
+def tables_in(text: str) -> list[list[str]]:
+    """Lines of every table of a Markdown text."""
+    return [found.splitlines() for found in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+# --- tables of results -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_tables_are_those_of_their_csv_files(document):
+    assert make_tables.differing(text_of(document)) == []
+
+
+def test_a_changed_digit_is_noticed():
+    text = text_of("docs/results.md")
+    changed = text.replace("| `zernike1d` | focus | 0.999 |", "| `zernike1d` | focus | 0.998 |")
+    assert changed != text
+    assert make_tables.differing(changed) == ["shipped_networks"]
+    assert make_tables.renewed(changed) == text
+
+
+def typed_tables(text: str) -> list[list[str]]:
+    return tables_in(make_tables.PLACE.sub("", text))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_typed_tables_hold_settings_only(document):
+    for header, _, *lines in typed_tables(text_of(document)):
+        if " | ".join(cells(header)).startswith(SETTINGS):
+            continue
+        measured = [line for line in lines if DECIMAL.search(without_code(line))]
+        assert not measured, f"{document}: put this into a CSV file: {measured[0]}"
+
+
+def test_typed_results_are_found():
+    text = "<!-- table: a -->\n| a |\n|---|\n| 0.5 |\n<!-- end of table -->\n\n| R² |\n|---|\n| 0.7 |\n"
+    assert typed_tables(text) == [["| R² |", "|---|", "| 0.7 |"]]
+    assert DECIMAL.search("0.7") and DECIMAL.search("1 ± 2") and not DECIMAL.search("`--na 0.4` 3 %"[10:])
+
+
+@cache
+def lines_of(file: str) -> list[list[str]]:
+    with (RESULTS / file).open(encoding="utf-8", newline="") as opened:
+        return list(csv.reader(opened))
+
+
+@cache
+def numbers_for(labels: frozenset[str], files: tuple[str, ...]) -> list[float]:
+    """Numbers of the lines of CSV files that agree with the labels of a line of a table.
+
+    A label that is no value of a file says nothing about the file's lines.
+    """
+    found = []
+    for file in files:
+        lines = lines_of(file)
+        known = {value for line in lines for value in line}
+        wanted = {label for label in labels if label in known}
+        chosen = [line for line in lines[1:] if wanted <= set(line)]
+        found += [number for line in chosen for number in map(as_number, line) if number is not None]
+    return found
+
+
+def as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def unfounded(made: Table) -> list[str]:
+    """Printed numbers of a table that are in none of its CSV files, as they stand or times 100 or 1000.
+
+    Means, ranges and counts, which a builder computes, are left out, and what others published.
+    """
+    faults = []
+    for line in made.rows:
+        if line[0] in made.derived:
+            continue
+        named = line[: made.labels]
+        labels = {cell.replace("`", "") for cell in named} | set(re.findall("`(.*?)`", "".join(named)))
+        numbers = numbers_for(frozenset(labels - {""}), made.files)
+        for title, cell in list(zip(made.header, line, strict=True))[made.labels :]:
+            if title not in (*made.derived, *NOT_OURS):
+                texts = NUMBER.findall(without_code(cell))
+                faults += [f"{line[0]}, {title}: {text}" for text in texts if not is_in(text, numbers)]
+    return faults
+
+
+def is_in(text: str, numbers: list[float]) -> bool:
+    return any(is_rounded(text, scale * one) for one in numbers for scale in (1, 100, 1000))
+
+
+def is_rounded(text: str, value: float) -> bool:
+    """Whether a printed number is a value rounded to its digits (three for large numbers)."""
+    printed = float(text.replace(",", ""))
+    mantissa, _, exponent = text.partition("e")
+    step = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    if "," in text:  # 21,600 has three significant digits
+        step = 10.0 ** (len(text.replace(",", "").lstrip("+-")) - 3)
+    return abs(printed - value) <= step * 0.5000001
+
+
+@pytest.mark.parametrize("name", make_tables.BUILDERS)
+def test_each_number_is_in_its_csv_files(name):
+    made = make_tables.table_of(name)
+    assert not unfounded(made)
+
+
+def test_a_wrong_digit_has_no_source():
+    made = make_tables.table_of("shipped_networks")
+    assert made.rows[0][2:5] == ("0.999", "0.999", "0.947")
+    wrong = (*made.rows[0][:4], "0.941", *made.rows[0][5:])
+    faults = unfounded(replace(made, rows=(wrong, *made.rows[1:])))
+    assert len(faults) == 1 and faults[0].endswith("1000 photons/px: 0.941")
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "right"),
+    [
+        ("0.947", 0.94712, True),
+        ("0.947", 0.94761, False),
+        ("0.947", 0.946, False),
+        ("70", 70.49, True),
+        ("21,600", 21630, True),
+        ("21,600", 21700, False),
+        ("9e-7", 8.6e-7, True),
+        ("9e-7", 8.4e-7, False),
+        ("-5.40", -5.398, True),
+        ("5.40", -5.398, False),
+    ],
+)
+def test_rounding(text, value, right):
+    assert is_rounded(text, value) == right
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "README.md"])
+def test_csv_files_are_named_beside_their_tables(document):
+    # The README has no room for the files of its ten numbers; its rows link to sections that name them.
+    for section in re.split(r"^(?=## )", text_of(document), flags=re.MULTILINE):
+        for place in make_tables.PLACE.finditer(section):
+            files = make_tables.table_of(place["name"]).files
+            missing = [file for file in files if f"results/{file}" not in section]
+            assert not missing, f"{document}: name {missing} beside the table {place['name']}"
