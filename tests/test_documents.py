@@ -1,9 +1,10 @@
 """The documents: every number stands in a CSV file, every command parses, every link exists."""
 
 import csv
+import importlib.util
+import json
 import os
 import re
-import runpy
 import shlex
 import sys
 from dataclasses import replace
@@ -42,6 +43,8 @@ SETTINGS = (
     "what | float32 | float64",  # bounds that the tests named beside it assert
     "step | amount",
 )
+# Numbers that the prose may hold: optics, ranges of a setting, versions.
+SETTINGS_IN_PROSE = {"0.45", "0.3", "1.2", "0.1", "1.45"}
 NOT_OURS = ("the paper", "command", "file", "aim")  # columns
 
 
@@ -208,3 +211,153 @@ def test_csv_files_are_named_beside_their_tables(document):
             files = make_tables.table_of(place["name"]).files
             missing = [file for file in files if f"results/{file}" not in section]
             assert not missing, f"{document}: name {missing} beside the table {place['name']}"
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of every command of a text that runs one of our scripts, from the script's name on."""
+    found = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for block in found for line in block.replace("\\\n", " ").splitlines()]
+    # Between sentences, a name with a few options is no whole command.
+    lines += re.findall(r"`((?:python|torchrun) [^`\n]*|\w+\.py [^`\n]*--out [^`\n]*)`", text)
+    listed = []
+    for line in lines:
+        for part in re.split(r"&&|;", line):
+            words = shlex.split(part, comments=True) if "(" not in part else []
+            scripts = [k for k, word in enumerate(words) if word.endswith(".py")]
+            if scripts and "..." not in words and "FOLDER" not in part:
+                listed.append(words[scripts[0] :])
+    return listed
+
+
+@cache
+def config_of(script: str) -> type:
+    """Class that holds the options of a script, which is not run."""
+    name = "documented_" + script.removesuffix(".py").replace("/", "_")
+    spec = importlib.util.spec_from_file_location(name, ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # tyro looks there for the comments behind the options
+    with patch.dict(os.environ), patch.object(sys, "path", [str((ROOT / script).parent), *sys.path]):
+        spec.loader.exec_module(module)  # some benchmarks set threads in os.environ
+    return module.Config
+
+
+def fault_of(words: list[str], capsys: pytest.CaptureFixture) -> str:
+    """What the script says about its options, or nothing."""
+    script, *arguments = words
+    if not (ROOT / script).is_file():
+        return f"{script} does not exist"
+    try:
+        tyro.cli(config_of(script), args=arguments)
+    except SystemExit as end:
+        return capsys.readouterr().err if end.code else ""
+    return ""
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *CARDS])
+def test_commands_parse(document, capsys):
+    faults = [
+        f"{shlex.join(words)}\n{fault}"
+        for words in commands(text_of(document))
+        if (fault := fault_of(words, capsys))
+    ]
+    assert not faults, f"{document}:\n" + "\n".join(faults)
+
+
+def test_commands_are_found_and_judged(capsys):
+    text = "```\npip install x && python train.py --data a --out b --no-such-option 3  # a comment\n```\n"
+    text += "| `torchrun --nproc-per-node 2 train.py --data a --out b` | `python nothing.py` |"
+    found = commands(text)
+    assert found[0] == ["train.py", *"--data a --out b --no-such-option 3".split()]
+    assert found[1] == ["train.py", "--data", "a", "--out", "b"]
+    faults = [fault_of(words, capsys) for words in found]
+    assert "no-such-option" in faults[0] and faults[1] == "" and "exist" in faults[2]
+    assert len(commands(text_of("README.md"))) > 8
+
+
+# --- links -----------------------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """Names that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#{1,6} (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def broken_links(document: str) -> list[str]:
+    """Links and images of a document that lead to no file or heading."""
+    text = re.sub(r"^```.*?^```", "", text_of(document), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    broken = []
+    for target in targets:
+        if re.match(r"https?://|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / document).parent / name if name else ROOT / document
+        if not path.exists() or (anchor and anchor not in anchors(path.read_text("utf-8"))):
+            broken.append(target)
+    return broken
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *CARDS])
+def test_links_lead_somewhere(document):
+    assert broken_links(document) == []
+
+
+def test_broken_links_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A `b` & c\n[x](#a-b--c) [y](#d) ![z](no.png) [w](page.md#a-b--c)\n", "utf-8")
+    assert broken_links(str(page)) == ["#d", "no.png"]
+
+
+# --- prose -----------------------------------------------------------------------------------
+
+
+def prose_of(section: str) -> str:
+    """Text of a section without tables, code, links and headings."""
+    text = without_code(section)
+    text = re.sub(r"^[|#].*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"https?://\S+|<[^>]*>", "", text)
+    return re.sub(r"\]\([^)]*\)", "]", text)
+
+
+def homeless(section: str, settings: set[str]) -> list[str]:
+    """Decimal numbers of the prose that are neither settings nor in a CSV file linked beside them."""
+    files = tuple(re.findall(r"results/([\w/]+\.csv)", section))
+    files += tuple(
+        file
+        for place in make_tables.PLACE.finditer(section)
+        for file in make_tables.table_of(place["name"]).files
+    )
+    numbers = numbers_for(frozenset(), files)
+    shown = [float(text.replace(',', '')) for line in tables_in(section) for text in NUMBER.findall("".join(line))]
+    return [
+        text
+        for text in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\w)", prose_of(section))
+        if text not in settings and float(text) not in shown and not is_in(text, numbers)
+    ]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_decimals_of_the_prose_stand_in_tables(document):
+    found = {
+        section.splitlines()[0]: numbers
+        for section in sections(text_of(document))
+        if (numbers := homeless(section, SETTINGS_IN_PROSE))
+    }
+    assert not found
+
+
+# --- model cards -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if "restoration" not in card])
+def test_cards_hold_the_numbers_of_their_config(card):
+    config = json.loads((ROOT / card).with_name("config.json").read_text("utf-8"))
+    section = text_of(card).split("## Validation")[1].split("\n## ")[0]
+    scores = re.findall(r"^\| ([\w -]+) \| (0\.\d.*) \|$", section, flags=re.MULTILINE)
+    assert [name for name, _ in scores] == list(config["validation"])
+    for name, line in scores:
+        assert line.split(" | ") == [f"{value:.3f}" for value in config["validation"][name]]
