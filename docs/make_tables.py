@@ -4,8 +4,8 @@
     python docs/make_tables.py --check   # only say which tables differ
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end of table -->`, which no reader
-sees. Its numbers come from CSV files of results/. The functions of network_tables.py and
-restoration_tables.py say which ones. Tables whose code is not kept are copied from
+sees. Its numbers come from CSV files of results/. The function of the same name in the modules
+beside this one says which. Tables of trials whose code is not kept are copied from
 results/recorded/NAME.csv.
 """
 
@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import network_tables as networks
+import overview_tables as overview
 import restoration_tables as restoration
-from tables import RECORDED, RESULTS, Table, recorded
+import speed_tables as speed
+from csv_tables import RECORDED, RESULTS, Table, recorded
 
 from common.command import run
 from common.files import whole_file
@@ -34,7 +37,7 @@ BUILDERS = {
         networks.shipped_networks,
         networks.reference_optics,
         networks.seeds,
-        networks.beside_the_paper,
+        overview.beside_the_paper,
         networks.architectures,
         networks.cross_domain,
         networks.more_training,
@@ -53,14 +56,14 @@ BUILDERS = {
         restoration.processed_images,
         restoration.real_tissue,
         restoration.held_out_photons,
-        restoration.psf_programs,
-        restoration.psf_speed,
-        restoration.training_speed,
-        restoration.mapping_speed,
-        restoration.restoration_speed,
-        restoration.restoration_quality,
-        restoration.large_restoration,
-        restoration.ten_numbers,
+        speed.psf_programs,
+        speed.psf_speed,
+        speed.training_speed,
+        speed.mapping_speed,
+        speed.restoration_speed,
+        speed.restoration_quality,
+        speed.large_restoration,
+        overview.ten_numbers,
     )
 }
 
@@ -85,7 +88,8 @@ def table_of(name: str) -> Table:
     if (RESULTS / RECORDED / f"{name}.csv").is_file():
         return recorded(name)
     raise InputError(
-        f"there is no table '{name}': write a function for it in docs/, or results/recorded/{name}.csv."
+        f"there is no table '{name}': write a function of that name in docs/, or "
+        f"results/recorded/{name}.csv."
     )
 
 

@@ -3,13 +3,12 @@
 from statistics import fmean, median, stdev
 from typing import Any
 
-from tables import RESULTS, Number, Row, Table, pivot, row, rows, linked, span, table, with_interval, written
+from csv_tables import RESULTS, Number, Row, Table, pivot, row, rows, span, table, with_interval
 
 SHIPPED, TILTED = "shipped/benchmark.csv", "shipped_tilted/benchmark.csv"
 REFERENCE = "reference_optics/benchmark.csv"
 SEEDS = "seeds/benchmark.csv"
 BAYES = "bayes_table.csv"
-NOISE = "noise.csv"
 ARCHITECTURES = "architectures.csv"
 CROSS_DOMAIN = "cross_domain/benchmark.csv"
 LAW = "learning_curve/learning_curve.csv"
@@ -21,9 +20,6 @@ OBJECTIVES = "objectives.csv"
 NA = "na_estimate.csv"
 CONDITIONS = ("noise-free", "8-bit", "1000 photons", "100 photons", "10 photons")
 LIGHT = ("1000 photons", "100 photons", "10 photons")
-LOSS = "largest loss of R², object turned, lamp dimmed or corners darkened"
-# levels of noise.csv at which patches are as they were: degrees, and percent of the light
-UNDEGRADED = {"rotation": 0, "global illumination": 100, "axial illumination": 0}
 
 R2_COLUMNS = {
     "noise-free": "{r2[noise-free]:.3f}",
@@ -86,69 +82,6 @@ def seeds() -> Table:
     return table(lines, columns, (SEEDS,), derived=derived)
 
 
-def _by_light(file: str, column: str, spec: str, **equal: Any) -> str:
-    """Values of a column under 1000, 100 and 10 photons, with commas between them."""
-    return ", ".join(f"{row(file, condition=one, **equal)[column]:{spec}}" for one in LIGHT)
-
-
-def _on_textures(estimator: str) -> str:
-    return ", ".join(
-        f"{row(BAYES, estimator=estimator, contrast=0.2, photons=photons)['r2']:.3f}"
-        for photons in (1000, 100, 10)
-    )
-
-
-def _noise_free(**equal: Any) -> str:
-    """Least and largest noise-free R² of the shipped networks."""
-    chosen = rows(SHIPPED, condition="noise-free", images="all", **equal)
-    return span([entry["r2"] for entry in chosen], ".3f")
-
-
-def largest_loss(*degradations: str) -> float:
-    """Largest loss of R² of `zernike1d` against patches that are not degraded."""
-    losses = []
-    for degradation in degradations:
-        levels = rows(NOISE, network="zernike1d", degradation=degradation)
-        start = next(e["r2"] for e in levels if e["level"] == UNDEGRADED[degradation])
-        losses += [start - e["r2"] for e in levels]
-    return max(losses)
-
-
-def _of_all(column: str, spec: str, *files: str) -> str:
-    """Least and largest value of a column over networks and noise."""
-    return span([e[column] for file in files for e in rows(file, images="all")], spec)
-
-
-def beside_the_paper() -> Table:
-    """Claims of the paper and of Deep-blur beside what was reached here."""
-    focus = {"network": "zernike1d", "parameter": "focus", "images": "all"}
-    ideal = [row(SHIPPED, condition=one, **focus) for one in ("noise-free", "8-bit")]
-    loss = largest_loss(*UNDEGRADED)
-    return written(
-        f"""
-        | the paper | here | file
-        R² of focus in ideal conditions, noise-free and at 8 bit | up to 0.99 | {ideal[0]["r2"]:.3f}, {ideal[1]["r2"]:.3f} | {linked(SHIPPED)}
-        R² of signed focus with a cylindrical lens, noise-free | | {_noise_free(network="astigmatic")} | the same
-        R² of astigmatism, noise-free | | {_noise_free(parameter=("ast_cos2", "ast_sin2"))} | the same
-        R² of Gaussian width, noise-free | | {_noise_free(unit="px")} | the same
-        R² of focus at 1000, 100, 10 photons per pixel | robust | {_by_light(SHIPPED, "r2", ".3f", **focus)} | the same
-        the same at the optics of the paper | one setting | {_by_light(REFERENCE, "r2", ".3f", **focus)} | {linked(REFERENCE)}
-        the same on Gaussian textures of contrast 0.2 | | {_on_textures("zernike1d")} | {linked(BAYES)}
-        the same, Bayes-optimal estimate | | {_on_textures("Bayes")} | the same
-        SNR of the PSF, median, noise-free | Deep-blur 2024: 13 dB | {ideal[0]["psf_snr_db"]:.0f} dB | {linked(SHIPPED)}
-        SNR of the PSF, median, at 1000, 100, 10 photons | Deep-blur 2024, strong noise: 8 dB | {_by_light(SHIPPED, "psf_snr_db", ".0f", **focus)} dB | the same
-        true values within the 68 % error bars, by network and noise | no error bars | {_of_all("coverage_68", ".0%", SHIPPED)} | the same
-        the same, `_tilted` | no error bars | {_of_all("coverage_68", ".0%", TILTED)} | {linked(TILTED)}
-        true values within the 95 % error bars | no error bars | {_of_all("coverage_95", ".0%", SHIPPED)} | {linked(SHIPPED)}
-        the same, `_tilted` | no error bars | {_of_all("coverage_95", ".0%", TILTED)} | {linked(TILTED)}
-        {LOSS} | robust | {loss:.4f} | {linked(NOISE)}
-        area under the ROC curve, patches without content | flagged | {_of_all("content_auc", ".3f", SHIPPED, TILTED)} | {linked(SHIPPED)}, {linked(TILTED)}
-        """,
-        (SHIPPED, TILTED, REFERENCE, BAYES, NOISE),
-        derived=(LOSS,),
-    )
-
-
 def architectures() -> Table:
     """Test scores of two architectures that saw the same stream of patches."""
     scores = pivot(rows(ARCHITECTURES, split="test"), "condition", ("network", "weights"))
@@ -180,7 +113,10 @@ def more_training() -> Table:
     """Patches that the fitted power law asks for."""
     goals = ((0.95, "1000 photons"), (0.93, "100 photons"), (0.93, "10 photons"))
     lines = [
-        {"goal": f"R² {goal} at {light}", "patches": row(LAW, condition=light)[f"patches_for_{goal}"]}
+        {
+            "goal": f"R² {goal} at {light}",
+            "patches": row(LAW, condition=light)[f"patches_for_{goal}"],
+        }
         for goal, light in goals
     ]
     return table(lines, {"goal": "{goal}", "patches": "{patches:words}"}, (LAW,), ("patches",))
@@ -275,8 +211,14 @@ def images() -> Table:
             title = "images of 25 patches" if planes == 1 else "stacks of 9 planes"
             seen = {"alone": "alone", "image": "in the plane", "stack": "in the stack"}[way]
             lines.append({"title": title, "seen": seen, "r2": line})
-    columns = {"R² of focus": "{title}", "patches seen": "{seen}", "1000 photons/px": "{r2[1000]:.2f}"}
-    return table(lines, columns | {"100": "{r2[100]:.2f}", "10": "{r2[10]:.2f}"}, (IMAGES,), labels=2)
+    columns = {
+        "R² of focus": "{title}",
+        "patches seen": "{seen}",
+        "1000 photons/px": "{r2[1000]:.2f}",
+    }
+    return table(
+        lines, columns | {"100": "{r2[100]:.2f}", "10": "{r2[10]:.2f}"}, (IMAGES,), labels=2
+    )
 
 
 def objectives() -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
 RECORDED = "recorded"  # folder of tables whose code is not kept
-NOT_KNOWN = "–"
+NOT_KNOWN = "–"  # noqa: RUF001, the dash of a table
 ROUND_UP = 1 + 1e-12  # a tie, as in 562.5, is rounded away from zero
 
 Row = dict[str, Any]
@@ -55,7 +55,9 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     files: tuple[str, ...]  # CSV files that hold the numbers, from the folder results/
-    derived: tuple[str, ...] = ()  # columns or first cells with means or counts of the files' numbers
+    derived: tuple[
+        str, ...
+    ] = ()  # columns or first cells with means or counts of the files' numbers
     labels: int = 1  # columns on the left that name what was measured
 
     def markdown(self) -> str:
@@ -93,7 +95,9 @@ def table(
 @cache
 def _read(path: Path) -> tuple[Row, ...]:
     with path.open(encoding="utf-8", newline="") as file:
-        return tuple({key: _value(text) for key, text in row.items()} for row in csv.DictReader(file))
+        return tuple(
+            {key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)
+        )
 
 
 def _value(text: str) -> Number | str:
@@ -168,6 +172,7 @@ def recorded(name: str) -> Table:
 def written(text: str, files: Sequence[str], derived: Sequence[str] = ()) -> Table:
     """Table from lines of cells with ` | ` between them; the first line is the header."""
     header, *lines = (
-        tuple(cell.strip() for cell in line.strip().split("|")) for line in text.strip().splitlines()
+        tuple(cell.strip() for cell in line.strip().split("|"))
+        for line in text.strip().splitlines()
     )
     return Table(header, tuple(lines), tuple(files), tuple(derived))
