@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 
+import csv_tables
 import make_tables
-from csv_tables import RESULTS, Table
+from csv_tables import Table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [str(path.relative_to(ROOT)) for path in make_tables.documents()]
@@ -60,7 +62,6 @@ CONDITIONS |= {"100": "100 photons", "10": "10 photons"}
 NOT_OURS = ("the paper", "command", "file", "aim")  # columns
 
 
-@cache
 def text_of(document: str) -> str:
     return (ROOT / document).read_text("utf-8")
 
@@ -126,20 +127,20 @@ def test_typed_results_are_found():
 
 
 @cache
-def lines_of(file: str) -> list[list[str]]:
-    with (RESULTS / file).open(encoding="utf-8", newline="") as opened:
+def lines_of(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as opened:
         return list(csv.reader(opened))
 
 
 @cache
-def numbers_for(labels: frozenset[str], files: tuple[str, ...]) -> list[float]:
+def numbers_for(labels: frozenset[str], paths: tuple[Path, ...]) -> list[float]:
     """Numbers of the lines of CSV files that agree with the labels of a line of a table.
 
     A label that is no value of a file says nothing about the file's lines.
     """
     found = []
-    for file in files:
-        lines = lines_of(file)[1:]
+    for path in paths:
+        lines = lines_of(path)[1:]
         known = {value for line in lines for value in line}
         wanted = {label for label in labels if label in known}
         chosen = [line for line in lines if wanted <= set(line)]
@@ -147,6 +148,10 @@ def numbers_for(labels: frozenset[str], files: tuple[str, ...]) -> list[float]:
             number for line in chosen for number in map(as_number, line) if number is not None
         ]
     return found
+
+
+def paths_of(files: Iterable[str]) -> tuple[Path, ...]:
+    return tuple(csv_tables.RESULTS / file for file in files)
 
 
 def as_number(text: str) -> float | None:
@@ -173,7 +178,7 @@ def unfounded(made: Table) -> list[str]:
         for title, cell in list(zip(made.header, line, strict=True))[made.labels :]:
             if title not in (*made.derived, *NOT_OURS):
                 of_cell = (labels | {CONDITIONS.get(title, title)}) - {""}
-                numbers = numbers_for(frozenset(of_cell), made.files)
+                numbers = numbers_for(frozenset(of_cell), paths_of(made.files))
                 texts = NUMBER.findall(without_code(cell))
                 faults += [
                     f"{line[0]}, {title}: {text}" for text in texts if not is_in(text, numbers)
@@ -257,7 +262,7 @@ def homeless(section: str, settings: set[str]) -> list[str]:
         for place in make_tables.PLACE.finditer(section)
         for file in make_tables.table_of(place["name"]).files
     )
-    numbers = numbers_for(frozenset(), files)
+    numbers = numbers_for(frozenset(), paths_of(files))
     shown = [
         float(text.replace(",", ""))
         for line in tables_in(section)
