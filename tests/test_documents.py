@@ -26,10 +26,8 @@ DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)|±")
 SETTINGS = (
     "flag",
     "optics of the test patches",
-    "in the training of the `_tilted` networks",
     "stack | what | optics",
     "column",
-    "specimens | patches counted",
     "matter",
     "option",
     "PSF model",
