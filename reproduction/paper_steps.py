@@ -267,8 +267,8 @@ def _real_stacks(folder: Path) -> list[Step]:
 
 def _tables() -> Step:
     commands = (("docs/make_tables.py",),)
-    tables = tuple(sorted(RESULTS.rglob("*.csv")))
-    return Step("documents", commands, (Path("README.md"),), tables, draw=commands)
+    sources = (*sorted(RESULTS.rglob("*.csv")), *sorted(Path("docs").glob("*.py")))
+    return Step("documents", commands, (Path("README.md"),), sources, draw=commands)
 
 
 # --- what should come out
