@@ -42,6 +42,7 @@ BUILDERS = {
         networks.cross_domain,
         networks.more_training,
         networks.depth,
+        networks.dome,
         networks.real_stacks,
         networks.stack_means,
         networks.specimens,

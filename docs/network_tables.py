@@ -12,7 +12,7 @@ BAYES = "bayes_table.csv"
 ARCHITECTURES = "architectures.csv"
 CROSS_DOMAIN = "cross_domain/benchmark.csv"
 LAW = "learning_curve/learning_curve.csv"
-DEPTH = "depth_summary.csv"
+DEPTH, DOME = "depth_summary.csv", "depth_dome.csv"
 STACKS = "real_stacks.csv"
 SPECIMENS = "specimens.csv"
 IMAGES = "images.csv"
@@ -139,8 +139,15 @@ def depth() -> Table:
         "single patches, rms": "{patch_rms_um:.2f} µm",
         "usable": "{usable_from_um:.0f} to {usable_to_um:.0f} µm",
         "wrong signs more than 3.3 µm from focus": "{wrong:.1%}",
+        "refused out of range": "{refused_share_out_of_range:.0%}",
     }
     return table(lines, columns, (DEPTH,), labels=3)
+
+
+def dome() -> Table:
+    """Error of depth on a curved surface."""
+    columns = {"object, photons/px": "{texture}, {photons:.0f}", "depth, rms": "{rms_um:.2f} µm"}
+    return table(rows(DOME), columns, (DOME,))
 
 
 def real_stacks() -> Table:
