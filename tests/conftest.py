@@ -1,6 +1,7 @@
 """A tiny data set of each kind and a tiny run, made once for all test files."""
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import torch
 
 import generate_training_set
 import train
+
+# Small tensors gain nothing from threads, and several processes would wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # Gaussians fit a small support; the Airy rings of a pupil need 79 px to lose less than 1 %.
 GAUSSIAN = generate_training_set.Config(

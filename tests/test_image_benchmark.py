@@ -22,6 +22,7 @@ from models.networks import build
 from psf.errors import InputError
 from psf.microscope import Microscope, simulated_microscopes
 from psf.model import psf_model
+from simulation.patches import OUT_OF_RANGE
 from simulation.settings import OpticsRanges, Simulation, optics_limits
 from simulation.specimens import SpecimenRanges
 
@@ -34,7 +35,6 @@ SIMULATION = Simulation(
     blank_fraction=0.0,
     specimens=SpecimenRanges(plain=0.4, soft=0.35, hazy=0.2, background=0.4, haze_only=0.1),
 )
-OUT_OF_RANGE_WAVES = (1.15, 1.9)  # of a range that ends at 1 wave
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_half_of_an_image_is_out_of_range_and_should_be_refused(bank, optics):
     assert {one.source for one in drawn} <= {"c.tif", "d.tif"}
     patches = pooled(drawn, [{"alone": np.zeros((4, 12))}] * 3)
     refused = to_refuse(cell, patches, SIMULATION)
-    low, high = OUT_OF_RANGE_WAVES
+    low, high = OUT_OF_RANGE  # of a range that ends at 1 wave
     assert ((patches.truth[refused] >= low) & (patches.truth[refused] <= high)).all()
     assert ((patches.truth[~refused] >= 0) & (patches.truth[~refused] <= 1)).all()
     assert 9 <= refused.sum() <= 27  # 18 expected, 3 standard deviations
