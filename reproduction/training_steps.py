@@ -49,7 +49,7 @@ SCALES = {
         train_patches=16_000,
         validation_patches=500,
         test_patches=1600,
-        budget=("--max-minutes", "2.6"),
+        budget=("--max-minutes", "2.2"),
         stride=16,
         expected_r2={"noise-free": 0.98, "1000 photons": 0.86, "100 photons": 0.84},
     ),
