@@ -34,8 +34,7 @@ def test_formats(value, spec, text):
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """Folder that stands for results/, with scores of three trainings under one condition each."""
-    for module in (csv_tables, network_tables):
-        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(csv_tables, "RESULTS", tmp_path)
     lines = ["network,images,condition,r2"]
     lines += [
         f"{seed},{images},{condition},{r2 - (images != 'all')}"

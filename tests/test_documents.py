@@ -41,6 +41,7 @@ SETTINGS = (
 # Decimals that the prose may hold: NA and waves, pixels in µm and widths in px, Python, the doi.
 SETTINGS_IN_PROSE = {
     "0.1",
+    "0.2",
     "0.3",
     "1.45",
     "0.45",
