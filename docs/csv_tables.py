@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from psf.errors import InputError
+
 RESULTS = Path(__file__).parents[1] / "results"
 RECORDED = "recorded"  # folder of tables whose code is not kept
 NOT_KNOWN = "–"  # noqa: RUF001, the dash of a table
@@ -94,6 +96,9 @@ def table(
 
 @cache
 def _read(path: Path) -> tuple[Row, ...]:
+    if not path.is_file():
+        name = path.relative_to(RESULTS.parent).as_posix()
+        raise InputError(f"{name} is missing; make it with reproduce.py --scale paper.")
     with path.open(encoding="utf-8", newline="") as file:
         return tuple(
             {key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)
@@ -125,7 +130,10 @@ def row(file: str, **equal: Any) -> Row:
     """The only row of results/`file` whose columns equal the values given."""
     found = rows(file, **equal)
     if len(found) != 1:
-        raise ValueError(f"results/{file} has {len(found)} rows with {equal}, not one.")
+        raise InputError(
+            f"results/{file} has {len(found)} rows with {equal}, not one; make it again with "
+            "reproduce.py --scale paper."
+        )
     return found[0]
 
 

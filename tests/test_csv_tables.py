@@ -11,6 +11,8 @@ import csv_tables
 import network_tables
 from csv_tables import Number
 
+from psf.errors import InputError
+
 
 @pytest.mark.parametrize(
     ("value", "spec", "text"),
@@ -58,8 +60,13 @@ def test_rows_are_chosen_and_ordered(results):
     file = "seeds/benchmark.csv"
     chosen = csv_tables.rows(file, images="all", condition="8-bit", network=(2, 0))
     assert [entry["r2"] for entry in chosen] == [0.98, 0.91]
-    with pytest.raises(ValueError, match="has 3 rows"):
+    with pytest.raises(InputError, match="has 3 rows"):
         csv_tables.row(file, images="all", condition="8-bit")
     pivoted = csv_tables.pivot(chosen, "network", ("condition",))
     made = csv_tables.table(pivoted, {"": "{condition}", "a": "{r2[2]:.1f}"}, (file,))
     assert made.markdown() == "| | a |\n|---|---|\n| 8-bit | 1.0 |"
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(InputError, match=r"results/no_such\.csv is missing; make it"):
+        csv_tables.rows("no_such.csv")
