@@ -25,7 +25,7 @@ from common.files import write_csv
 from psf.errors import InputError
 from reproduction.claims import compare, text_of
 from reproduction.paper_steps import paper_claims, paper_steps
-from reproduction.steps import Step, minutes_of, run_commands, run_steps
+from reproduction.steps import ROOT, Step, minutes_of, run_commands, run_steps
 from reproduction.training_steps import training_claims, training_steps
 
 MINUTES = Path("results/reproduction.csv")  # minutes that each step of the scale paper took
@@ -37,7 +37,8 @@ class Config:
 
     # paper: all of results/ from the shipped networks; the others train networks of this size
     scale: Literal["smoke", "quick", "paper", "full"] = "quick"
-    only: tuple[str, ...] = ()  # run these steps only, e.g. depth; a wrong name lists all
+    # run these steps only, e.g. depth; a wrong name lists all
+    only: tuple[str, ...] | None = None
     draw_only: bool = False  # draw the figures from the tables of an earlier run
     stacks: Path | None = None  # folder of real focal stacks, for the scale paper
 
@@ -48,17 +49,21 @@ def chosen_steps(config: Config) -> list[Step]:
     Raises
     ------
     InputError
-        If a name in --only is unknown, or there is no folder of stacks.
+        If a name in --only is unknown or none is given, or if the stacks cannot be used.
     """
+    if config.stacks is not None and config.scale != "paper":
+        raise InputError("only --scale paper uses --stacks; add it, or leave out --stacks.")
     if config.stacks is not None and not config.stacks.is_dir():
         raise InputError(f"there is no folder {config.stacks}; give --stacks the folder of stacks.")
     is_paper = config.scale == "paper"
     steps = paper_steps(config.stacks) if is_paper else training_steps(config.scale)
     names = [step.name for step in steps]
-    unknown = [name for name in config.only if name not in names]
+    if config.only is not None and not config.only:
+        raise InputError(f"--only names no step; give --only {', '.join(names)}.")
+    unknown = [name for name in config.only or () if name not in names]
     if unknown:
         raise InputError(f"there is no step {', '.join(unknown)}; give --only {', '.join(names)}.")
-    return [step for step in steps if not config.only or step.name in config.only]
+    return [step for step in steps if config.only is None or step.name in config.only]
 
 
 def draw(steps: list[Step]) -> None:
@@ -71,8 +76,12 @@ def draw(steps: list[Step]) -> None:
 
 
 def read_minutes() -> dict[str, float]:
-    """Minutes that each step took before, by name; empty without a table."""
-    return pd.read_csv(MINUTES).set_index("step")["minutes"].to_dict() if MINUTES.exists() else {}
+    """Minutes that each step took before, by name; empty without a readable table."""
+    try:
+        table = pd.read_csv(MINUTES)
+        return dict(zip(table["step"], table["minutes"].astype(float), strict=True))
+    except (OSError, KeyError, ValueError):  # they only serve to tell the time that is left
+        return {}
 
 
 def report(config: Config, steps: list[Step]) -> None:
@@ -91,6 +100,8 @@ def report(config: Config, steps: list[Step]) -> None:
 
 def main(config: Config) -> None:
     """Run the steps, or draw their figures, and report."""
+    if not Path.cwd().samefile(ROOT):
+        raise InputError(f"the steps run in the folder of the project: cd {ROOT} first.")
     steps = chosen_steps(config)
     if config.draw_only:
         draw(steps)

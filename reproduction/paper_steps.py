@@ -117,7 +117,8 @@ def _noise() -> Step:
         "noise",
         (scores, bayes, figure),
         tuple(RESULTS / name for name in outputs),
-        (data, *_weights("zernike1d", "focus"), RESULTS / "noise_rivals.csv"),
+        (data, *_weights("zernike1d", "focus")),
+        optional_inputs=(RESULTS / "noise_rivals.csv",),
         draw=(figure,),
     )
 

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from common.code import imported_files
 from common.files import read_json, write_json
 from psf.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 # Files that stand for a folder: weights and settings of a network, or the record of a data set
 DECIDING = ("*.safetensors", "config.json", "run.json")
 
@@ -37,6 +38,7 @@ class Step:
     outputs: tuple[Path, ...]  # files that exist afterwards
     # files and folders that decide the result, besides the commands and their code
     inputs: tuple[Path, ...] = ()
+    optional_inputs: tuple[Path, ...] = ()  # the same, where they exist
     packages: tuple[str, ...] = ()  # optional packages that the commands import
     draw: tuple[Command, ...] = ()  # commands that draw the figures again from the tables
     copies: tuple[tuple[Path, Path], ...] = ()  # files to copy at the end, from and to
@@ -44,7 +46,7 @@ class Step:
     def key(self) -> str:
         """Hash of all that decides the result."""
         code = [_code_hash(path) for path in _files_of(self.commands)]
-        inputs = [_content_hash(path) for path in self.inputs]
+        inputs = [_content_hash(path) for path in (*self.inputs, *self.optional_inputs)]
         text = json.dumps([self.commands, code, inputs])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -53,7 +55,11 @@ class Step:
         record = records / f"{self.name}.json"
         if not record.is_file() or not all(path.exists() for path in self.outputs):
             return False
-        return read_json(record, "record of a step")["key"] == self.key()
+        return _read_record(record).get("key") == self.key()
+
+    def missing_inputs(self) -> list[Path]:
+        """Inputs that do not exist; an earlier step makes them, or they come with the code."""
+        return [path for path in self.inputs if not path.exists()]
 
     def missing_packages(self) -> list[str]:
         """Optional packages that are not installed."""
@@ -112,8 +118,22 @@ def run_steps(steps: Sequence[Step], records: Path, minutes: dict[str, float]) -
     print(f"\nfinished in {(time.perf_counter() - started) / 60:.1f} minutes")
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    """Record of a finished step; empty if there is none, or if it is damaged."""
+    try:
+        return read_json(path, "record of a step")
+    except InputError:
+        return {}
+
+
 def _run_step(step: Step, records: Path) -> None:
     """Run one step and leave its record."""
+    missing = step.missing_inputs()
+    if missing:
+        raise InputError(
+            f"'{step.name}' needs {', '.join(map(str, missing))}: run the steps that make them "
+            "first, or all steps without --only."
+        )
     started = time.perf_counter()
     run_commands(step.name, step.commands)
     for source, target in step.copies:
@@ -146,9 +166,5 @@ def run_commands(name: str, commands: Sequence[Command]) -> None:
 
 def minutes_of(steps: Sequence[Step], records: Path) -> dict[str, float]:
     """Minutes that each finished step took, by name."""
-    files = {step.name: records / f"{step.name}.json" for step in steps}
-    return {
-        name: read_json(file, "record of a step")["minutes"]
-        for name, file in files.items()
-        if file.is_file()
-    }
+    found = {step.name: _read_record(records / f"{step.name}.json") for step in steps}
+    return {name: record["minutes"] for name, record in found.items() if "minutes" in record}
