@@ -87,7 +87,8 @@ def read_minutes() -> dict[str, float]:
 def report(config: Config, steps: list[Step]) -> None:
     """Print which pictures to look at, and the numbers beside those of the paper."""
     pictures = [str(path) for step in steps for path in step.outputs if path.suffix == ".png"]
-    print("look at", *pictures, sep="\n  ")
+    if pictures:
+        print("look at", *pictures, sep="\n  ")
     claims = paper_claims() if config.scale == "paper" else training_claims(config.scale)
     table = compare(claims)
     name = "" if config.scale == "paper" else config.scale

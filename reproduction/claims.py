@@ -81,4 +81,7 @@ def text_of(table: pd.DataFrame) -> str:
     """The table of `compare` for a terminal, in aligned columns."""
     shown = table.drop(columns="table").fillna({"paper": ""})
     shown["reached"] = ["" if pd.isna(v) else f"{v:.3g}" for v in shown["reached"]]
-    return shown.to_string(index=False, justify="left")
+    lines = [list(shown), *shown.astype(str).to_numpy().tolist()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    padded = (zip(line, widths, strict=True) for line in lines)
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in line).rstrip() for line in padded)
