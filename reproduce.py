@@ -4,8 +4,8 @@
     python reproduce.py --scale paper
 
 The scale smoke takes about a minute and shows that everything runs. The scale quick simulates
-16,000 patches and trains two networks for 2.2 minutes each. The scale paper trains nothing: it
-makes every table and figure in results/ from the shipped networks, in about three hours on two
+16,000 patches and trains two networks for 2.5 minutes each. The scale paper trains nothing: it
+makes every table and figure in results/ from the shipped networks, in about two hours on two
 cores. The scale full has the size of the paper, with five PSF models and three networks on 15
 million patches each, and needs a GPU.
 

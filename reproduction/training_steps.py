@@ -49,9 +49,10 @@ SCALES = {
         train_patches=16_000,
         validation_patches=500,
         test_patches=1600,
-        budget=("--max-minutes", "2.2"),
+        budget=("--max-minutes", "2.5"),
         stride=16,
-        expected_r2={"noise-free": 0.98, "1000 photons": 0.86, "100 photons": 0.84},
+        # well below a run that saw 50,000 patches: 0.98, 0.85 and 0.71
+        expected_r2={"noise-free": 0.95, "1000 photons": 0.80, "100 photons": 0.62},
     ),
     "full": Scale(
         psf_models=("gaussian1d", "gaussian2d", "zernike1d", "zernike2d", "astigmatic"),
