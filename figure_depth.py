@@ -276,7 +276,8 @@ def main(config: Config) -> None:
         raise InputError(f"--psf-px is {config.psf_px}; give an odd number of at least 3.")
     table = load_or_measure(config)
     summary = summarise(table)
-    write_csv(config.out / "depth_summary.csv", summary, "%.3g")
+    if not config.draw_only:  # depth.csv is rounded, so its summary would differ in the last digit
+        write_csv(config.out / "depth_summary.csv", summary, "%.3g")
     print(summary.to_string(index=False, float_format="%.3g"))
     bound = config.out / "depth_bound.csv"
     figure = draw_depth_figure(table, summary, pd.read_csv(bound) if bound.is_file() else None)
@@ -284,7 +285,8 @@ def main(config: Config) -> None:
         save_figure(config.out / f"figure_depth.{suffix}", figure)
     if not config.draw_only:
         write_dome(config)
-    print(f"wrote {config.out / 'depth.csv'}, depth_summary.csv (look at figure_depth.png)")
+        print(f"wrote {config.out / 'depth.csv'}, depth_summary.csv")
+    print(f"drew {config.out / 'figure_depth.png'} and .pdf")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """figure_depth.py on small planes: true depths, finished tables and pictures."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from psf.blur import blur_valid
 from simulation.surfaces import held_out_object, image_of_dome
 
 NO_LENS = psf_model("zernike1d")
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def test_textures_fill_the_field_and_are_held_out():
@@ -321,3 +323,11 @@ def test_drawing_needs_a_table_of_this_version(tmp_path):
     table.to_csv(tmp_path / "depth.csv", index=False)
     with pytest.raises(InputError, match=r"no column 'refused'.*Run without --draw-only"):
         figure_depth.main(Config(out=tmp_path, draw_only=True))
+
+
+def test_drawing_changes_no_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figure_depth, "save_figure", lambda path, figure: None)
+    (tmp_path / "depth.csv").write_bytes((RESULTS / "depth.csv").read_bytes())
+    figure_depth.main(Config(out=tmp_path, draw_only=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["depth.csv"]
+    assert "drew" in capsys.readouterr().out
