@@ -281,7 +281,7 @@ def paper_claims() -> list[Claim]:
 
 
 def _estimation_claims() -> list[Claim]:
-    """R^2 of the shipped networks; the ranges are the 95 % intervals of the recorded run."""
+    """R^2 of the shipped networks; the ranges hold the 95 % intervals of an earlier run."""
 
     def claim(what: str, paper: str, condition: str, low: float, high: float, **rows: Any) -> Claim:
         selected = {"network": "zernike1d", "images": "all", "parameter": "focus"} | rows
@@ -320,7 +320,7 @@ def _restoration_claims() -> list[Claim]:
     """Gains of the restoration with the estimated map, dB."""
     table = RESULTS / "deconvolution_summary.csv"
     rows = {"objects": "all", "method": "ours, estimated map"}
-    ranges = {1000: (2.1, 3.0), 100: (1.3, 2.4)}  # 95 % intervals of the recorded run
+    ranges = {1000: (2.1, 3.0), 100: (1.3, 2.4)}  # about the 95 % intervals of an earlier run
     return [
         Claim(
             f"SNR gain of the restoration, {photons} photons (dB)",
