@@ -14,6 +14,7 @@ to continue. At the end, a table shows the numbers of the paper, the expected on
 were reached.
 """
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,7 +63,10 @@ def chosen_steps(config: Config) -> list[Step]:
         raise InputError(f"--only names no step; give --only {', '.join(names)}.")
     unknown = [name for name in config.only or () if name not in names]
     if unknown:
-        raise InputError(f"there is no step {', '.join(unknown)}; give --only {', '.join(names)}.")
+        more = " Steps of real stacks need --stacks." if config.stacks is None else ""
+        raise InputError(
+            f"there is no step {', '.join(unknown)}; give --only {', '.join(names)}.{more}"
+        )
     return [step for step in steps if config.only is None or step.name in config.only]
 
 
@@ -99,10 +103,16 @@ def report(config: Config, steps: list[Step]) -> None:
     )
 
 
+def _interrupt(*_) -> None:
+    """End as by Ctrl-C, which ends the running command too."""
+    raise KeyboardInterrupt
+
+
 def main(config: Config) -> None:
     """Run the steps, or draw their figures, and report."""
     if not Path.cwd().samefile(ROOT):
         raise InputError(f"the steps run in the folder of the project: cd {ROOT} first.")
+    signal.signal(signal.SIGTERM, _interrupt)
     steps = chosen_steps(config)
     if config.draw_only:
         draw(steps)

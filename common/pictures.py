@@ -67,7 +67,9 @@ def save_figure(path: Path, figure: Figure, dpi: int = 130) -> None:
     with whole_file(path) as partial, warnings.catch_warnings():
         # A file name in a title may have letters that the font lacks; they become boxes.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
-        figure.savefig(partial, dpi=dpi, bbox_inches="tight")
+        # without its date a PDF has the same bytes each time
+        undated = {"metadata": {"CreationDate": None}} if path.suffix == ".pdf" else {}
+        figure.savefig(partial, dpi=dpi, bbox_inches="tight", **undated)
 
 
 def plain_text(text: str) -> str:

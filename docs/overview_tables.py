@@ -95,7 +95,7 @@ def ten_numbers() -> Table:
         real stack of hazy mitochondria, `focus`: rank correlation through z, rms | {stack["rank_within"]:.2f}, {stack["rms_um"]:.2f} µm | | `benchmarks/real_stacks.py`, [table](docs/results.md#real-focal-stacks)
         {TURNED} | {lowest_r2("rotation"):.4f} | | `benchmark_models.py --noise`, [arguments](docs/results.md#noise-rotation-and-illumination)
         depth of a plane tilted by 3°, with the lens, 1000 photons, rms | {tilted["profile_rms_um"]:.2f} µm | 2 µm | `python figure_depth.py`
-        SNR gain of the restoration, 1000 photons | {ours["snr_gain_db"]:.2f} dB | | `python figure_deconvolution.py --images {ours["images"]:.0f}`
+        SNR gain of the restoration, 1000 photons | {ours["snr_gain_db"]:.2f} dB | | `python figure_deconvolution.py`
         {LEAD} | {fmean(lead(1000)):.2f} dB | up to 2.1 dB | the same
         PSFs per second, one thread, 127 x 127 px | {row(PSFS, program="ours, points")["psf_per_second"]:sig3} | | `python benchmarks/psf_synthesis.py`
         map of 2048 x 2048 px, stride 32, two cores: `focus`, `zernike1d` | {maps[0]:.1f} s, {maps[1]:.1f} s | | `python benchmarks/mapping.py --checkpoint focus`; without it `zernike1d`

@@ -119,7 +119,7 @@ def restoration_aims() -> Table:
         "images in which ours is ahead of deepinv's Richardson-Lucy",
     )
     aims = ("2.6 / 1.6", "0.5 / 0.4", "", "0", "0", "38 of 40")
-    header = ("", "1000 photons", "100 photons", "aim")
+    header = ("", "1000 photons", "100 photons", "our aim (1000 / 100)")
     cells = tuple(zip(names, *lines, aims, strict=True))
     return Table(header, cells, (CASES,), derived=header[1:])
 

@@ -7,7 +7,7 @@ from reproduction.claims import Claim
 from reproduction.steps import Step
 from reproduction.training_steps import optics_flags
 
-RESULTS, DATA, WEIGHTS = Path("results"), Path("data"), Path("checkpoints")
+RESULTS, DATA, WEIGHTS = Path("results"), Path("data/paper"), Path("checkpoints")
 
 # --- the test sets of the shipped networks
 

@@ -113,7 +113,10 @@ def run_steps(steps: Sequence[Step], records: Path, minutes: dict[str, float]) -
             print(f"{label}: already done ({step.outputs[0].parent})")
         else:
             left = sum(minutes.get(later.name, 0.0) for later in steps[number - 1 :])
-            print(f"{label}{f', about {left:.0f} minutes left in all' if left else ''}", flush=True)
+            print(
+                f"{label}{f', about {left:.0f} minutes left in all' if left >= 1 else ''}",
+                flush=True,
+            )
             _run_step(step, records)
     print(f"\nfinished in {(time.perf_counter() - started) / 60:.1f} minutes")
 
@@ -156,11 +159,16 @@ def run_commands(name: str, commands: Sequence[Command]) -> None:
     """
     for command in commands:
         print(f"python {' '.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, *command], check=False).returncode
+        with subprocess.Popen([sys.executable, *command]) as process:
+            try:
+                code = process.wait()
+            except BaseException:  # also of Ctrl-C and kill: no command outlives this process
+                process.terminate()
+                raise
         if code:
             raise InputError(
-                f"'{name}' stopped with exit code {code}; its message is above. Give the same "
-                "command again to continue from this step."
+                f"'{name}' stopped with exit code {code}; its message is above. Mend what it says, "
+                "then give the same command again to continue from this step."
             )
 
 

@@ -58,7 +58,7 @@ SETTINGS_IN_PROSE = {
 # Titles of columns that are shorter than the conditions in the files.
 CONDITIONS = {"8 bit": "8-bit", "1000 photons/px": "1000 photons"}
 CONDITIONS |= {"100": "100 photons", "10": "10 photons"}
-NOT_OURS = ("the paper", "command", "file", "aim")  # columns
+NOT_OURS = ("the paper", "command", "file", "our aim (1000 / 100)")  # columns
 
 
 def text_of(document: str) -> str:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -21,7 +22,7 @@ from psf.microscope import SamplingWarning
 from reproduction import steps as steps_module
 from reproduction.claims import Claim, compare, text_of
 from reproduction.paper_steps import paper_claims, paper_steps
-from reproduction.steps import Step, minutes_of, run_steps
+from reproduction.steps import Step, minutes_of, run_commands, run_steps
 from reproduction.training_steps import SCALES, training_claims, training_steps
 from simulation.settings import check_energy
 
@@ -162,6 +163,25 @@ def test_a_failed_command_stops_the_run_and_leaves_no_record(tmp_path):
     with pytest.raises(InputError, match="ended without"):
         run_steps([silent], tmp_path / "records", {})
     assert not (tmp_path / "records").exists()
+
+
+def test_an_interrupted_run_ends_its_command(monkeypatch):
+    ended = []
+
+    class Command(subprocess.Popen):
+        def wait(self, timeout=None):
+            if not ended:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+        def terminate(self):
+            ended.append(self.args)
+            super().terminate()
+
+    monkeypatch.setattr(subprocess, "Popen", Command)
+    with pytest.raises(KeyboardInterrupt):
+        run_commands("wait", [("-c", "import time; time.sleep(60)")])
+    assert [args[1] for args in ended] == ["-c"]
 
 
 def test_a_step_without_its_packages_is_left_as_it_is(tmp_path, capsys):
