@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.progress import tell_progress
 from models.context import FACTS
 from models.done_rows import DoneRows, band_rows
 from models.estimator import Estimator
@@ -193,6 +194,7 @@ def _predict_table(
                 found[CONTENT] *= few_outliers(usable.rows(*lines), size, stride)
             done.append(found, pixels)
             bar.update(done.count * columns - bar.n)
+            tell_progress("map", done.count, rows)
     if done.low == done.high:
         done.forget()
         raise InputError(f"all pixels of the image are {done.low:g}; there is nothing to see.")

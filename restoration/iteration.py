@@ -8,12 +8,13 @@ one weight for the whole field would flatten bright places and leave the noise i
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from common.progress import tell_progress
 from restoration.fit import Fit
 from restoration.variant_blur import VariantBlur, in_float64
 
@@ -110,7 +111,8 @@ def steps(
     momentum = Momentum(settings.acceleration)
     if settings.tv:
         weight, rounding = prior_scales(photons, blur, settings)
-    while True:
+    for number in count():
+        tell_progress("restore", number)
         start = momentum.ahead(objects)
         expected = (blur.forward(start) + background).clamp_(min=SMALLEST_IMAGE * level)
         yield objects, expected

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from common.progress import tell_progress
 from psf.blur import interpolate_grid
 from restoration.iteration import (
     SMALLEST_IMAGE,
@@ -169,7 +170,8 @@ def unrolled(
         level = known.new_tensor([p.settings.level for p in problems])[:, None, None]
     step = image_step if design == "image" else ratio_step
     memory, before = None, objects
-    for extrapolation in network.extrapolation:
+    for count, extrapolation in enumerate(network.extrapolation):
+        tell_progress("restore", count, len(network.extrapolation))
         ahead = objects * (objects / before.clamp(min=1e-20)).clamp(0.1, 10.0) ** extrapolation
         before = objects
         objects, memory = step(problems, network, ahead, known, (light, level), memory)

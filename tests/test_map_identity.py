@@ -24,6 +24,7 @@ from common import pictures
 from common.command import next_command
 from common.command import run as run_command
 from common.pictures import new_figure, plain_text, save_figure
+from models import map_result
 from models.map_files import pixels_hash
 from models.mapping import TensorImage
 from psf import InputError, Microscope
@@ -254,7 +255,8 @@ def test_refused_before_the_prediction(
     tifffile.imwrite("negative.tif", PHOTO.astype(np.float32) - PHOTO.min() - 7)
     Path("file").write_text("")
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(script, "map_image", None)  # calling it would be another error
+    for module in (map_result, deconvolve):
+        monkeypatch.setattr(module, "map_image", None)  # calling it would be another error
     given = ("--checkpoint", focus_run, *OPTICS, "--device", "cpu", "--out", "out")
     with pytest.raises(InputError, match=message):
         run(script, image, *given, *flags)

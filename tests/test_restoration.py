@@ -17,6 +17,7 @@ from micrographs.micrograph import open_micrograph
 from models.mapping import PsfMap
 from psf import InputError, Microscope, psf_model, synthesize
 from psf.blur import interpolate_grid
+from restoration import outcome
 from restoration.blur_map import (
     blur_of_map,
     check_belongs,
@@ -380,8 +381,8 @@ def test_restoration_runs_on_the_device_that_is_asked_for(
         seen.append(image.device.type)
         raise InputError("seen")
 
-    monkeypatch.setattr(deconvolve, "pick_device", lambda name: torch.device("meta"))
-    monkeypatch.setattr(deconvolve, "restore_with_map", restore)
+    monkeypatch.setattr(outcome, "pick_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(outcome, "restore_with_map", restore)
     code, printed = call(
         monkeypatch, capsys, map_folder[1], "--map", map_folder[0], "--out", tmp_path / "out"
     )

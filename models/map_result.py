@@ -1,0 +1,269 @@
+"""The result of mapping one plane: all that a map folder holds, made from an opened image.
+
+with open_recording(path, options, estimator, options.z) as recording:
+    result = make_result(recording, options)
+    write_result(folder, options, recording, result)
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+
+from common.command import settings_of
+from common.files import run_record, write_csv, write_imagej
+from common.output import write_record
+from common.overviews import draw_map
+from micrographs.camera import Camera
+from models.depth import Depth, DepthCalibration, depth_of_map
+from models.map_files import map_table, pixels_hash, write_full_resolution
+from models.map_image import MANY_OUTLIERS, ImageMap, cleaned_plane, describe_map, map_image
+from models.mapping import Image, PsfMap
+from models.recording import BAND_ROWS, MapOptions, Recording, check_negative, outside_training
+from psf.errors import InputError
+
+RECORD = "config.json"  # of a map folder; deconvolve.py reads it
+MADE = ("overview.png", "psf_map.tif", "psf_map_full.tif", "depth.tif", "map.csv")
+SHOWN_PX = 1200  # longest side of the image in the overview, which is 400 px wide there
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapResultOptions(MapOptions):
+    """Options of a map and its files."""
+
+    depth_calibration: Path | None = None  # depth_calibration.json of calibrate_depth.py
+    full_resolution: bool = True  # write psf_map_full.tif and depth.tif
+    truth: Path | None = None  # TIFF with the true first parameter at each pixel, to compare
+
+
+@dataclass(frozen=True)
+class MapResult:
+    """A map of one plane with what its files show, R rows and C columns of patches."""
+
+    found: ImageMap
+    photons: np.ndarray  # (R, C) mean photons per pixel; NaN where the gain is unknown
+    depth: Depth | None  # None: no parameter of the map gives depth
+    truth: torch.Tensor | None  # (R, C) true first parameter
+    shape: tuple[int, int]  # of the image, px
+    shown: torch.Tensor  # the image on at most SHOWN_PX pixels a side
+    left_out: np.ndarray | None  # of the same shape; pixels that are not usable. None: all are
+    pixels_sha256: str  # of the image, see `pixels_hash`
+    seconds: float  # that the map took
+
+
+def make_result(
+    recording: Recording, options: MapResultOptions, keep_in: Path | None = None
+) -> MapResult:
+    """Map the opened plane.
+
+    `keep_in` is a folder for the finished rows of a large map, see `map_image`.
+
+    Raises
+    ------
+    InputError
+        As `map_image`, and if the image has negative pixels, or the calibration of the depth or
+        the truth belongs to other optics, networks or images.
+    """
+    shape = recording.micrograph.shape
+    calibration = read_calibration(options.depth_calibration, recording)
+    truth = read_truth(options.truth, shape) if options.truth else None
+    check_negative(recording.micrograph, options.offset_counts)
+    pixels = pixels_hash(recording.micrograph)
+    started = time.perf_counter()
+    found = map_image(recording, options.smooth, keep_in)
+    seconds = time.perf_counter() - started
+    shown, left_out = shrink(recording.micrograph), None
+    if any(recording.outliers.values()):
+        left_out = (shrink(cleaned_plane(recording, recording.micrograph).usable) < 0.5).numpy()
+    return MapResult(
+        found,
+        photons_of(found.patches, recording.camera),
+        depth_of_map(found.smooth, calibration),
+        None if truth is None else at_centres(truth, found.patches),
+        shape,
+        shown,
+        left_out,
+        pixels,
+        seconds,
+    )
+
+
+def read_calibration(path: Path | None, recording: Recording) -> DepthCalibration | None:
+    """Calibration of the depth; it must be of the optics and the network of the recording."""
+    if path is None:
+        return None
+    calibration = DepthCalibration.from_json(path)
+    names = recording.estimator.psf_model.label_names
+    parameter = calibration.parameter if calibration.parameter in names else names[0]
+    calibration.check_matches(recording.microscope, parameter, recording.estimator.name)
+    return calibration
+
+
+def read_truth(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """True first parameter (H, W)."""
+    try:
+        truth = tifffile.imread(path)
+    except (OSError, tifffile.TiffFileError) as error:
+        raise InputError(f"{path} cannot be read as a TIFF: {error}") from error
+    if truth.shape != tuple(shape):
+        raise InputError(f"{path} has shape {truth.shape}, the image {tuple(shape)}.")
+    return truth.astype(np.float32)
+
+
+def at_centres(truth: np.ndarray, psf_map: PsfMap) -> torch.Tensor:
+    """Values of (H, W) at the centres of the patches, (R, C)."""
+    rows, columns = psf_map.rows.round().long(), psf_map.columns.round().long()
+    return torch.from_numpy(truth)[rows[:, None], columns]
+
+
+def shrink(micrograph: Image) -> torch.Tensor:
+    """The whole field on at most SHOWN_PX pixels a side, each the mean of a square."""
+    step = -(-max(micrograph.shape) // SHOWN_PX)
+    height, rows = micrograph.shape[0], step * max(1, BAND_ROWS // step)
+    bands = (micrograph.rows(y, min(y + rows, height)) for y in range(0, height - step + 1, rows))
+    return torch.cat([torch.nn.functional.avg_pool2d(band[None], step)[0] for band in bands])
+
+
+def photons_of(psf_map: PsfMap, camera: Camera) -> np.ndarray:
+    """Mean photons per pixel of each patch (R, C); NaN where the gain is unknown."""
+    if camera.gain_counts_per_e is None:
+        return np.full(psf_map.brightness.shape, np.nan, np.float32)
+    signal = (psf_map.brightness.numpy() - camera.offset_counts).clip(0)
+    return (signal / camera.gain_counts_per_e).astype(np.float32)
+
+
+def describe_light(photons: np.ndarray, camera: Camera) -> str:
+    """The light of the patches with content, in words."""
+    median = float(np.median(photons))
+    if np.isnan(median):
+        return "photons per pixel unknown (--gain-counts-per-e)"
+    number = f"{median:,.0f}" if median >= 100 else f"{median:.2g}"
+    assumed = " (gain assumed)" if camera.gain_source == "assumed" else ""
+    return f"{number} photons per pixel{assumed}"
+
+
+def warnings_of(found: ImageMap, recording: Recording) -> list[str]:
+    """What a person must know who looks at the map."""
+    outliers = max((one.outliers for one in found.smoothing), default=0.0)
+    said = []
+    if outliers > MANY_OUTLIERS:
+        said.append(f"the smooth map does not describe {outliers:.0%} of the patches")
+    if not recording.camera.white_noise:
+        said.append("the image was processed, or simulated without noise")
+    optics = (recording.estimator, recording.microscope, recording.resampling)
+    if outside := outside_training(*optics):
+        said.append(f"the network was trained for other optics: {'; '.join(outside)}")
+    return said
+
+
+def write_result(
+    folder: Path, options: MapResultOptions, recording: Recording, result: MapResult
+) -> None:
+    """Write all files of a map to `folder`, the record last."""
+    found = result.found
+    write_maps(folder, options, result)
+    draw_map(
+        folder / "overview.png",
+        result.shown,
+        found.smooth,
+        f"{options.image.name}: {describe_optics(found.patches)}; {light_of(result, recording)}",
+        result.truth,
+        result.depth and (result.depth.values, result.depth.name),
+        result.shape[1] / result.shown.shape[1],
+        result.left_out,
+        "; ".join(warnings_of(found, recording)),
+    )
+    write_record(folder / RECORD, record(options, recording, result))
+
+
+def describe_result(result: MapResult, recording: Recording) -> list[str]:
+    """What was found, in lines for the user."""
+    rows, columns = result.found.patches.content.shape
+    light = light_of(result, recording)
+    return [
+        f"{rows} x {columns} patches in {result.seconds:.1f} s; {light}",
+        *describe_map(result.found),
+    ]
+
+
+def light_of(result: MapResult, recording: Recording) -> str:
+    """The light of the patches with content, in words."""
+    seen = result.photons[result.found.patches.has_content.numpy()]
+    return describe_light(seen, recording.camera)
+
+
+def write_maps(folder: Path, options: MapResultOptions, result: MapResult) -> None:
+    """Write all TIFFs and the table to `folder`."""
+    found, depth, shape = result.found, result.depth, result.shape
+    patches, smooth, pixel_um = found.patches, found.smooth, found.patches.microscope.pixel_size_um
+    blank = ~patches.has_content.numpy()
+    channels = [channel.numpy() for channel in (*smooth.values, *smooth.standard_deviations)]
+    names = [f"{name} ({smooth.unit})" for name in smooth.names]
+    names += [f"{name} standard deviation ({smooth.unit})" for name in smooth.names]
+    masked = [np.where(blank, np.nan, channel) for channel in channels]
+    step_px = float(patches.rows[1] - patches.rows[0]) if len(patches.rows) > 1 else options.stride
+    write_imagej(
+        folder / "psf_map.tif",
+        np.stack([*masked, patches.content.numpy(), result.photons]).astype(np.float32),
+        "CYX",
+        step_px * pixel_um,
+        [*names, "content probability", "photons per pixel"],
+    )
+    more = [("photons_per_pixel", result.photons)]
+    if found.smoothing:
+        values = zip(smooth.names, smooth.values.numpy(), strict=True)
+        more += [(f"{name}_smooth_{smooth.unit}", channel) for name, channel in values]
+    if depth is not None:
+        more += [("depth_um", depth.values)]
+        more += [("depth_standard_deviation_um", depth.standard_deviations)]
+    write_csv(folder / "map.csv", map_table(patches, pixel_um, more), "%.5g")
+    if not options.full_resolution:
+        return
+    # A smooth map knows its blank patches from their neighbours.
+    full = channels if found.smoothing else masked
+    write_full_resolution(folder / "psf_map_full.tif", full, names, patches, shape, pixel_um)
+    if depth is not None:
+        maps = [d if found.smoothing else np.where(blank, np.nan, d) for d in depth[:2]]
+        named = [depth.name, f"standard deviation of {depth.name}"]
+        write_full_resolution(folder / "depth.tif", maps, named, patches, shape, pixel_um)
+
+
+def describe_optics(psf_map: PsfMap) -> str:
+    """The optics on which the map depends, in words."""
+    microscope = psf_map.microscope
+    pixel = f"{microscope.pixel_size_um:.4g} µm per pixel"
+    if psf_map.model.is_gaussian:
+        return pixel
+    return (
+        f"NA {microscope.na:g}, {microscope.wavelength_um:g} µm, {pixel}, "
+        f"n {microscope.refractive_index:g}"
+    )
+
+
+def record(options: MapResultOptions, recording: Recording, result: MapResult) -> dict[str, Any]:
+    """Content of config.json, which deconvolve.py reads."""
+    patches = result.found.patches
+    return {
+        **settings_of(options),
+        "optics": asdict(recording.microscope),
+        "optics_from": dict(recording.optics.sources),
+        "sampling": asdict(recording.resampling),
+        "camera": asdict(recording.camera),
+        "outliers": recording.outliers,
+        "plane": {
+            name: getattr(recording.micrograph, name) for name in ("series", "channel", "z", "t")
+        },
+        "smoothing_strength": [one.strength for one in result.found.smoothing],
+        "psf_model": recording.estimator.config["psf_model"],
+        "label_names": list(patches.names),
+        "label_unit": patches.unit,
+        "image_shape": list(recording.micrograph.shape),
+        "pixels_sha256": result.pixels_sha256,
+        "map_shape": list(patches.content.shape),
+        "patch_size_px": recording.patch_px,
+        **run_record(seconds=round(result.seconds, 2)),
+    }
