@@ -23,6 +23,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from common import worker
+from common.extras import needed
 from common.files import PACKAGES, process_number, writing
 from psf.errors import InputError
 
@@ -127,13 +128,7 @@ def _bundle(path: Path, work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iter
 
 def _package() -> ModuleType:
     """The package `distributed`, which reports nothing by itself."""
-    try:
-        import distributed
-    except ImportError as error:
-        raise InputError(
-            "--dask needs the package distributed: pip install -r requirements-cluster.txt"
-        ) from error
-    return distributed
+    return needed("distributed", "--dask", "requirements-cluster.txt")
 
 
 @contextlib.contextmanager

@@ -1,30 +1,17 @@
 """Packages that read further formats: asked for when a file needs them, never before."""
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from common.extras import needed
 from psf.errors import InputError
 
 
-def needed(package: str, path: Path) -> ModuleType:
-    """An optional package, imported.
-
-    Raises
-    ------
-    InputError
-        If it is missing; it says how to install it.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        name = package.partition(".")[0]
-        raise InputError(
-            f"{path} needs the package {name}: pip install -r requirements-formats.txt, or export "
-            "the image as OME-TIFF."
-        ) from error
+def reading_package(module: str, path: Path) -> ModuleType:
+    """Module of an optional package that reads the file at `path`; see `needed`."""
+    return needed(module, str(path), "requirements-formats.txt", "export the image as OME-TIFF.")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from micrographs.files import LUMINANCE
-from micrographs.formats import foreign_errors, needed
+from micrographs.formats import foreign_errors, reading_package
 from micrographs.ome import INDEX_OF_IMMERSION
 from micrographs.plane_source import PlaneSource, WholePlaneSource
 from micrographs.units import Found, add, converted, length_um, positive
@@ -26,7 +26,7 @@ class Nd2Source(WholePlaneSource):
     """A Nikon ND2; its positions are the images of the file."""
 
     def __init__(self, path: Path, series: int | None = None):
-        package = needed("nd2", path)
+        package = reading_package("nd2", path)
         with foreign_errors():
             self._file = package.ND2File(path)
         try:
@@ -85,7 +85,7 @@ class CziSource(PlaneSource):
     """A Zeiss CZI, row by row; its scenes are the images of the file."""
 
     def __init__(self, path: Path, series: int | None = None):
-        package = needed("pylibCZIrw.czi", path)
+        package = reading_package("pylibCZIrw.czi", path)
         with foreign_errors():
             cache = package.CacheOptions(
                 package.CacheType.Standard, max_memory_usage=CZI_CACHE_BYTES, max_sub_block_count=0
@@ -169,7 +169,7 @@ class LifSource(WholePlaneSource):
     """A Leica LIF, which holds any number of images."""
 
     def __init__(self, path: Path, series: int | None = None):
-        package = needed("liffile", path)
+        package = reading_package("liffile", path)
         with foreign_errors():
             self._file = package.LifFile(path)
         try:

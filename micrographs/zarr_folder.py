@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from micrographs.files import AXES, Index, choose_series, full_scale
-from micrographs.formats import foreign_errors, needed
+from micrographs.formats import foreign_errors, reading_package
 from micrographs.metadata import Calibration, OpticsFacts, facts_of
 from micrographs.units import Found, add, converted
 from psf.errors import InputError
@@ -30,7 +30,7 @@ class ZarrSource:
     is_colour = False
 
     def __init__(self, path: Path, series: int | None = None):
-        zarr = needed("zarr", path)
+        zarr = reading_package("zarr", path)
         with foreign_errors():
             root = zarr.open(str(path), mode="r")
             images = _images(root) if isinstance(root, zarr.Group) else []
