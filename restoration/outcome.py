@@ -47,7 +47,7 @@ class RestorationOptions(MapOptions):
     background_counts: float = 0.0  # out-of-focus light, above the camera's offset
     # Shrink PSFs that do not fit the image; where the map found no content, only denoise.
     cautious: bool = True
-    # Correct the map by what predicts held-out photons; auto: for images up to 1024 x 1024 px.
+    # Correct the map by what predicts held-out photons; auto: of raw images up to 1024 x 1024 px.
     refine: Literal["auto", "yes", "no"] = "auto"
     all_planes: bool = False  # every channel, plane and time point, with the map of the chosen one
     bits: Literal[16, 32] = 32  # of restored.tif; 16: whole counts

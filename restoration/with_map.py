@@ -80,8 +80,9 @@ def restore_with_map(
     iterations, background, tv, gain, usable : as for `richardson_lucy`
     cautious : use smaller PSFs where a map that is not refined is uncertain, or the PSF too large
         for the image (`restoration.fit`), and only denoise where the map found no content
-    refined : correct the map first (`restoration.correction`); by default if `cautious` is set and
-        the image has at most 1024 x 1024 px
+    refined : correct the map first (`restoration.correction`); by default if `cautious` is set, the
+        noise is white and the image has at most 1024 x 1024 px. Held-out photons of a processed
+        image are not independent of the others, so they do not test a map.
     white_noise : False for registered, denoised or compressed images. They get back what the
         restoration cannot explain, see `return_residuals`.
     prior : what is assumed of objects: total variation, or what a network learned of microscope
@@ -98,7 +99,7 @@ def restore_with_map(
     rules = (iterations, tv, ACCELERATION)
     check_restoration(*rules)
     if refined is None:
-        refined = cautious and image.numel() <= CORRECTED_PX
+        refined = cautious and white_noise and image.numel() <= CORRECTED_PX
     learned = prior_to_try(prior, learned, rules)
     psf_map = map_on(psf_map, image.device)
     plan = Plan(psf_map, rules, cautious, refined, usable, prior == "auto", learned)
