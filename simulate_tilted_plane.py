@@ -4,18 +4,25 @@
 
 Writes image.tif (photon counts, float32) and truth.tif (the true focus at each pixel, waves), both
 calibrated in um. With them estimate_psf_map.py can be tried on an image whose map is known.
+
+    python simulate_tilted_plane.py --frames 12 --drift-um 6 --out data/drift
+
+writes a time series instead, in which the microscope drifts out of focus. Both files then hold a
+frame for each time point.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 
 from common.command import run
 from common.files import run_record, write_imagej
 from common.output import new_result, write_record
+from common.stacks import write_stack
 from psf.blur import blur_varying, interpolation_weights
 from psf.errors import InputError
 from psf.microscope import Microscope
@@ -36,6 +43,9 @@ class Config:
     read_noise_e: float = 1.6  # read noise, electrons rms
     psf_size: int = 127  # edge of the PSFs, px; odd
     levels: int = 65  # PSFs along the tilt; the blur is interpolated between them
+    frames: int = 1  # time points
+    drift_um: float = 0.0  # of all points in z from the first frame to the last
+    frame_interval_s: float = 1800.0  # time between frames, s
     microscope: Annotated[Microscope, tyro.conf.arg(name="")] = field(default_factory=Microscope)
     seed: int = 0  # of the noise
 
@@ -48,8 +58,12 @@ def load_object(name: str) -> torch.Tensor:
     return torch.from_numpy(read_plane(sources[name]).copy())
 
 
-def tilted_plane(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise-free blurred image and true focus in waves, both (H, W) of the valid region."""
+def tilted_plane(config: Config, drift_waves: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise-free blurred image and true focus in waves, both (H, W) of the valid region.
+
+    With a drift every point has that much more focus. Focus below 0 has the PSF of its opposite,
+    so the truth is the distance from focus.
+    """
     sharp = load_object(config.source)
     height, width = sharp.shape
     if config.psf_size >= min(height, width):
@@ -62,6 +76,7 @@ def tilted_plane(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     # the ends of the range lie at the borders of the valid region; focus goes on outside it
     share = (torch.arange(width) - margin) / (width - 1 - 2 * margin)
     focus = (low + (high - low) * share).clamp(min=0).expand(height, width)
+    focus = (focus + drift_waves).abs()
     levels = torch.linspace(float(focus.min()), float(focus.max()), config.levels)
     psfs = synthesize(psf_model("zernike1d"), levels[:, None], config.microscope, config.psf_size)
     blurred = blur_varying(sharp, psfs, interpolation_weights(focus, levels))
@@ -69,8 +84,8 @@ def tilted_plane(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     return blurred, focus[inner, inner]
 
 
-def simulate(config: Config, folder: Path) -> None:
-    """Blur the image, add noise, write both files to `folder`."""
+def check_config(config: Config) -> None:
+    """Refuse options that make no sense, before the work starts."""
     if config.focus_waves[0] == config.focus_waves[1] or min(config.focus_waves) < 0:
         raise InputError(
             f"--focus-waves is {config.focus_waves[0]:g} {config.focus_waves[1]:g}; give two "
@@ -86,13 +101,37 @@ def simulate(config: Config, folder: Path) -> None:
             f"--photons is {config.photons:g} and --seed {config.seed}; give more than 0 photons "
             "and a seed of at least 0."
         )
-    blurred, focus = tilted_plane(config)
+    if config.frames < 1 or not 0 < config.frame_interval_s < float("inf"):
+        raise InputError(
+            f"--frames is {config.frames} and --frame-interval-s {config.frame_interval_s:g}; give "
+            "at least 1 frame and more than 0 s."
+        )
+    if not np.isfinite(config.drift_um) or (config.drift_um and config.frames == 1):
+        raise InputError(
+            f"--drift-um is {config.drift_um:g} and --frames {config.frames}; give a number of um "
+            "and at least 2 frames."
+        )
+
+
+def simulate(config: Config, folder: Path) -> None:
+    """Blur the image, add noise, write both files to `folder`."""
+    check_config(config)
     generator = torch.Generator().manual_seed(config.seed)
-    photons = to_photons(blurred.clamp(min=0)[None], config.photons)
-    counts = camera_counts(photons, generator, config.read_noise_e)[0]
+    drift_waves = config.drift_um / config.microscope.um_per_wave
+    images, truths = [], []
+    for frame in range(config.frames):
+        blurred, focus = tilted_plane(config, drift_waves * frame / max(1, config.frames - 1))
+        photons = to_photons(blurred.clamp(min=0)[None], config.photons)
+        images.append(camera_counts(photons, generator, config.read_noise_e)[0].float().numpy())
+        truths.append(focus.float().numpy())
     pixel_um = config.microscope.pixel_size_um
-    for name, pixels in (("image", counts), ("truth", focus)):
-        write_imagej(folder / f"{name}.tif", pixels.float().numpy(), "YX", pixel_um)
+    for name, frames in (("image", images), ("truth", truths)):
+        path = folder / f"{name}.tif"
+        if config.frames == 1:
+            write_imagej(path, frames[0], "YX", pixel_um)
+        else:
+            series = np.stack(frames)[:, None, None]
+            write_stack(path, series, pixel_um, frame_interval_s=config.frame_interval_s)
     write_record(folder / "run.json", run_record())
 
 
