@@ -16,15 +16,30 @@ The files replace those of the last map in DIR. Cross-validation chooses how muc
 smoothed; --smooth off leaves them as they are. With --truth, a TIFF that holds the true first
 parameter at every pixel, the overview shows the truth too. Given again, the same command goes on
 with the interrupted map of a large image.
+
+    python estimate_psf_map.py series.tif --all-planes --out maps/series
+
+maps every channel, plane in z and time point of the file. psf_map.tif then has all these axes,
+map.csv all planes, and overview.png shows the plane --channel, --z, --t. Instead of the maps at
+full resolution there are
+
+    planes.csv         a row per plane: mean focus with its standard error, content, photons
+    drift.png          mean focus, or the plane of best focus, against time or z
+
+A plane that cannot be mapped, e.g. a dark one, is named and has empty values. Given again, the
+same command goes on after the last finished plane.
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.command import keep_freed_memory, next_command, pick_device, print_notes, run
 from common.output import new_result
 from micrographs.micrograph import Micrograph
 from models.checkpoint import load_estimator
+from models.kept_maps import forget_planes
 from models.map_image import forget_unfinished
 from models.map_result import (
     MADE,
@@ -34,7 +49,9 @@ from models.map_result import (
     make_result,
     write_result,
 )
+from models.map_series import kept_maps, map_planes, open_channels, series_notes
 from models.recording import check_map_options, choose_checkpoint, open_recording
+from models.series_result import MADE_SERIES, check_truth, describe_series, write_series
 from restoration.blur_map import AXIS_OF
 
 
@@ -42,14 +59,18 @@ from restoration.blur_map import AXIS_OF
 class Config(MapResultOptions):
     """Settings of a map."""
 
+    all_planes: bool = False  # map every channel, plane in z and time point of the file
+
 
 def next_step(config: Config, micrograph: Micrograph) -> str:
-    """Command that restores the plane of the map."""
-    plane = [
+    """Command that restores the mapped plane, or all planes."""
+    plane: list[Any] = [
         (f"--{name}", getattr(micrograph, name))
         for name, axis in AXIS_OF.items()
         if micrograph.sizes[axis] > 1
     ]
+    if config.all_planes:
+        plane = ["--all-planes"]
     # Without the flag the largest image of the file is taken, here and there.
     plane = [("--series", config.series), *plane]
     device = None if config.device == "auto" else config.device
@@ -78,14 +99,36 @@ def make_map(config: Config, folder: Path) -> list[str]:
     ]
 
 
+def make_series(config: Config, folder: Path) -> list[str]:
+    """Map all planes and write all files to `folder`; returns what the user should read."""
+    estimator = load_estimator(config.checkpoint, pick_device(config.device))
+    started = time.perf_counter()
+    with open_channels(config, estimator) as channels:
+        print_notes(series_notes(channels, config))
+        check_truth(config.truth, channels)
+        kept = kept_maps(config.out, channels, config)
+        map_planes(channels, config, kept)
+        seconds = time.perf_counter() - started
+        result = write_series(folder, config, channels, kept, seconds)
+        following = next_step(config, channels.any.micrograph)
+    look_at = "drift.png" if (folder / "drift.png").is_file() else "overview.png"
+    return [
+        *describe_series(result),
+        f"wrote {config.out} (look at {config.out / look_at})",
+        following,
+    ]
+
+
 def main(config: Config) -> None:
     """Read, predict, smooth, write."""
     keep_freed_memory()
     check_map_options(config)
     config = choose_checkpoint(config)
-    with new_result(config.out, RECORD, MADE) as folder:
-        lines = make_map(config, folder)
+    make = make_series if config.all_planes else make_map
+    with new_result(config.out, RECORD, (*MADE, *MADE_SERIES)) as folder:
+        lines = make(config, folder)
         forget_unfinished(config.out)
+        forget_planes(config.out)
     print("\n".join(lines))
 
 

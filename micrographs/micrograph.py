@@ -5,6 +5,7 @@ optional packages OME-Zarr, ND2, CZI and LIF. Counts are never scaled, since the
 from them.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -114,6 +115,19 @@ class Micrograph:
     def plane(self) -> torch.Tensor:
         """All rows, (H, W) float32 counts."""
         return self.rows(0, self.shape[0])
+
+    @property
+    def places(self) -> list[dict[str, int | None]]:
+        """Channel, z and t of all planes of the file, in the order T, Z, C.
+
+        `select` takes them. Of a colour image they have the chosen colour, or the luminance.
+        """
+        sizes = self.sizes
+        channels = range(sizes["C"])
+        if self.source.is_colour or sizes["C"] == 1:
+            channels = [self.channel]
+        planes = itertools.product(range(sizes["T"]), range(sizes["Z"]), channels)
+        return [{"channel": channel, "z": z, "t": t} for t, z, channel in planes]
 
     def focal_planes(self) -> tuple[list["Micrograph"], tuple[str, ...]]:
         """The planes of the focal stack that this plane belongs to, and all notes for the user.

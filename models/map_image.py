@@ -27,6 +27,12 @@ UNFINISHED = ("unfinished_map.f32", "unfinished_map.json")
 MANY_OUTLIERS = 0.1
 
 
+NO_CONTENT = (
+    "no patch of the image holds anything to estimate from: it is blank, far too dark, or blurred "
+    "more than the network can read."
+)
+
+
 @dataclass(frozen=True)
 class ImageMap:
     """The map of one plane, with its places in pixels of the file."""
@@ -66,20 +72,23 @@ def map_image(
     if not found.has_content.any():
         if keep_in is not None:
             forget_unfinished(keep_in)
-        raise InputError(
-            "no patch of the image holds anything to estimate from: it is blank, far too dark, or "
-            "blurred more than the network can read."
-        )
-    patches = in_file_pixels(recording, found)
-    overlap = max(1.0, recording.estimator.patch_size / stride)
+        raise InputError(NO_CONTENT)
+    return smoothed(recording, in_file_pixels(recording, found), smooth)
+
+
+def smoothed(recording: Recording, patches: PsfMap, smooth: str | float) -> ImageMap:
+    """A map with its smoothed values beside those of single patches."""
+    overlap = max(1.0, recording.estimator.patch_size / recording.stride_px)
     return ImageMap(patches, *smooth_parameters(patches, overlap, smooth))
 
 
-def map_stack(recording: Recording, context: Context | None = None) -> list[PsfMap]:
+def map_stack(
+    recording: Recording, context: Context | None = None, show: bool = True
+) -> list[PsfMap]:
     """Maps of all planes of the opened focal stack, not smoothed.
 
     `context` says which patches are seen together; by default the choice of the user, see
-    `RecordingOptions`.
+    `RecordingOptions`. `show` a progress bar.
 
     Raises
     ------
@@ -89,7 +98,7 @@ def map_stack(recording: Recording, context: Context | None = None) -> list[PsfM
     images = [network_image(recording, plane) for plane in recording.planes]
     seen_by = recording.resampling.microscope(recording.microscope)
     context = recording.context if context is None else context
-    maps = predict_stack(recording.estimator, images, seen_by, recording.stride_px, context)
+    maps = predict_stack(recording.estimator, images, seen_by, recording.stride_px, context, show)
     return [in_file_pixels(recording, one) for one in maps]
 
 

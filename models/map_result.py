@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import tifffile
 import torch
 
@@ -76,20 +77,24 @@ def make_result(
     started = time.perf_counter()
     found = map_image(recording, options.smooth, keep_in)
     seconds = time.perf_counter() - started
-    shown, left_out = shrink(recording.micrograph), None
-    if any(recording.outliers.values()):
-        left_out = (shrink(cleaned_plane(recording, recording.micrograph).usable) < 0.5).numpy()
     return MapResult(
         found,
         photons_of(found.patches, recording.camera),
         depth_of_map(found.smooth, calibration),
         None if truth is None else at_centres(truth, found.patches),
         shape,
-        shown,
-        left_out,
+        *shown_plane(recording),
         pixels,
         seconds,
     )
+
+
+def shown_plane(recording: Recording) -> tuple[torch.Tensor, np.ndarray | None]:
+    """The opened plane as the overview shows it, and its pixels that are not usable, if any."""
+    shown, left_out = shrink(recording.micrograph), None
+    if any(recording.outliers.values()):
+        left_out = (shrink(cleaned_plane(recording, recording.micrograph).usable) < 0.5).numpy()
+    return shown, left_out
 
 
 def read_calibration(path: Path | None, recording: Recording) -> DepthCalibration | None:
@@ -164,20 +169,25 @@ def write_result(
     folder: Path, options: MapResultOptions, recording: Recording, result: MapResult
 ) -> None:
     """Write all files of a map to `folder`, the record last."""
-    found = result.found
     write_maps(folder, options, result)
+    draw_overview(folder / "overview.png", options.image.name, recording, result)
+    write_record(folder / RECORD, record(options, recording, result))
+
+
+def draw_overview(path: Path, name: str, recording: Recording, result: MapResult) -> None:
+    """Draw the picture of a map, with the `name` of its image in the title."""
+    found = result.found
     draw_map(
-        folder / "overview.png",
+        path,
         result.shown,
         found.smooth,
-        f"{options.image.name}: {describe_optics(found.patches)}; {light_of(result, recording)}",
+        f"{name}: {describe_optics(found.patches)}; {light_of(result, recording)}",
         result.truth,
         result.depth and (result.depth.values, result.depth.name),
         result.shape[1] / result.shown.shape[1],
         result.left_out,
         "; ".join(warnings_of(found, recording)),
     )
-    write_record(folder / RECORD, record(options, recording, result))
 
 
 def describe_result(result: MapResult, recording: Recording) -> list[str]:
@@ -199,37 +209,53 @@ def light_of(result: MapResult, recording: Recording) -> str:
 def write_maps(folder: Path, options: MapResultOptions, result: MapResult) -> None:
     """Write all TIFFs and the table to `folder`."""
     found, depth, shape = result.found, result.depth, result.shape
-    patches, smooth, pixel_um = found.patches, found.smooth, found.patches.microscope.pixel_size_um
-    blank = ~patches.has_content.numpy()
-    channels = [channel.numpy() for channel in (*smooth.values, *smooth.standard_deviations)]
-    names = [f"{name} ({smooth.unit})" for name in smooth.names]
-    names += [f"{name} standard deviation ({smooth.unit})" for name in smooth.names]
-    masked = [np.where(blank, np.nan, channel) for channel in channels]
-    step_px = float(patches.rows[1] - patches.rows[0]) if len(patches.rows) > 1 else options.stride
-    write_imagej(
-        folder / "psf_map.tif",
-        np.stack([*masked, patches.content.numpy(), result.photons]).astype(np.float32),
-        "CYX",
-        step_px * pixel_um,
-        [*names, "content probability", "photons per pixel"],
-    )
-    more = [("photons_per_pixel", result.photons)]
-    if found.smoothing:
-        values = zip(smooth.names, smooth.values.numpy(), strict=True)
-        more += [(f"{name}_smooth_{smooth.unit}", channel) for name, channel in values]
-    if depth is not None:
-        more += [("depth_um", depth.values)]
-        more += [("depth_standard_deviation_um", depth.standard_deviations)]
-    write_csv(folder / "map.csv", map_table(patches, pixel_um, more), "%.5g")
+    patches, pixel_um = found.patches, found.patches.microscope.pixel_size_um
+    layers, names = map_layers(found, result.photons)
+    step_um = grid_step_um(patches, options.stride)
+    write_imagej(folder / "psf_map.tif", layers, "CYX", step_um, names)
+    write_csv(folder / "map.csv", result_table(found, result.photons, depth), "%.5g")
     if not options.full_resolution:
         return
     # A smooth map knows its blank patches from their neighbours.
-    full = channels if found.smoothing else masked
+    blank = ~patches.has_content.numpy()
+    count = 2 * len(patches.names)
+    channels = (*found.smooth.values.numpy(), *found.smooth.standard_deviations.numpy())
+    full, names = channels if found.smoothing else layers[:count], names[:count]
     write_full_resolution(folder / "psf_map_full.tif", full, names, patches, shape, pixel_um)
     if depth is not None:
         maps = [d if found.smoothing else np.where(blank, np.nan, d) for d in depth[:2]]
         named = [depth.name, f"standard deviation of {depth.name}"]
         write_full_resolution(folder / "depth.tif", maps, named, patches, shape, pixel_um)
+
+
+def map_layers(found: ImageMap, photons: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Channels of psf_map.tif, (N, R, C) float32, and their names; NaN in blank patches."""
+    patches, smooth = found.patches, found.smooth
+    values = np.concatenate([smooth.values.numpy(), smooth.standard_deviations.numpy()])
+    masked = np.where(patches.has_content.numpy(), values, np.nan)
+    names = [f"{name} ({smooth.unit})" for name in smooth.names]
+    names += [f"{name} standard deviation ({smooth.unit})" for name in smooth.names]
+    layers = np.stack([*masked, patches.content.numpy(), photons]).astype(np.float32)
+    return layers, [*names, "content probability", "photons per pixel"]
+
+
+def grid_step_um(patches: PsfMap, stride: int) -> float:
+    """Distance of neighbouring patches in um; by the `stride` in px where there is one row."""
+    rows = patches.rows
+    step_px = float(rows[1] - rows[0]) if len(rows) > 1 else stride
+    return step_px * patches.microscope.pixel_size_um
+
+
+def result_table(found: ImageMap, photons: np.ndarray, depth: Depth | None) -> pd.DataFrame:
+    """Table of map.csv: a row per patch, before and after smoothing."""
+    more = [("photons_per_pixel", photons)]
+    if found.smoothing:
+        values = zip(found.smooth.names, found.smooth.values.numpy(), strict=True)
+        more += [(f"{name}_smooth_{found.smooth.unit}", channel) for name, channel in values]
+    if depth is not None:
+        more += [("depth_um", depth.values)]
+        more += [("depth_standard_deviation_um", depth.standard_deviations)]
+    return map_table(found.patches, found.patches.microscope.pixel_size_um, more)
 
 
 def describe_optics(psf_map: PsfMap) -> str:

@@ -127,11 +127,12 @@ def predict_stack(
     microscope: Microscope,
     stride: int,
     context: Context = "stack",
+    show: bool = True,
 ) -> list[PsfMap]:
     """Maps of all planes of a focal stack on one grid, `stride` pixels between patches.
 
     With a network for it, the patches of all planes are seen together, those of each plane
-    ("image"), or each patch by itself ("none").
+    ("image"), or each patch by itself ("none"). `show` a progress bar.
 
     Raises
     ------
@@ -140,7 +141,7 @@ def predict_stack(
     """
     together = context != "none" and estimator.context is not None
     tables = []
-    for k, plane in enumerate(tqdm(planes, desc="stack", unit="plane")):
+    for k, plane in enumerate(tqdm(planes, desc="stack", unit="plane", disable=not show)):
         try:
             tables.append(_predict_table(estimator, plane, microscope, stride, together))
         except InputError as error:

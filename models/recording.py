@@ -290,14 +290,7 @@ def look_at_camera(
         If more than a quarter of the pixels are saturated, or none is usable.
     """
     found = survey(micrograph, cutoff)
-    check_values(found.sample, offset_counts)
-    saturated = found.shares["saturated"]
-    if saturated > SATURATED_REFUSE:
-        raise InputError(
-            f"{saturated:.0%} of the pixels are saturated; record the image again with less light."
-        )
-    if not found.usable.any():
-        raise InputError("no pixel of the image shows an object; choose another plane or image.")
+    check_survey(found, offset_counts)
     camera = estimate_camera(found.sample, found.usable, offset_counts, gain_counts_per_e)
     notes = describe_outliers(found.shares) + describe_camera(camera)
     if gain_counts_per_e is not None:
@@ -308,6 +301,24 @@ def look_at_camera(
                 f"{gain_counts_per_e:g} (--gain-counts-per-e)"
             )
     return camera, found, notes
+
+
+def check_survey(found: Survey, offset_counts: float | None) -> None:
+    """Refuse a plane that is mostly saturated or without a usable pixel.
+
+    Raises
+    ------
+    InputError
+        As `look_at_camera`.
+    """
+    check_values(found.sample, offset_counts)
+    saturated = found.shares["saturated"]
+    if saturated > SATURATED_REFUSE:
+        raise InputError(
+            f"{saturated:.0%} of the pixels are saturated; record the image again with less light."
+        )
+    if not found.usable.any():
+        raise InputError("no pixel of the image shows an object; choose another plane or image.")
 
 
 def check_values(sample: torch.Tensor, offset_counts: float | None) -> None:
