@@ -16,9 +16,10 @@ The method is Richardson-Lucy under the PSF of every place. Its prior is what a 
 microscope objects, or total variation where that predicts held-out photons better (--prior). First
 the map is corrected, place by place, to predict held-out photons best (--refine). PSFs are shrunk
 where they do not fit the image, and places without content are only denoised (--no-cautious trusts
-the map). With --all-planes, all channels, planes and time points of a file are restored with the
-map of the chosen plane. A map of another image is refused without --other-image. The files replace
-those of the last restoration in DIR.
+the map). With --all-planes, all channels, planes and time points of a file are restored: each with
+its own map if --map holds the maps of all planes, else with the map of the chosen plane. A map of
+another image is refused without --other-image. The files replace those of the last restoration in
+DIR.
 """
 
 import time
@@ -36,6 +37,7 @@ from micrographs.camera import Camera
 from micrographs.metadata import AUTO_NA, flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
 from models.checkpoint import ADVISED, load_estimator
+from models.map_files import pixels_hash
 from models.map_image import describe_map, forget_unfinished, map_image
 from models.mapping import PsfMap
 from models.recording import (
@@ -52,14 +54,18 @@ from restoration.blur_map import PLACE, check_belongs, choose_plane, continue_to
 from restoration.outcome import (
     MADE,
     RECORD,
+    Outcome,
     RestorationOptions,
     check_bits,
     check_restoration_options,
+    place_of,
     report,
     restore_plane,
     shown_outcome,
+    unchanged_plane,
     write_outcomes,
 )
+from restoration.series_maps import NoMapError, is_series
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,28 +84,26 @@ def check_planes(config: Config, micrograph: Micrograph, offset_counts: float | 
         check_negative(plane, offset_counts)
 
 
-def read_map_and_camera(
+def map_and_camera(
     config: Config, micrograph: Micrograph, psf_map: PsfMap, facts: dict[str, Any]
-) -> tuple[PsfMap, Camera]:
-    """The map in the folder --map and the camera that it found; flags come before both."""
-    print_notes(filter(None, [check_belongs(facts, micrograph, config.other_image)]))
+) -> tuple[PsfMap, Camera, list[str]]:
+    """The map in the folder --map, the camera that it found, and notes; flags come before both."""
+    notes = [note for note in [check_belongs(facts, micrograph, config.other_image)] if note]
     given = {name: getattr(config, name) for name in OPTICS_NAMES}
     changed = {n: v for n, v in given.items() if v not in (None, AUTO_NA, facts["optics"][n])}
     if changed:
-        print(
-            f"note: the optics of {config.map} are overruled by {', '.join(map(flag_of, changed))}"
-        )
+        named = ", ".join(map(flag_of, changed))
+        notes.append(f"the optics of {config.map} are overruled by {named}")
         psf_map = replace(psf_map, microscope=replace(psf_map.microscope, **changed))
     flags = {name: getattr(config, name) for name in ("offset_counts", "gain_counts_per_e")}
     known = facts.get("camera") or {}
     if "white_noise" in known and set(flags.values()) == {None}:
-        return psf_map, Camera(**known)
+        return psf_map, Camera(**known), notes
     # The map is older or the camera is given now: look again, with what was given for the map.
     given = {n: facts.get(n) if value is None else value for n, value in flags.items()}
     cutoff = file_cutoff(psf_map.microscope, psf_map.model)
-    camera, _, notes = look_at_camera(micrograph, **given, cutoff=cutoff)
-    print_notes(notes)
-    return psf_map, camera
+    camera, _, found = look_at_camera(micrograph, **given, cutoff=cutoff)
+    return psf_map, camera, [*notes, *found]
 
 
 def estimate_map_and_camera(config: Config, recording: Recording) -> tuple[PsfMap, Camera]:
@@ -128,7 +132,11 @@ def open_with_map(config: Config) -> Iterator[tuple[Micrograph, PsfMap, Camera]]
             print_notes(micrograph.notes)
             given = config.offset_counts
             check_planes(config, micrograph, facts.get("offset_counts") if given is None else given)
-            yield micrograph, *read_map_and_camera(config, micrograph, psf_map, facts)
+            if is_series(facts):
+                psf_map, facts = read_map(config.map, place_of(micrograph), pixels_hash(micrograph))
+            psf_map, camera, notes = map_and_camera(config, micrograph, psf_map, facts)
+            print_notes(notes)
+            yield micrograph, psf_map, camera
         return
     estimator = load_estimator(config.checkpoint or ADVISED, pick_device(config.device))
     with open_recording(config.image, config, estimator, config.z) as recording:
@@ -138,15 +146,28 @@ def open_with_map(config: Config) -> Iterator[tuple[Micrograph, PsfMap, Camera]]
 
 def planes(config: Config, micrograph: Micrograph) -> Iterator[Micrograph]:
     """The chosen plane, or all of the file in the order T, Z, C."""
-    if not config.all_planes or micrograph.plane_count == 1:
+    if not config.all_planes:
         yield micrograph
         return
-    sizes = micrograph.sizes
-    channels = [micrograph.channel] if micrograph.channel is None else range(sizes["C"])
-    for t in range(sizes["T"]):
-        for z in range(sizes["Z"]):
-            for channel in channels:
-                yield micrograph.select(channel=channel, z=z, t=t)
+    for place in micrograph.places:
+        yield micrograph.select(**place)
+
+
+def restore_with_own_map(
+    config: Config, plane: Micrograph, psf_map: PsfMap, camera: Camera
+) -> Outcome:
+    """Restore a plane with its own map if --map holds one, else with the map of the chosen plane.
+
+    A plane that could not be mapped stays as it is.
+    """
+    if config.map is not None and config.all_planes:
+        try:
+            own, facts = read_map(config.map, place_of(plane))
+        except NoMapError as error:
+            return unchanged_plane(plane, camera, f"{str(error).rstrip('.')}; it stays as it is")
+        if is_series(facts):
+            psf_map, camera, _ = map_and_camera(config, plane, own, facts)
+    return restore_plane(config, plane, psf_map, camera)
 
 
 def check_config(config: Config) -> None:
@@ -163,7 +184,7 @@ def restore(config: Config, folder: Path) -> list[str]:
     with open_with_map(config) as (micrograph, psf_map, camera):
         chosen = list(planes(config, micrograph))
         outcomes = [
-            restore_plane(config, one, psf_map, camera)
+            restore_with_own_map(config, one, psf_map, camera)
             for one in tqdm(chosen, desc="restore", unit="plane", disable=len(chosen) == 1)
         ]
         seconds = round(time.perf_counter() - started, 2)

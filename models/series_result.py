@@ -94,9 +94,10 @@ def write_series(
     chosen = chosen_place(channels, kept, options)
     recording, result = one_result(chosen, channels, kept, options, truths, seconds)
     named = f"{options.image.name}, {named_place(chosen)}"
+    # The maps of a series have a pixel per patch only.
     draw_overview(folder / "overview.png", named, recording, result)
     facts = record(options, recording, result)
-    more = {"planes": notes, "channels": channel_facts(channels)}
+    more = {"full_resolution": False, "planes": notes, "channels": channel_facts(channels)}
     write_record(folder / RECORD, facts | more)
     return SeriesResult(planes, axes, drift, tuple(blank.patches.content.shape), seconds)
 

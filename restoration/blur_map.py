@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from common.files import naming_damage, read_json
@@ -22,6 +21,7 @@ from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES, simulated_microscopes
 from psf.model import from_config
 from psf.synthesis import ENERGY_TOLERANCE, synthesize_with_loss
+from restoration.series_maps import facts_of_plane, is_series, rows_of_plane
 from restoration.variant_blur import VariantBlur, finer_grid, psf_grid_from_map
 
 TOLERANCE = 0.01  # error of a PSF by the eigen-PSFs: far below the uncertainty of any map
@@ -143,11 +143,14 @@ def _continued(places: torch.Tensor, length: int) -> tuple[torch.Tensor, int, in
     return torch.cat([first, places, last]).clamp(0, length - 1), before, after
 
 
-def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
+def read_map(
+    folder: Path, place: Mapping[str, int | None] | None = None, pixels_sha256: str = ""
+) -> tuple[PsfMap, dict[str, Any]]:
     """Map and config.json of a folder that estimate_psf_map.py wrote.
 
     If the map was smoothed, it comes back smooth and reaches the borders of the image, see
-    `continue_to_borders`.
+    `continue_to_borders`. Of the maps of all planes of a file it is the one of `place` or of the
+    pixels, see `restoration.series_maps`.
 
     Raises
     ------
@@ -166,6 +169,8 @@ def read_map(folder: Path) -> tuple[PsfMap, dict[str, Any]]:
             "folder of estimate_psf_map.py."
         )
     with naming_damage(folder, "map"):
+        if is_series(config):
+            config = facts_of_plane(folder, config, place or {}, pixels_sha256)
         found = _patches(folder / "map.csv", config)
         shape, patch_px = tuple(map(int, config["image_shape"])), float(config["patch_size_px"])
         _check_places(found, shape, patch_px)
@@ -200,7 +205,7 @@ def _patches(path: Path, config: Mapping[str, Any]) -> PsfMap:
         [f"{name}{kind}_{unit}" for name in names] for kind in ("", "_standard_deviation")
     )
     try:
-        table = pd.read_csv(path).sort_values(["y_px", "x_px"])
+        table = rows_of_plane(path, config).sort_values(["y_px", "x_px"])
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     needed = {*labels, *spreads, "content_probability", "y_px", "x_px"}

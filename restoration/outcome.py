@@ -49,7 +49,7 @@ class RestorationOptions(MapOptions):
     cautious: bool = True
     # Correct the map by what predicts held-out photons; auto: of raw images up to 1024 x 1024 px.
     refine: Literal["auto", "yes", "no"] = "auto"
-    all_planes: bool = False  # every channel, plane and time point, with the map of the chosen one
+    all_planes: bool = False  # every channel, plane and time point
     bits: Literal[16, 32] = 32  # of restored.tif; 16: whole counts
 
 
@@ -114,11 +114,11 @@ def restore_plane(
     light = (plane - camera.offset_counts).clamp(min=0)
     seen = light[outliers.usable]
     light = light.to(pick_device(options.device))
-    place = place_of(micrograph)
     if options.all_planes and (not len(seen) or seen.min() == seen.max()):
         what = "constant" if len(seen) else "without a usable pixel"
-        same = Restored(light, 0, 0.0, 0.0, light, f"the plane is {what} and stays as it is")
-        return Outcome(light.cpu().numpy(), light.cpu().numpy(), same, 0, place, outliers, camera)
+        return unchanged_plane(
+            micrograph, camera, f"the plane is {what} and stays as it is", cutoff
+        )
     restored, blur = restore_with_map(
         light,
         psf_map,
@@ -134,7 +134,21 @@ def restore_plane(
         load_prior(options.prior_folder) if options.prior_folder else None,
     )
     after = restored.image.cpu().numpy()
-    return Outcome(light.cpu().numpy(), after, restored, blur.rank, place, outliers, camera)
+    return Outcome(
+        light.cpu().numpy(), after, restored, blur.rank, place_of(micrograph), outliers, camera
+    )
+
+
+def unchanged_plane(
+    micrograph: Micrograph, camera: Camera, note: str, cutoff: float | None = None
+) -> Outcome:
+    """A plane that is not restored; the note says why. `cutoff` is in cycles per px."""
+    plane = micrograph.plane()
+    outliers = find_outliers(plane, micrograph.full_scale, cutoff)
+    light = (plane - camera.offset_counts).clamp(min=0)
+    same = Restored(light, 0, 0.0, 0.0, light, note)
+    pixels = light.numpy()
+    return Outcome(pixels, pixels.copy(), same, 0, place_of(micrograph), outliers, camera)
 
 
 def write_outcomes(
