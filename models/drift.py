@@ -13,7 +13,8 @@ REWEIGHTINGS = 20  # more change a mean by less than 1e-6 of the spread
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 FEWEST_PLANES = 4  # of the fit of best focus, which has three free numbers
 SURE = 2.0  # standard errors; a smaller drift is called none, which is wrong in 5 % of the cases
-TURNS = 3.0  # standard errors by which both ends must lie above a minimum
+FEWEST_CURVE = 6  # values from whose second differences the noise is told
+TURNS = 3.0  # standard errors of a difference by which both ends must lie above a minimum
 
 
 class Value(NamedTuple):
@@ -134,7 +135,14 @@ def drift_of(at: np.ndarray, values: np.ndarray, errors: np.ndarray) -> Drift | 
 
 
 def has_minimum(values: np.ndarray, errors: np.ndarray) -> bool:
-    """Whether a curve (K,) falls and rises again by more than its errors."""
-    low = int(values.argmin())
-    ends = [values[i] - values[low] - TURNS * np.hypot(errors[i], errors[low]) for i in (0, -1)]
-    return 0 < low < len(values) - 1 and min(ends) > 0
+    """Whether a curve (K,) falls and rises again by more than its noise.
+
+    Means of the same object have errors in common, which do not hide a minimum. So the noise is
+    that of second differences, if it is smaller than the errors.
+    """
+    low, noise = int(values.argmin()), float(np.median(errors))
+    if len(values) >= FEWEST_CURVE:
+        # White noise of variance 1 has second differences of variance 6.
+        noise = min(noise, float(np.sqrt(np.mean(np.diff(values, 2) ** 2) / 6)))
+    least = TURNS * np.sqrt(2) * noise
+    return 0 < low < len(values) - 1 and bool((values[[0, -1]] - values[low] > least).all())
