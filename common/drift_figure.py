@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from common.pictures import COLOURS, plain_text, save_figure
 
 BAND_ERRORS = 2  # half width of the band, standard errors: it holds 95 % of the errors
+COUNTED = ("frame", "z (planes)")  # labels of axes with whole numbers
 TITLE_COLUMNS = 95  # letters in a line of the title
 
 
@@ -44,10 +46,14 @@ def draw_drift(path: Path, curves: Sequence[Curve], x_label: str, y_label: str, 
             axes.axvline(curve.marked, color=colour, ls=":", lw=1.2, label="best focus")
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.margins(x=0.03)
+    if x_label in COUNTED:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     names = [curve.name for curve in curves if curve.name]
     legend = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each name once
-    axes.legend(legend.values(), legend.keys(), fontsize=8, title="2 standard errors" * bool(names))
+    axes.legend(
+        legend.values(), legend.keys(), fontsize=8, title="± 2 standard errors" * bool(names)
+    )
     sentences = [f"{c.name}: {c.sentence}" if c.name else c.sentence for c in curves]
     lines = [line for one in (title, *sentences) for line in textwrap.wrap(one, TITLE_COLUMNS)]
     axes.set_title("\n".join(map(plain_text, lines)), fontsize=9)

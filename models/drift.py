@@ -28,16 +28,23 @@ UNKNOWN = Value(np.nan, np.nan)
 
 
 class Drift(NamedTuple):
-    """Change over a series by its straight line, and whether it has a minimum inside."""
+    """Change over a series by its straight line, and whether there is a minimum inside."""
 
     change: Value  # from the first to the last position
     spread: float  # largest minus smallest value
-    turns: bool
+    turns: bool  # it falls and rises again by more than its noise
+    nears_zero: bool  # its minimum is inside, and small beside its spread
 
     @property
     def is_sure(self) -> bool:
         """Whether the change exceeds its error."""
         return abs(self.change.value) > SURE * self.change.error
+
+
+def with_error(found: Value, sign: str = "") -> str:
+    """A number and its error as text, to the first digit of the error."""
+    digits = int(max(0, -np.floor(np.log10(found.error)))) if found.error > 0 else 2
+    return f"{found.value:{sign}.{digits}f} ± {found.error:.{digits}f}"
 
 
 def plane_mean(values: np.ndarray, deviations: np.ndarray, overlap: float) -> Value:
@@ -131,7 +138,9 @@ def drift_of(at: np.ndarray, values: np.ndarray, errors: np.ndarray) -> Drift | 
     length = at[-1] - at[0]
     error = np.sqrt(max(1.0, scatter) / np.sum(weights * centred**2)) * length
     change = Value(float(slope * length), float(error))
-    return Drift(change, float(np.ptp(values)), has_minimum(values, errors))
+    spread, low = float(np.ptp(values)), int(values.argmin())
+    nears_zero = 0 < low < len(values) - 1 and bool(values[low] < spread / 2)
+    return Drift(change, spread, has_minimum(values, errors), nears_zero)
 
 
 def has_minimum(values: np.ndarray, errors: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.drift_figure import Curve
-from models.drift import UNKNOWN, Drift, Value, best_focus, drift_of
+from models.drift import UNKNOWN, Drift, Value, best_focus, drift_of, with_error
 
 # Longest span, s, that is written in seconds, in minutes and in hours.
 TIME_UNITS = ((120.0, "s", 1.0), (7200.0, "min", 60.0), (np.inf, "h", 3600.0))
@@ -72,7 +72,8 @@ def drift_curves(planes: pd.DataFrame, axes: SeriesAxes) -> DriftCurves | None:
         drift = drift_of(at, values, errors)
         said = sentence(drift, _span(at[-1], unit), _unit(axes, use_best), use_best)
         curves.append(Curve(titles[name], at, values, errors, said, truth))
-        if drift is not None and drift.turns and not use_best and not axes.signed:
+        nears = drift is not None and (drift.turns or drift.nears_zero)
+        if nears and axes.has_depth and not (use_best or axes.signed):
             notes.append(_turning(at[int(np.nanargmin(values))], unit, titles[name]))
     y_label = f"plane of best focus, {_z_label(axes)}" if use_best else _focus_label(axes)
     return DriftCurves(curves, x_label, y_label, notes)
@@ -91,10 +92,9 @@ def sentence(drift: Drift | None, span: str, unit: str, best: bool) -> str:
     if drift is None:
         return "fewer than two time points tell the focus"
     what = "plane of best focus" if best else "mean focus"
-    (change, error), width = drift.change, drift.spread
-    number = f"{change:+.2g} ± {error:.1g} {unit} over {span}"
+    number = f"{with_error(drift.change, '+')} {unit} over {span}"
     if drift.turns:
-        return f"{what} falls and rises again, by {width:.2g} {unit} over {span}"
+        return f"{what} falls and rises again, by {drift.spread:.2g} {unit} over {span}"
     if drift.is_sure:
         return f"drift of the {what}: {number} (straight line)"
     return f"no drift of the {what} beyond the error: {number}"
@@ -148,7 +148,7 @@ def _against_z(group: pd.DataFrame, axes: SeriesAxes, name: str) -> Curve:
         unit = "µm" if axes.z_step_um else "planes"
         step = axes.z_step_um or 1.0
         plane = f" (plane {best.value / step:.2f})" if axes.z_step_um else ""
-        said = f"best focus at z = {best.value:.3g} ± {best.error:.1g} {unit}{plane}"
+        said = f"best focus at z = {with_error(best)} {unit}{plane}"
     return Curve(name, z, values, errors, said, _truth(group, axes), best.value)
 
 

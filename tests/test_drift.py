@@ -120,7 +120,7 @@ def test_time_axis(interval_s, label, last, span):
     found = drift_curves(table(11, 1, lambda t, z: 1 + 0.2 * t), axes(11, 1, interval_s))
     assert found.x_label == label
     assert found.curves[0].at[-1] == pytest.approx(last)
-    assert found.curves[0].sentence.startswith("drift of the mean focus: +2 ± 0.0")
+    assert found.curves[0].sentence.startswith("drift of the mean focus: +2.00 ± 0.05")
     assert span in found.curves[0].sentence
 
 
@@ -140,7 +140,7 @@ def test_stacks_of_a_series_show_their_plane_of_best_focus():
     single = drift_curves(table(1, 9, lambda t, z: np.hypot(z - 6.5, 0.4)), axes(1, 9))
     assert single.x_label == "z (µm)"
     assert single.curves[0].marked == pytest.approx(6.5, abs=0.02)
-    assert "z = 6.5 ±" in single.curves[0].sentence and "(plane 3.25)" in single.curves[0].sentence
+    assert "z = 6.50 ±" in single.curves[0].sentence and "(plane 3.25)" in single.curves[0].sentence
 
 
 def test_one_plane_has_no_drift():
