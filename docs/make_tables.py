@@ -43,6 +43,7 @@ BUILDERS = {
         networks.more_training,
         networks.depth,
         networks.dome,
+        networks.drift,
         networks.real_stacks,
         networks.stack_means,
         networks.specimens,

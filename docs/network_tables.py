@@ -12,6 +12,7 @@ BAYES = "bayes_table.csv"
 ARCHITECTURES = "architectures.csv"
 CROSS_DOMAIN = "cross_domain/benchmark.csv"
 LAW = "learning_curve/learning_curve.csv"
+DRIFTS = {"1000": "drift/planes.csv", "100": "drift_100/planes.csv"}  # by photons per pixel
 DEPTH, DOME = "depth_summary.csv", "depth_dome.csv"
 STACKS = "real_stacks.csv"
 SPECIMENS = "specimens.csv"
@@ -146,6 +147,24 @@ def dome() -> Table:
     """Error of depth on a curved surface."""
     columns = {"object, photons/px": "{texture}, {photons:.0f}", "depth, rms": "{rms_um:.2f} µm"}
     return table(rows(DOME), columns, (DOME,))
+
+
+def drift() -> Table:
+    """Mean focus of the frames of a simulated series against its truth."""
+    lines = []
+    for photons, file in DRIFTS.items():
+        frames = rows(file)
+        errors = [frame["depth_um"] - frame["true_depth_um"] for frame in frames]
+        rms = sum(error**2 for error in errors) / len(errors)
+        change, true = (
+            frames[-1][name] - frames[0][name] for name in ("depth_um", "true_depth_um")
+        )
+        line = {"photons": photons, "rms": Number(rms**0.5), "worst": Number(max(map(abs, errors)))}
+        lines.append(line | {"change": Number(change), "true": Number(true)})
+    columns = {"photons/px": "{photons}", "mean focus of a frame, rms error": "{rms:.2f} µm"}
+    columns |= {"largest error": "{worst:.2f} µm", "change, first to last frame": "{change:.1f} µm"}
+    columns |= {"true change of these patches": "{true:.1f} µm"}
+    return table(lines, columns, tuple(DRIFTS.values()), tuple(columns)[1:])
 
 
 def real_stacks() -> Table:
