@@ -54,6 +54,10 @@ class KeptMaps:
             write_json(folder / "key.json", key)
         return cls(folder)
 
+    def forget(self) -> None:
+        """Delete all maps."""
+        forget_planes(self.folder.parent)
+
     def path(self, place: Place) -> Path:
         """File of a plane."""
         return self.folder / ("_".join(f"{k}{v}" for k, v in place.items()) + ".npz")

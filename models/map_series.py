@@ -226,6 +226,7 @@ def map_planes(channels: Channels, options: MapOptions, kept: KeptMaps) -> None:
             tell_progress("planes", bar.n, bar.total)
     notes = [kept.note(place) for place in channels.places]
     if all(notes):
+        kept.forget()
         raise InputError(f"no plane of {options.image} can be mapped: {notes[0]}")
 
 
@@ -264,7 +265,8 @@ def map_group(channels: Channels, group: Sequence[Place], options: MapOptions) -
         planes = tuple(plane for _, plane, _ in good)
         maps = map_stack(replace(recording, planes=planes), show=False)
     except InputError as error:
-        return done + [PlaneMap(place, None, *known, str(error)) for place, _, known in good]
+        note = str(error).removeprefix("plane 0: ") if len(good) == 1 else str(error)
+        return done + [PlaneMap(place, None, *known, note) for place, _, known in good]
     for (place, _, known), patches in zip(good, maps, strict=True):
         if patches.has_content.any():
             found = smoothed(recording, patches, options.smooth)

@@ -65,12 +65,13 @@ def drift_curves(planes: pd.DataFrame, axes: SeriesAxes) -> DriftCurves | None:
     x_label = f"time ({unit})" if seconds else "frame"
     best = {name: _best_planes(group, axes) for name, group in groups.items()}
     use_best = any(np.isfinite(found[0]).sum() >= 2 for found in best.values())
+    what = "plane of best focus" if use_best else _focus_label(axes).partition(" (")[0]
     curves, notes = [], []
     for name, group in groups.items():
         values, errors, truth = best[name] if use_best else _means(group, axes)
         at = np.arange(axes.times) * (axes.frame_interval_s / seconds if seconds else 1.0)
         drift = drift_of(at, values, errors)
-        said = sentence(drift, _span(at[-1], unit), _unit(axes, use_best), use_best)
+        said = sentence(drift, _span(at[-1], unit), _unit(axes, use_best), what)
         curves.append(Curve(titles[name], at, values, errors, said, truth))
         nears = drift is not None and (drift.turns or drift.nears_zero)
         if nears and axes.has_depth and not (use_best or axes.signed):
@@ -87,14 +88,13 @@ def time_unit(axes: SeriesAxes) -> tuple[str, float]:
     return next((unit, length) for most, unit, length in TIME_UNITS if span <= most)
 
 
-def sentence(drift: Drift | None, span: str, unit: str, best: bool) -> str:
-    """What a curve says, in words."""
+def sentence(drift: Drift | None, span: str, unit: str, what: str) -> str:
+    """What a curve of `what` says, in words."""
     if drift is None:
         return "fewer than two time points tell the focus"
-    what = "plane of best focus" if best else "mean focus"
     number = f"{with_error(drift.change, '+')} {unit} over {span}"
     if drift.turns:
-        return f"{what} falls and rises again, by {drift.spread:.2g} {unit} over {span}"
+        return f"the {what} falls and rises again, by {drift.spread:.2g} {unit} over {span}"
     if drift.is_sure:
         return f"drift of the {what}: {number} (straight line)"
     return f"no drift of the {what} beyond the error: {number}"

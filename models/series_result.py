@@ -221,7 +221,8 @@ def named_place(place: Place) -> str:
 def describe_series(result: SeriesResult) -> list[str]:
     """What was found, in lines for the user."""
     planes, (rows, columns) = result.planes, result.map_shape
-    lines = [f"{len(planes)} planes of {rows} x {columns} patches in {result.seconds:.1f} s"]
+    planes_of = "1 plane of" if len(planes) == 1 else f"{len(planes)} planes of"
+    lines = [f"{planes_of} {rows} x {columns} patches in {result.seconds:.1f} s"]
     lines += [f"note: {said}" for said in filter(None, [describe_failures(planes)])]
     if result.drift is not None:
         for curve in result.drift.curves:

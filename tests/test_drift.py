@@ -120,7 +120,9 @@ def test_time_axis(interval_s, label, last, span):
     found = drift_curves(table(11, 1, lambda t, z: 1 + 0.2 * t), axes(11, 1, interval_s))
     assert found.x_label == label
     assert found.curves[0].at[-1] == pytest.approx(last)
-    assert found.curves[0].sentence.startswith("drift of the mean focus: +2.00 ± 0.05")
+    assert found.curves[0].sentence.startswith(
+        "drift of the mean distance from focus: +2.00 ± 0.05"
+    )
     assert span in found.curves[0].sentence
 
 

@@ -156,7 +156,7 @@ def test_planes_and_drift_have_the_values_of_the_image(reader, tmp_path, capsys)
     # 2 x 2 patches of 32 px, 32 px apart: four errors of 0.1 waves
     np.testing.assert_allclose(planes["focus_standard_error_waves"], 0.05)
     said = capsys.readouterr().out
-    assert f"mean focus: +{UM_PER_WAVE * 0.2:.1f} ±" in said and "over 2.5 h" in said
+    assert f"mean distance from focus: +{UM_PER_WAVE * 0.2:.1f} ±" in said and "over 2.5 h" in said
     assert "--all-planes --map" in said.partition("next: ")[2]
     assert (tmp_path / "m" / "drift.png").stat().st_size > 10_000
     assert not (tmp_path / "m" / KEPT).exists()
@@ -191,7 +191,7 @@ def test_a_series_without_any_map_is_refused(reader, tmp_path):
     image = write(tmp_path / "a.tif", np.full((3, 80, 64), 9, np.uint16), "TYX")
     with pytest.raises(InputError, match="9"):
         run(estimate_psf_map, image, *FAST, "--all-planes", "--out", tmp_path / "m")
-    assert not (tmp_path / "m" / "planes.csv").exists()
+    assert not (tmp_path / "m").exists()
 
 
 def test_an_interrupted_series_goes_on_with_the_same_result(reader, tmp_path):
@@ -289,6 +289,23 @@ def test_a_simulated_series_drifts_as_it_says(tmp_path):
         run(simulate_tilted_plane, *SIMULATE, "--drift-um", 3, "--out", tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--t", 2), "--t 2 is not in .*; it has 0 to 1"),
+        (("--z", 1), "--z 1 is not in .*; it has 0 only"),
+        (("--stride", 0), "can be mapped: --stride is 0; give at least 1 pixel"),
+        (("--smooth", -1), "--smooth is -1; give auto, off or a number above 0"),
+        (("--truth", "none.tif"), "none.tif cannot be read as a TIFF"),
+    ],
+)
+def test_wrong_options_of_a_series(reader, tmp_path, given, message):
+    image = write(tmp_path / "a.tif", frames([600, 700]), "TYX")
+    with pytest.raises(InputError, match=message):
+        run(estimate_psf_map, image, *FAST, "--all-planes", *given, "--out", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.slow
 def test_the_drift_of_a_simulated_series_is_found(tmp_path, capsys):
     plane = ("--focus-waves", 0.5, 1.5, "--frames", 6, "--drift-um", 6, "--out", tmp_path / "s")
@@ -301,7 +318,7 @@ def test_the_drift_of_a_simulated_series_is_found(tmp_path, capsys):
     error = np.hypot(*planes["depth_standard_error_um"].iloc[[0, -1]])
     # The truth counts pixels, the map patches: the mean over patches drifts by 6 um too.
     assert abs(change - 6) < 3 * error < 3
-    assert "drift of the mean focus: +" in capsys.readouterr().out
+    assert "drift of the mean distance from focus: +" in capsys.readouterr().out
 
 
 @pytest.mark.slow
