@@ -86,6 +86,7 @@ class SpectralResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.windows, self.radii, self.angles = tuple(windows), radii, angles
+        self.make_spectra = polar_log_spectra  # an exported network makes them in another way
         spectral_widths, pixel_widths = list(spectral_widths), list(pixel_widths)
         # normalises the log power at each radius, over angles and patches
         self.standardise = nn.BatchNorm1d(len(windows) * radii)
@@ -125,7 +126,7 @@ class SpectralResNet(nn.Module):
         """Features (N, F) of normalised patches (N, H, W) and cut-offs (N,), cycles per px."""
         # powers span ten decades, too many for bfloat16
         with torch.autocast(patches.device.type, enabled=False):
-            spectra = polar_log_spectra(
+            spectra = self.make_spectra(
                 patches.float(), cutoff.float(), self.windows, self.radii, self.angles
             )
             spectra = self.standardise(spectra.flatten(1, 2)).view_as(spectra)  # (N, w, R, A)

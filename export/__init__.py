@@ -1,0 +1,1 @@
+"""Networks for other programs: ONNX files and BioImage.IO packages."""

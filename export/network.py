@@ -1,0 +1,91 @@
+"""Everything that `Estimator.predict` does to patches, as one network that can be exported."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from export import spectrum
+from export.error_bars import IntervalTables
+from models.context import facts_of
+from models.error_bars import noise_share
+from models.estimator import Estimator
+from models.loss import Scaler, split_outputs
+from models.spectral_resnet import SpectralResNet
+
+# Outputs of an exported network, in this order.
+OUTPUTS = ("values", "standard_deviations", "half_widths_95", "content_probability")
+PARTS = ("features", "facts")  # further ones, from which `ImageNetwork` starts
+
+
+class Readout(nn.Module):
+    """Values with error bars, from the outputs of a network."""
+
+    def __init__(self, config: Mapping[str, Any], calibrated: Mapping[str, Any]) -> None:
+        super().__init__()
+        scaler = Scaler.from_ranges(config["label_ranges"])
+        self.register_buffer("middle", scaler.middle)
+        self.register_buffer("half_range", scaler.half_range)
+        self.intervals = IntervalTables(calibrated, len(config["label_names"]))
+
+    def forward(self, outputs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tensors of OUTPUTS, from outputs (N, outputs) and noise shares (N,)."""
+        values, log_variances, logits = split_outputs(outputs)
+        factors = self.intervals(log_variances / 2, noise) * self.half_range  # (2, N, P)
+        half_widths = (log_variances / 2).exp() * factors
+        return (
+            values * self.half_range + self.middle,
+            half_widths[0],
+            half_widths[1],
+            logits.sigmoid(),
+        )
+
+
+class PatchNetwork(nn.Module):
+    """Patches and cut-off frequencies in, the tensors of OUTPUTS out.
+
+    With `parts`, the tensors of PARTS follow.
+    """
+
+    def __init__(self, estimator: Estimator, parts: bool = False) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(estimator.fast_network).cpu()
+        if isinstance(self.network, SpectralResNet):
+            self.network.make_spectra = spectrum.polar_log_spectra
+        self.readout = Readout(estimator.config, estimator.config)
+        self.parts = parts
+        self.fixed_cutoff = None  # cycles per px, of networks whose labels are widths in px
+        if estimator.psf_model.is_gaussian:
+            trained = estimator.config["optics_limits"]["cutoff_cycles_per_pixel"]
+            self.fixed_cutoff = float(torch.tensor(trained).mean())
+
+    def forward(self, patches: torch.Tensor, cutoff: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Tensors of patches (N, H, W), any linear unit, and cut-offs (N,), cycles per px."""
+        if self.fixed_cutoff is not None:
+            cutoff = torch.full_like(cutoff, self.fixed_cutoff)
+        batch = normalised(patches)
+        noise = noise_share(batch)
+        if not self.parts:
+            return self.readout(self.network(batch, cutoff), noise)
+        features = self.network.features(batch, cutoff)
+        found = self.readout(self.network.outputs(features), noise)
+        return (*found, features, facts_of(patches, batch))
+
+
+def normalised(patches: torch.Tensor) -> torch.Tensor:
+    """Patches (N, H, W) of mean 0 and standard deviation 1 each; see `models.data.normalise`.
+
+    Some runtimes lose digits of a sum in float32, which a low contrast needs. So the mean is taken
+    along one axis after the other, and once more of what is left.
+    """
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return values.mean(2, keepdim=True).mean(1, keepdim=True)
+
+    centred = patches - mean(patches)
+    centred = centred - mean(centred)
+    deviation = mean(centred.square()).sqrt()
+    smallest = 1e-6 * patches.abs().amax((1, 2), keepdim=True)
+    return torch.where(deviation > smallest, centred / deviation.clamp(min=1e-30), 0)
