@@ -13,7 +13,7 @@ from models.context import facts_of
 from models.error_bars import noise_share
 from models.estimator import Estimator
 from models.loss import Scaler, split_outputs
-from models.spectral_resnet import SpectralResNet
+from models.spectral_resnet import CircularConv, SpectralResNet
 
 # Outputs of an exported network, in this order.
 OUTPUTS = ("values", "standard_deviations", "half_widths_95", "content_probability")
@@ -54,6 +54,7 @@ class PatchNetwork(nn.Module):
         self.network = copy.deepcopy(estimator.fast_network).cpu()
         if isinstance(self.network, SpectralResNet):
             self.network.make_spectra = spectrum.polar_log_spectra
+            _replace_circular(self.network)
         self.readout = Readout(estimator.config, estimator.config)
         self.parts = parts
         self.fixed_cutoff = None  # cycles per px, of networks whose labels are widths in px
@@ -72,6 +73,30 @@ class PatchNetwork(nn.Module):
         features = self.network.features(batch, cutoff)
         found = self.readout(self.network.outputs(features), noise)
         return (*found, features, facts_of(patches, batch))
+
+
+class JoinedConv(nn.Module):
+    """Convolution of `CircularConv`, which takes its padding from a concatenation.
+
+    The padding of an ONNX operator can be circular from opset 19 on only.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (N, C', R / stride, A / stride), from (N, C, R, A)."""
+        return self.conv(torch.cat([x[..., -1:], x, x[..., :1]], -1))
+
+
+def _replace_circular(network: nn.Module) -> None:
+    """Replace every `CircularConv` in a network by a `JoinedConv`."""
+    for name, child in network.named_children():
+        if isinstance(child, CircularConv):
+            setattr(network, name, JoinedConv(child.conv))
+        else:
+            _replace_circular(child)
 
 
 def normalised(patches: torch.Tensor) -> torch.Tensor:

@@ -1,27 +1,26 @@
-"""ONNX files of networks, and how far they are from PyTorch."""
+"""ONNX files of networks."""
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from common.extras import needed
 from export.context import ImageNetwork
 from export.network import OUTPUTS, PARTS, PatchNetwork
-from models.estimator import Estimator, Prediction
+from models.estimator import Estimator
 
 # The oldest opset that the exporter of PyTorch writes by itself. ONNX Runtime reads it since 1.14
 # (2023), on Java and in the browser too.
 OPSET = 18
 # Version of the file format that belongs to this opset. The exporter would write a later one.
 IR_VERSION = 8
-REQUIREMENTS = "requirements-export.txt"
+REQUIREMENTS, WHAT = "requirements-export.txt", "export_model.py"
 PATCH_INPUTS = ("patches", "cutoff")
 IMAGE_INPUTS = ("features", "facts", "places", "keys")
 # Patches and places of the example that the exporter follows. It fixes sizes of 0 and 1.
@@ -36,17 +35,18 @@ def onnx_packages() -> tuple[ModuleType, ModuleType]:
     InputError
         If one of them is missing.
     """
-    needed("onnxscript", "the export", REQUIREMENTS)
-    return tuple(needed(name, "the export", REQUIREMENTS) for name in ("onnx", "onnxruntime"))
+    needed("onnxscript", WHAT, REQUIREMENTS)
+    return tuple(needed(name, WHAT, REQUIREMENTS) for name in ("onnx", "onnxruntime"))
 
 
-def write_patch_network(path: Path, estimator: Estimator, facts: Mapping[str, Any]) -> None:
-    """Write the network of single patches, with facts about it."""
-    size = estimator.patch_size
-    network = PatchNetwork(estimator, parts=estimator.context is not None)
+def write_patch_network(
+    path: Path, estimator: Estimator, facts: Mapping[str, Any], parts: bool = False
+) -> None:
+    """Write the network of single patches, with facts about it; `parts` as in `PatchNetwork`."""
+    size, network = estimator.patch_size, PatchNetwork(estimator, parts)
     batch = torch.export.Dim("batch")
     example = (torch.rand(EXAMPLE_PATCHES, size, size), torch.full((EXAMPLE_PATCHES,), 0.5))
-    outputs = OUTPUTS + (PARTS if network.parts else ())
+    outputs = OUTPUTS + (PARTS if parts else ())
     _write(path, network, example, ({0: batch}, {0: batch}), (PATCH_INPUTS, outputs), facts)
 
 
@@ -101,35 +101,3 @@ def _write(
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def open_session(path: Path, threads: int = 1) -> Any:
-    """ONNX Runtime session of a file on the CPU."""
-    _, runtime = onnx_packages()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
-    return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def run_session(session: Any, *inputs: torch.Tensor) -> dict[str, np.ndarray]:
-    """Outputs of a session by name, from its inputs in order."""
-    names = [one.name for one in session.get_inputs()]
-    given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-    outputs = [one.name for one in session.get_outputs()]
-    return dict(zip(outputs, session.run(None, given), strict=True))
-
-
-def largest_difference(
-    found: Mapping[str, np.ndarray], expected: Prediction, ranges: Iterable[Sequence[float]]
-) -> float:
-    """Largest difference of the tensors of OUTPUTS, as a share of the label's range.
-
-    Probabilities count as they are. NaN if a value is NaN.
-    """
-    width = np.array([high - low for low, high in ranges])
-    scales = dict.fromkeys(OUTPUTS, width) | {"content_probability": 1.0}
-    differences = [
-        (np.abs(found[name] - getattr(expected, name).numpy()) / scales[name]).max()
-        for name in OUTPUTS
-    ]
-    return float(np.max(differences))

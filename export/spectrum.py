@@ -34,40 +34,34 @@ def polar_log_spectra(
 
 def welch_spectrum(patches: torch.Tensor, window: int) -> torch.Tensor:
     """Power spectrum (N, window, window / 2 + 1); see `models.spectrum.welch_spectrum`."""
-    left, right = dft_matrices(window, patches)
+    waves = dft_matrix(window, patches)  # (window + 2, window)
     starts = [range(0, size - window + 1, window // 2) for size in patches.shape[1:]]
     tiles = torch.stack(
         [patches[:, y : y + window, x : x + window] for y in starts[0] for x in starts[1]], 1
     )
-    products = left @ (tiles @ right)  # (N, tiles, 2 window, window + 2)
-    cosine, half = slice(window), window // 2 + 1
-    sine = slice(window, None)
-    real = products[..., cosine, :half] - products[..., sine, half:]
-    imaginary = products[..., sine, :half] + products[..., cosine, half:]
-    return (real.square() + imaginary.square()).mean(1)
+    products = waves @ (tiles @ waves.T)  # (N, tiles, window + 2, window + 2)
+    half = window // 2 + 1
+    (cos_cos, cos_sin), (sin_cos, sin_sin) = (
+        rows.split(half, 3) for rows in products.split(half, 2)
+    )
+    # f_y from 0 to 1/2, and the same with the other sign of f_y
+    positive = (cos_cos - sin_sin).square() + (sin_cos + cos_sin).square()
+    negative = (cos_cos + sin_sin).square() + (sin_cos - cos_sin).square()
+    return torch.cat([negative.mean(1)[:, 1:].flip(1), positive.mean(1)[:, :-1]], 1)
 
 
-def dft_matrices(window: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Matrices that give the spectrum of tiles (window, window) under a Hann window.
+def dft_matrix(window: int, like: torch.Tensor) -> torch.Tensor:
+    """Matrix (window + 2, window) of cosines and then sines under a Hann window.
 
-    Returns
-    -------
-    (2 window, window) tensor
-        Cosines and then sines, for frequencies from -1/2 to 1/2 cycles per px along y.
-    (window, window + 2) tensor
-        Cosines and then sines, for frequencies from 0 to 1/2 cycles per px along x.
+    Their frequencies are 0 to 1/2 cycles per px.
     """
     place = torch.arange(window, dtype=torch.float64)
     hann = 0.5 - 0.5 * (2 * math.pi / window * place).cos()
     hann = hann / hann.square().sum().sqrt()
-
-    def waves(frequency: torch.Tensor) -> torch.Tensor:
-        turns = frequency[:, None] * place / window
-        turns = turns - turns.floor()  # whole turns would cost digits of the angle
-        return torch.cat([(2 * math.pi * turns).cos(), (2 * math.pi * turns).sin()]) * hann
-
-    left, right = waves(place - window // 2), waves(place[: window // 2 + 1]).T.contiguous()
-    return left.to(like), right.to(like)
+    turns = place[: window // 2 + 1, None] * place / window
+    turns = turns - turns.floor()  # whole turns would cost digits of the angle
+    waves = torch.cat([(2 * math.pi * turns).cos(), (2 * math.pi * turns).sin()])
+    return (waves * hann).to(like)
 
 
 def sample_bilinear(values: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
