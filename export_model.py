@@ -82,8 +82,9 @@ def export(config: Config, folder: Path) -> list[str]:
         if is_onnx
         else "upload the zip at https://bioimage.io, with your names as its authors"
     )
+    largest = largest_of_range(differences)
     return [
-        f"largest difference from PyTorch: {largest_of_range(differences):.1e} of the label's range",
+        f"largest difference from PyTorch: {largest:.1e} of the label's range",
         *([] if is_onnx else ["bioimageio.spec and bioimageio.core accept the package"]),
         f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} to {config.out}",
         f"next: {following}",

@@ -65,6 +65,7 @@ BUILDERS = {
         speed.restoration_speed,
         speed.restoration_quality,
         speed.large_restoration,
+        speed.export_speed,
         overview.ten_numbers,
     )
 }

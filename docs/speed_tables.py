@@ -5,6 +5,7 @@ from csv_tables import RECORDED, Number, Table, row, rows, table, written
 PSFS, GENERATION = "benchmark_psf_synthesis.csv", "benchmark_generation.csv"
 TRAINING, MAPPING = "benchmark_training.csv", "benchmark_mapping.csv"
 SPEED, LARGE = "benchmark_deconvolution.csv", "benchmark_deconvolution_large.csv"
+EXPORT = "benchmark_export.csv"
 FOCUS_MAPS = f"{RECORDED}/focus_maps.csv"
 
 
@@ -128,3 +129,17 @@ def large_restoration() -> Table:
         "memory": "{peak_memory_gb:.1f} GB",
     }
     return table(lines, columns, (LARGE,))
+
+
+def export_speed() -> Table:
+    """Patches per second of exported networks, beside PyTorch."""
+    columns = {
+        "network": "`{network}`",
+        "PyTorch": "{pytorch_patches_per_second:sig3}",
+        "ONNX Runtime": "{onnxruntime_patches_per_second:sig3}",
+        "times as fast": "{times_pytorch:.2f}",
+        "file": "{megabytes:.1f} MB",
+        "difference": "{difference_of_range:.0e}",
+        "of content": "{difference_of_probability:.0e}",
+    }
+    return table(rows(EXPORT), columns, (EXPORT,))

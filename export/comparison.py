@@ -16,9 +16,9 @@ from models.context import spread_keys
 from models.estimator import Estimator, OpticsWarning, Prediction
 from psf.errors import InputError
 
-# Largest differences that are accepted: of values and error bars as a share of the label's range, and
-# of probabilities as they are. The rms error of a network with R^2 = 0.999 on labels that are
-# uniform over their range is a hundred times as large. A probability decides at 0.5 only.
+# Largest differences that are accepted: of values and error bars as a share of the label's range,
+# and of probabilities as they are, since they decide at 0.5 only. The rms error of a network with
+# R^2 = 0.999 on labels that are uniform over their range is a hundred times as large.
 LIMITS = dict.fromkeys(OUTPUTS, 1e-4) | {"content_probability": 1e-3}
 # Planes and places of the images on which the second network is compared: one patch, one image, a
 # stack, and more patches than it takes as keys.
