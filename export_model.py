@@ -60,7 +60,8 @@ def export_onnx(estimator: Estimator, folder: Path) -> Differences:
 
 def export_package(estimator: Estimator, folder: Path) -> Differences:
     """Write the BioImage.IO package and its card; the differences from PyTorch by case."""
-    with tempfile.TemporaryDirectory() as scratch:
+    # bioimageio.spec leaves files open, which Windows then does not delete
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         onnx_file = Path(scratch) / MODEL
         write_patch_network(onnx_file, estimator, facts(estimator, OPSET))
         differences = compare_patches(onnx_file, estimator)

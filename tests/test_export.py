@@ -1,6 +1,7 @@
 """Exported networks: the same numbers as PyTorch, in a form that other programs can run."""
 
 import ast
+import gc
 import io
 import json
 import re
@@ -327,6 +328,7 @@ def test_onnx_predicts_as_pytorch(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # bioimageio.spec leaves files open
 def test_bioimage_packages_are_accepted(tmp_path):
     for package in ("onnx", "onnxruntime", "onnxscript", "bioimageio.core"):
         pytest.importorskip(package)
@@ -357,6 +359,7 @@ def test_bioimage_packages_are_accepted(tmp_path):
             changed.writestr(name, content if name != "values.npy" else shifted(content))
     with pytest.raises(InputError, match=r"bioimageio\.core refuses the package"):
         bioimage.check_package(broken)
+    gc.collect()
 
 
 def shifted(npy: bytes) -> bytes:
