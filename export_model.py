@@ -52,7 +52,7 @@ def export_onnx(estimator: Estimator, folder: Path) -> Differences:
     differences = compare_patches(folder / MODEL, estimator)
     if has_context:
         write_image_network(folder / CONTEXT, estimator, about)
-        differences |= compare_images(folder / CONTEXT, estimator)
+        differences |= compare_images(folder / MODEL, folder / CONTEXT, estimator)
     refuse_different(differences)
     (folder / CARD).write_text(card(estimator, MODEL, has_context), encoding="utf-8")
     return differences

@@ -59,11 +59,10 @@ def facts(estimator: Estimator, opset: int) -> dict[str, Any]:
 
 def description(estimator: Estimator) -> str:
     """One sentence: what the network reads from what."""
-    labels = " and ".join(estimator.config["label_names"])
-    size, unit = estimator.patch_size, estimator.config["label_unit"]
+    labels, unit = ", ".join(estimator.config["label_names"]), estimator.config["label_unit"]
     return (
-        f"Estimates the PSF parameters {labels} ({unit}) of a widefield image from a patch of "
-        f"{size} x {size} px, with error bars."
+        f"Estimates the PSF of a widefield image from a patch of {estimator.patch_size} x "
+        f"{estimator.patch_size} px: {labels} ({unit}), with error bars."
     )
 
 

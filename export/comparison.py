@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from export.examples import cases, simulated_case
-from export.network import OUTPUTS
+from export.network import OUTPUTS, PARTS
 from export.onnx_file import onnx_packages
 from models.context import spread_keys
 from models.estimator import Estimator, OpticsWarning, Prediction
@@ -22,7 +22,7 @@ from psf.errors import InputError
 LIMITS = dict.fromkeys(OUTPUTS, 1e-4) | {"content_probability": 1e-3}
 # Planes and places of the images on which the second network is compared: one patch, one image, a
 # stack, and more patches than it takes as keys.
-IMAGES = ((1, 1), (1, 24), (3, 8), (1, 300))
+IMAGES = ((1, 1), (1, 28), (4, 7), (1, 300))
 
 Differences = dict[str, dict[str, float]]  # by case and output
 
@@ -55,20 +55,27 @@ def compare_patches(path: Path, estimator: Estimator) -> Differences:
     return found
 
 
-def compare_images(path: Path, estimator: Estimator) -> Differences:
-    """Differences from `Estimator.predict_together` for each of IMAGES."""
-    session, found = open_session(path), {}
-    case = simulated_case(estimator)
+def compare_images(model: Path, context: Path, estimator: Estimator) -> Differences:
+    """Differences from `Estimator.predict_together` for each of IMAGES.
+
+    The patches, some of them constant, pass both ONNX files: `model` and then `context`.
+    """
+    session, encoder, found = open_session(context), open_session(model), {}
+    case = next(case for case in cases(estimator) if case.name == "constant")
+    patches = torch.cat([simulated_case(estimator).patches, case.patches])
+    cutoff = torch.full((len(patches),), float(case.cutoffs[0]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OpticsWarning)
-        features, facts = estimator.features(case.patches, case.microscopes[0])
+        seen = estimator.features(patches, case.microscopes[0])
+    encoded = run_session(encoder, patches, cutoff)
+    parts = [torch.from_numpy(encoded[name]) for name in PARTS]
     for planes, count in IMAGES:
-        chosen = torch.arange(planes * count).view(planes, count) % len(features)
+        chosen = torch.arange(planes * count).view(planes, count) % len(patches)
         side = int(np.ceil(np.sqrt(count)))
         places = torch.tensor(list(itertools.islice(np.ndindex(side, side), count))) / 4
-        inputs = features[chosen], facts[chosen], places
-        expected = estimator.predict_together(*inputs)
-        outputs = run_session(session, *inputs, spread_keys(planes * count, torch.device("cpu")))
+        keys = spread_keys(planes * count, torch.device("cpu"))
+        expected = estimator.predict_together(*(part[chosen] for part in seen), places)
+        outputs = run_session(session, *(part[chosen] for part in parts), places, keys)
         found[f"{planes} x {count} patches"] = output_differences(
             outputs, expected, estimator.config["label_ranges"]
         )

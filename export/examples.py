@@ -70,8 +70,8 @@ def cases(estimator: Estimator) -> Iterator[Case]:
     yield _tiny_contrast(first)
     largest = patches.amax((1, 2), keepdim=True).clamp(min=1e-30)
     yield Case("16-bit counts", (COUNTS_16_BIT * patches / largest).round(), optics)
-    levels = torch.tensor([0.0, 0.1, 500.1, COUNTS_16_BIT])
-    yield Case("constant", levels[:, None, None].expand(-1, *patches.shape[1:]), optics[:4])
+    levels = torch.tensor([0.0, 0.1, 500.1, 65535.0])[:, None, None]
+    yield Case("constant", levels.expand(-1, *patches.shape[1:]).contiguous(), optics[:4])
     for optic in microscopes_across(estimator):
         name = f"cut-off {optic.cutoff_cycles_per_pixel:.3g}"
         yield Case(name, patches[:4], [optic] * 4)

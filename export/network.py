@@ -1,6 +1,7 @@
 """Everything that `Estimator.predict` does to patches, as one network that can be exported."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import nn
 
 from export import spectrum
 from export.error_bars import IntervalTables
-from models.context import facts_of
 from models.error_bars import noise_share
 from models.estimator import Estimator
 from models.loss import Scaler, split_outputs
@@ -66,13 +66,14 @@ class PatchNetwork(nn.Module):
         """Tensors of patches (N, H, W), any linear unit, and cut-offs (N,), cycles per px."""
         if self.fixed_cutoff is not None:
             cutoff = torch.full_like(cutoff, self.fixed_cutoff)
-        batch = normalised(patches)
+        batch, deviation = normalised(patches)
         noise = noise_share(batch)
         if not self.parts:
             return self.readout(self.network(batch, cutoff), noise)
         features = self.network.features(batch, cutoff)
         found = self.readout(self.network.outputs(features), noise)
-        return (*found, features, facts_of(patches, batch))
+        pixels = patches.shape[1] * patches.shape[2]
+        return (*found, features, facts_of(deviation, noise, pixels))
 
 
 class JoinedConv(nn.Module):
@@ -99,11 +100,12 @@ def _replace_circular(network: nn.Module) -> None:
             _replace_circular(child)
 
 
-def normalised(patches: torch.Tensor) -> torch.Tensor:
-    """Patches (N, H, W) of mean 0 and standard deviation 1 each; see `models.data.normalise`.
+def normalised(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches (N, H, W) of mean 0 and standard deviation 1 each, and what the deviations were (N,).
 
-    Some runtimes lose digits of a sum in float32, which a low contrast needs. So the mean is taken
-    along one axis after the other, and once more of what is left.
+    They are those of `models.data.normalise`. Some runtimes lose digits of a sum in float32, which
+    a low contrast needs. So the mean is taken along one axis after the other, and once more of what
+    is left.
     """
 
     def mean(values: torch.Tensor) -> torch.Tensor:
@@ -113,4 +115,11 @@ def normalised(patches: torch.Tensor) -> torch.Tensor:
     centred = centred - mean(centred)
     deviation = mean(centred.square()).sqrt()
     smallest = 1e-6 * patches.abs().amax((1, 2), keepdim=True)
-    return torch.where(deviation > smallest, centred / deviation.clamp(min=1e-30), 0)
+    batch = torch.where(deviation > smallest, centred / deviation.clamp(min=1e-30), 0)
+    return batch, deviation[:, 0, 0]
+
+
+def facts_of(deviation: torch.Tensor, noise: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Facts (N, 2) about patches of so many pixels; see `models.context.facts_of`."""
+    contrast = deviation * math.sqrt(pixels / (pixels - 1))
+    return torch.stack([contrast.clamp(min=1e-30).log(), noise], 1)

@@ -81,9 +81,20 @@ def test_normalisation_keeps_a_low_contrast(textures):
     standard = normalise(textures[1:5].double())
     faint = (1e4 * (1 + 1e-3 * standard)).float()
     exact = normalise(faint.double()).float()
-    assert float((normalised(faint) - exact).abs().max()) < 2e-6
-    assert (normalised(torch.full((2, 64, 64), 500.1)) == 0).all()
-    assert (normalised(torch.zeros(1, 64, 64)) == 0).all()
+    assert float((normalised(faint)[0] - exact).abs().max()) < 2e-6
+    flat, deviation = normalised(torch.tensor([0.0, 500.1])[:, None, None].expand(2, 64, 64))
+    assert (flat == 0).all() and (deviation == 0).all()
+
+
+def test_facts_are_those_of_the_estimator(textures):
+    estimator = load_estimator("focus")
+    microscope = microscopes_across(estimator, 3)[1]
+    cutoff = cutoffs(microscope).expand(len(textures))
+    with torch.no_grad():
+        *_, features, facts = PatchNetwork(estimator, parts=True)(textures, cutoff)
+    expected = estimator.features(textures, microscope)
+    assert torch.allclose(features, expected[0], atol=1e-3, rtol=1e-3)
+    assert torch.allclose(facts, expected[1], rtol=1e-4)
 
 
 def test_error_bars_are_those_of_the_tables():
@@ -320,11 +331,14 @@ def test_onnx_predicts_as_pytorch(name, tmp_path):
     from export.onnx_file import write_image_network, write_patch_network
 
     estimator = load_estimator(SHIPPED / name)
-    write_patch_network(tmp_path / "model.onnx", estimator, facts(estimator, 18))
+    about, has_context = facts(estimator, 18), estimator.context is not None
+    write_patch_network(tmp_path / "model.onnx", estimator, about, has_context)
     refuse_different(compare_patches(tmp_path / "model.onnx", estimator))
-    if estimator.context is not None:
-        write_image_network(tmp_path / "context.onnx", estimator, facts(estimator, 18))
-        refuse_different(compare_images(tmp_path / "context.onnx", estimator))
+    if has_context:
+        write_image_network(tmp_path / "context.onnx", estimator, about)
+        refuse_different(
+            compare_images(tmp_path / "model.onnx", tmp_path / "context.onnx", estimator)
+        )
 
 
 @pytest.mark.slow
