@@ -73,7 +73,8 @@ function find_project() {
     if (project == "" || !File.exists(project + "estimate_psf_map.py")) project = folder(above);
     last = remembered("python", "");
     python = key("python", last);
-    if (!File.exists(python)) python = python_of_project();
+    given = key("python", "");
+    if (given == "" && !File.exists(python)) python = python_of_project();
     if (options == "" && !(File.exists(project + "estimate_psf_map.py") && File.exists(python)))
         ask_project();
     if (!File.exists(project + "estimate_psf_map.py"))
@@ -83,6 +84,10 @@ function find_project() {
 
 function ask_project() {
     if (!File.exists(project + "estimate_psf_map.py")) project = "";
+    usual = newArray("/usr/local/bin/python3", "/opt/homebrew/bin/python3", "/usr/bin/python3");
+    for (i = 0; i < usual.length; i++)
+        if (!File.exists(python) && File.exists(usual[i])) python = usual[i];
+    if (!File.exists(python)) python = "";
     Dialog.create("PSF map: the first time");
     Dialog.addMessage("Choose the folder with estimate_psf_map.py, and the program of Python 3.11 or newer\n"
         + "(for example /usr/bin/python3, or python.exe in the folder where you installed Python).");
@@ -92,7 +97,8 @@ function ask_project() {
     project = folder(Dialog.getString());
     python = Dialog.getString();
     if (!File.exists(project + "estimate_psf_map.py") || !File.exists(python)) return;
-    if (!has_packages()) install_packages();
+    code = execute("-c\timport imagecodecs, matplotlib, safetensors, skimage, torch, tyro", false);
+    if (code != 0) install_packages();
     remember("project", project);
     remember("python", python);
 }
@@ -102,11 +108,6 @@ function python_of_project() {
     windows = project + ".venv\\Scripts\\python.exe";
     if (File.exists(windows)) return windows;
     return unix;
-}
-
-function has_packages() {
-    code = execute("-c\timport imagecodecs, matplotlib, safetensors, skimage, torch, tyro", false);
-    return code == 0;
 }
 
 function install_packages() {
@@ -248,7 +249,8 @@ function default_out() {
 function plane_of_image() {
     make_folder(out);
     path = getInfo("image.directory") + getInfo("image.filename");
-    if (!is_file_of_image(path)) {
+    whole = is_file_of_image(path);
+    if (!whole) {
         copy_plane();
         return "\t" + out + "image.tif";
     }
@@ -269,8 +271,13 @@ function is_file_of_image(path) {
     header = File.openAsRawString(path, 4000);
     if (indexOf(header, "ImageJ=") < 0) return false;
     Stack.getDimensions(width, height, channels, slices, frames);
-    return count(header, "images") == nSlices && count(header, "channels") == channels
-        && count(header, "slices") == slices && count(header, "frames") == frames;
+    names = newArray("images", "channels", "slices", "frames");
+    sizes = newArray(channels * slices * frames, channels, slices, frames);
+    for (i = 0; i < names.length; i++) {
+        stated = count(header, names[i]);
+        if (stated != sizes[i]) return false;
+    }
+    return true;
 }
 
 // A number in the description of an ImageJ TIFF; what is missing there is 1.
@@ -288,7 +295,12 @@ function copy_plane() {
     id = getImageID();
     selected = selectionType() >= 0;
     if (selected) run("Select None");
-    run("Duplicate...", "title=plane");
+    Stack.getPosition(channel, slice, frame);
+    place = "";
+    // Without its numbers, a composite image would be duplicated with all its channels.
+    if (Stack.isHyperstack) place = " duplicate channels=" + channel + " slices=" + slice
+        + " frames=" + frame;
+    run("Duplicate...", "title=plane" + place);
     if (bitDepth() != 24) run("Grays"); // an inverted LUT would be saved as inverted pixels
     saveAs("Tiff", out + "image.tif");
     close();
@@ -326,7 +338,10 @@ function run_script(arguments) {
 
 function must_work(arguments) {
     code = execute(arguments, true);
-    if (code == 0) return;
+    if (code == 0) {
+        clear_talk();
+        return;
+    }
     message = last_message();
     fail(message);
 }
@@ -358,6 +373,12 @@ function talk_folder() {
     File.makeDirectory(talk);
     call("ij.Prefs.set", "psf_map.talk", talk + File.separator);
     return talk + File.separator;
+}
+
+function clear_talk() {
+    talk = remembered("talk", "");
+    names = newArray("waiting.txt", "messages.txt", "exit_code.txt", "");
+    for (i = 0; i < names.length; i++) done = File.delete(talk + names[i]);
 }
 
 // Print the messages from number `printed` on; how many there are now.

@@ -17,7 +17,7 @@ from pathlib import Path
 POLL_S = 0.2  # between two looks at the script
 PATIENCE = 100  # looks without a sign of the macro before the script is stopped: 20 s
 # ImageJ reads text in the encoding of the system, so the messages are plain ASCII.
-ASCII = str.maketrans({"µ": "u", "μ": "u", "²": "^2", "±": "+-", "–": "-", "×": "x"})
+ASCII = str.maketrans({"µ": "u", "μ": "u", "²": "^2", "±": "+-", "°": " deg"})
 
 
 def environment() -> dict[str, str]:
