@@ -32,8 +32,8 @@ function main() {
     of_map = words(map_options);
     of_restoration = words(restore_options);
     known = optics();
-    run_script("estimate_psf_map.py" + image + known + of_map + "\t--checkpoint\t" + network + "\t--out\t" + out + "map");
-    if (restore) run_script("deconvolve.py" + image + "\t--map\t" + out + "map"
+    run_script("estimate_psf_map.py", image + known + of_map + "\t--checkpoint\t" + network + "\t--out\t" + out + "map");
+    if (restore) run_script("deconvolve.py", image + "\t--map\t" + out + "map"
         + of_restoration + "\t--out\t" + out + "restored");
     if (dry == "yes") return;
     open(out + "map" + File.separator + "overview.png");
@@ -69,8 +69,9 @@ function find_project() {
     last = remembered("project", "");
     last = key("project", last);
     project = folder(last);
-    above = File.getParent(File.getParent(getInfo("macro.filepath")));
-    if (project == "" || !File.exists(project + "estimate_psf_map.py")) project = folder(above);
+    path = "" + getInfo("macro.filepath");
+    end = lastIndexOf(path, "fiji" + File.separator + "Estimate_PSF_Map.ijm");
+    if (!File.exists(project + "estimate_psf_map.py") && end > 0) project = substring(path, 0, end);
     last = remembered("python", "");
     python = key("python", last);
     given = key("python", "");
@@ -326,14 +327,14 @@ function words(text) {
     return "\t" + replace(text, " +", "\t");
 }
 
-// Run a script with arguments between tabs; if it fails, its error is shown and the macro ends.
-function run_script(arguments) {
+// Run a script with arguments, each with a tab before it; if it fails, its error is shown and the macro ends.
+function run_script(script, arguments) {
     if (dry == "yes") {
-        print("python " + replace(arguments, "\t", " | "));
+        print("python " + script + replace(arguments, "\t", " | "));
         return;
     }
-    print("--- " + substring(arguments, 0, indexOf(arguments, "\t")));
-    must_work(arguments);
+    print("--- " + script);
+    must_work(project + script + arguments);
 }
 
 function must_work(arguments) {
@@ -399,8 +400,11 @@ function last_message() {
     return lines[lines.length - 1];
 }
 
+// End with a message: in a dialog, or in the Log where dialogs would stop a loop.
 function fail(message) {
-    exit("error: " + message);
+    if (options == "") exit("error: " + message);
+    print("error: " + message);
+    exit;
 }
 
 // --- the results
@@ -451,11 +455,11 @@ function folder(path) {
     return path + File.separator;
 }
 
-// Make a folder and those above it.
+// Make a folder, whose name ends with a separator, and those above it.
 function make_folder(path) {
     if (File.isDirectory(path)) return;
-    above = File.getParent(path);
-    if (above != "" && above != path) make_folder(above);
+    end = lastIndexOf(substring(path, 0, lengthOf(path) - 1), File.separator);
+    if (end > 0) make_folder(substring(path, 0, end + 1));
     File.makeDirectory(path);
     if (!File.isDirectory(path)) fail("the folder cannot be made: " + path);
 }

@@ -61,12 +61,11 @@ def wait(child: subprocess.Popen, raw: Path, folder: Path) -> int:
 
 
 def main(folder: Path, arguments: list[str]) -> None:
-    """Run Python with these arguments in the folder of the project."""
-    raw, root = folder / "messages.raw", Path(__file__).resolve().parents[1]
+    """Run Python with these arguments."""
+    raw = folder / "messages.raw"
     with raw.open("wb") as out:
         child = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=root,
             env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=out,
