@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Each package may import those to its left. Scripts and benchmarks may import all of them.
 ORDER = ("psf", "micrographs", "simulation", "models", "restoration")
 MAY_IMPORT = {package: {*ORDER[: i + 1], "common"} for i, package in enumerate(ORDER)}
+MAY_IMPORT["viewer"] = {*ORDER, "common", "viewer"}
 MAY_IMPORT |= {"common": {"common", "psf"}, "reproduction": {"reproduction", "common", "psf"}}
 MAY_IMPORT |= {"export": {"export", *MAY_IMPORT["models"]}}
 PACKAGES = tuple(MAY_IMPORT)

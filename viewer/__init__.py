@@ -1,0 +1,1 @@
+"""Window for napari: estimate a map, see the PSF under the cursor, restore, save."""
