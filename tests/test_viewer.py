@@ -164,6 +164,7 @@ def test_corners_in_um_are_pixels_inside_the_image():
     assert part == (slice(20, 50), slice(0, 41))
 
 
+@pytest.mark.slow
 def test_saved_files_are_those_of_the_scripts(found, image_path, tmp_path, capsys):
     work.save_map(tmp_path / "window", found)
     config = estimate_psf_map.Config(image=image_path, out=tmp_path / "script", **FAST, **OPTICS)
@@ -243,7 +244,7 @@ def window(image_path, monkeypatch):
     viewer.window.add_dock_widget(widget)
 
     def wait() -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while widget.is_busy and time.monotonic() < until:
             QApplication.processEvents()
             time.sleep(0.005)
