@@ -81,8 +81,7 @@ def restore_with_map(
     cautious : use smaller PSFs where a map that is not refined is uncertain, or the PSF too large
         for the image (`restoration.fit`), and only denoise where the map found no content
     refined : correct the map first (`restoration.correction`); by default if `cautious` is set, the
-        noise is white and the image has at most 1024 x 1024 px. Held-out photons of a processed
-        image are not independent of the others, so they do not test a map.
+        noise is white (else held-out photons do not test a map) and at most 1024 x 1024 px
     white_noise : False for registered, denoised or compressed images. They get back what the
         restoration cannot explain, see `return_residuals`.
     prior : what is assumed of objects: total variation, or what a network learned of microscope

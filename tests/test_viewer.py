@@ -45,7 +45,7 @@ def image_path(tmp_path_factory):
     photo = torch.from_numpy(skimage_data.gravel()[100:356, 60:380].astype(np.float32)) * 20
     blurred = torch.nn.functional.conv2d(
         photo[None, None],
-        synthesize("zernike1d", torch.tensor([[2.5]]), Microscope(**OPTICS), 63)[:, None],
+        synthesize("zernike1d", torch.tensor([[2.5]]), Microscope(**OPTICS), 95)[:, None],
         padding="same",
     )[0, 0]
     sharp_left = torch.where(torch.arange(320) < 160, photo, blurred)
@@ -79,7 +79,7 @@ def test_work_that_tells_its_progress_can_be_stopped():
 
 def test_the_map_lies_over_its_image(found):
     """The centre of the first patch of 128 px is at 63.5 px, and neighbours are a stride apart."""
-    focus = next(one for one in work.map_layers(found) if one.name == "focus (waves)")
+    focus = next(one for one in work.layers_over_image(found) if one.name == "focus (waves)")
     assert focus.translate_um == pytest.approx((63.5 * 0.278, 63.5 * 0.278))
     assert focus.scale_um == pytest.approx((64 * 0.278, 64 * 0.278))
     assert focus.pixels.shape == (3, 4)
@@ -275,9 +275,10 @@ def test_a_visit_to_the_window(window, tmp_path):
     assert names == [
         "image.tif",
         "focus (waves)",
-        "focus, standard deviation (waves)",
+        "focus standard deviation (waves)",
         "distance from focus (um)",
-        "content (probability)",
+        "content probability",
+        "photons per pixel",
     ]
     assert widget.viewer.layers[0].scale == pytest.approx([0.278, 0.278])
     widget.show_place(20.0, 20.0)

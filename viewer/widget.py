@@ -43,7 +43,7 @@ from viewer.work import (
     MapLayer,
     Restoration,
     estimate,
-    map_layers,
+    layers_over_image,
     rectangle_px,
     restore,
     save_map,
@@ -245,9 +245,10 @@ class PsfMapWidget(QWidget):
         lines += describe_result(found.result, found.recording)
         self.log.setPlainText("\n".join(lines))
         self.show_message(lines[len(found.recording.notes)])
-        for number, one in enumerate(map_layers(found)):
+        layers = layers_over_image(found)
+        for number, one in enumerate(layers):
             self._later(partial(self._put_map, one, number == 0))
-        self._later(partial(self._show_colours, map_layers(found)[0].name))
+        self._later(partial(self._show_colours, layers[0].name))
         self._later(partial(self.panel.clear, POINT_HERE))
 
     def _put_map(self, one: MapLayer, visible: bool) -> None:

@@ -78,26 +78,18 @@ def estimate(options: MapResultOptions) -> Estimate:
         return Estimate(options, recording, result, opened.pop_all())
 
 
-def map_layers(found: Estimate) -> list[MapLayer]:
+def layers_over_image(found: Estimate) -> list[MapLayer]:
     """The maps of an estimate, to be drawn over its image; patches without content are NaN."""
-    result, smooth = found.result, found.result.found.smooth
-    patches = result.found.patches
-    blank = ~patches.has_content.numpy()
-    drawn = []
-    pairs = zip(smooth.names, smooth.values, smooth.standard_deviations, strict=True)
-    for name, values, deviations in pairs:
-        drawn += [
-            (f"{name} ({smooth.unit})", values.numpy(), "viridis"),
-            (f"{name}, standard deviation ({smooth.unit})", deviations.numpy(), "magma"),
-        ]
+    result, patches = found.result, found.result.found.patches
+    pixels, names = map_result.map_layers(result.found, result.photons)
+    count = len(patches.names)
+    colours = [*["viridis"] * count, *["magma"] * count, "gray", "cividis"]
+    drawn = list(zip(names, pixels, colours, strict=True))
     if result.depth is not None:
-        drawn.append((result.depth.name, result.depth.values, "cividis"))
-    layers = [
-        _layer(patches, name, np.where(blank, np.nan, pixels), colours)
-        for name, pixels, colours in drawn
-    ]
-    content = _layer(patches, "content (probability)", patches.content.numpy(), "gray")
-    return [*layers, replace(content, limits=(0.0, 1.0))]
+        blank = ~patches.has_content.numpy()
+        depth = np.where(blank, np.nan, result.depth.values)
+        drawn.insert(2 * count, (result.depth.name, depth, "plasma"))
+    return [_layer(patches, *one) for one in drawn]
 
 
 def _layer(psf_map: PsfMap, name: str, pixels: np.ndarray, colours: str) -> MapLayer:
