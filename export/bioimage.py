@@ -110,7 +110,8 @@ def model_fields(estimator: Estimator, folder: Path, model_file: str) -> dict[st
         return {"id": name, "axes": axes, "description": text, "test_tensor": file}
 
     return {
-        "name": f"PSF estimation {estimator.name.replace('_', ' ')}",
+        # the format allows no other characters in a name
+        "name": f"PSF estimation {re.sub('[^A-Za-z0-9+() -]', ' ', estimator.name)}",
         "description": description(estimator),
         "version": VERSION,
         "authors": [{"name": name} for name in authors()],

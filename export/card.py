@@ -80,7 +80,7 @@ def card(estimator: Estimator, model_file: str, with_context: bool) -> str:
         "|---|---|---|---|",
         *(
             f"| {name} | {config['label_unit']} | {interval_text(*limits, '')} "
-            f"| {MEANINGS.get(name, 'see psf_model in config.json')} |"
+            f"| {MEANINGS.get(name, 'see psf_model in the metadata of the file')} |"
             for name, limits in ranges
         ),
         *_signs(estimator),

@@ -201,7 +201,7 @@ def test_a_missing_package_gives_one_line(monkeypatch, capsys, tmp_path, format,
     [
         ("no_such_network", "there is no checkpoint folder no_such_network; give"),
         ("checkpoints/restoration", r"checkpoints.restoration is no checkpoint"),
-        ("docs", "docs"),
+        ("docs", "docs is no checkpoint"),
     ],
 )
 def test_what_is_no_network_is_refused(monkeypatch, tmp_path, name, message):
