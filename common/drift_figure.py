@@ -38,7 +38,7 @@ def draw_drift(path: Path, curves: Sequence[Curve], x_label: str, y_label: str, 
         half = BAND_ERRORS * curve.errors
         ends = (curve.values - half, curve.values + half)
         axes.fill_between(curve.at, *ends, color=colour, alpha=0.2, lw=0)
-        label = plain_text(curve.name) or "mean ± 2 standard errors"
+        label = plain_text(curve.name) or "estimate ± 2 standard errors"
         axes.plot(curve.at, curve.values, marker=marker, ms=3.5, lw=1.3, color=colour, label=label)
         if curve.truth is not None:
             axes.plot(curve.at, curve.truth, "--", color="black", lw=1, label="truth")

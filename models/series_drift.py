@@ -119,10 +119,11 @@ def _unit(axes: SeriesAxes, best: bool) -> str:
 
 
 def _focus_label(axes: SeriesAxes) -> str:
+    of = " of all planes" if axes.times > 1 and axes.depths > 1 else ""
     if not axes.has_depth:
         name, _, unit = axes.column.rpartition("_")
-        return f"mean {name} ({unit})"
-    return "mean depth (µm)" if axes.signed else "mean distance from focus (µm)"
+        return f"mean {name}{of} ({unit})"
+    return f"mean depth{of} (µm)" if axes.signed else f"mean distance from focus{of} (µm)"
 
 
 def _z_label(axes: SeriesAxes) -> str:
