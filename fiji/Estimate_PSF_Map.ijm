@@ -12,6 +12,7 @@
 var VIRIDIS = newArray(68, 1, 84, 72, 40, 120, 62, 74, 137, 49, 104, 142, 38, 130, 142, 31, 158, 137,
     53, 183, 121, 109, 205, 89, 180, 222, 44, 253, 231, 37); // 10 colours of the map of the overview
 var KEYS = newArray("network", "na", "wavelength", "index", "map_options", "restore_options");
+var SCRIPT = "estimate_psf_map.py"; // tells the folder of the project
 var options = getArgument();
 var project, python, image, out, network, na, wavelength, pixel, index;
 var restore, map_options, restore_options, dry;
@@ -32,7 +33,7 @@ function main() {
     of_map = words(map_options);
     of_restoration = words(restore_options);
     known = optics();
-    run_script("estimate_psf_map.py", image + known + of_map + "\t--checkpoint\t" + network + "\t--out\t" + out + "map");
+    run_script(SCRIPT, image + known + of_map + "\t--checkpoint\t" + network + "\t--out\t" + out + "map");
     if (restore) run_script("deconvolve.py", image + "\t--map\t" + out + "map"
         + of_restoration + "\t--out\t" + out + "restored");
     if (dry == "yes") return;
@@ -71,20 +72,18 @@ function find_project() {
     project = folder(last);
     path = "" + getInfo("macro.filepath");
     end = lastIndexOf(path, "fiji" + File.separator + "Estimate_PSF_Map.ijm");
-    if (!File.exists(project + "estimate_psf_map.py") && end > 0) project = substring(path, 0, end);
+    if (!File.isDirectory(project) && end > 0) project = substring(path, 0, end);
     last = remembered("python", "");
     python = key("python", last);
     given = key("python", "");
     if (given == "" && !File.exists(python)) python = python_of_project();
-    if (options == "" && !(File.exists(project + "estimate_psf_map.py") && File.exists(python)))
-        ask_project();
-    if (!File.exists(project + "estimate_psf_map.py"))
-        fail("the folder of the project has no estimate_psf_map.py: " + project);
+    if (options == "" && !(File.exists(project + SCRIPT) && File.exists(python))) ask_project();
+    if (!File.exists(project + SCRIPT)) fail("the folder of the project has no " + SCRIPT + ": " + project);
     if (!File.exists(python)) fail("there is no Python program at '" + python + "'.");
 }
 
 function ask_project() {
-    if (!File.exists(project + "estimate_psf_map.py")) project = "";
+    if (!File.exists(project + SCRIPT)) project = "";
     usual = newArray("/usr/local/bin/python3", "/opt/homebrew/bin/python3", "/usr/bin/python3");
     for (i = 0; i < usual.length; i++)
         if (!File.exists(python) && File.exists(usual[i])) python = usual[i];
@@ -97,7 +96,7 @@ function ask_project() {
     Dialog.show();
     project = folder(Dialog.getString());
     python = Dialog.getString();
-    if (!File.exists(project + "estimate_psf_map.py") || !File.exists(python)) return;
+    if (!File.exists(project + SCRIPT) || !File.exists(python)) return;
     code = execute("-c\timport imagecodecs, matplotlib, safetensors, skimage, torch, tyro", false);
     if (code != 0) install_packages();
     remember("project", project);
@@ -450,6 +449,7 @@ function viridis() {
 
 // --- folders
 
+// A path with a separator at its end; no path stays none.
 function folder(path) {
     if (path == "" || endsWith(path, "/") || endsWith(path, "\\")) return path;
     return path + File.separator;

@@ -22,8 +22,8 @@ ASCII = str.maketrans({"µ": "u", "μ": "u", "²": "^2", "±": "+-", "°": " deg
 
 def environment() -> dict[str, str]:
     """Environment of the script: UTF-8, messages at once, a progress bar each 5 s."""
-    more = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "5", "TQDM_ASCII": "1"}
-    return os.environ | more
+    more = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PIP_PROGRESS_BAR": "off"}
+    return os.environ | more | {"TQDM_MININTERVAL": "5", "TQDM_ASCII": "1"}
 
 
 def stamp(path: Path) -> int:
