@@ -79,7 +79,7 @@ def _draw_case(
             box = Rectangle((left - 0.5, top - 0.5), INSET_PX, INSET_PX, fill=False)
             box.set(color=line, lw=0.9, ls=style)
             field.add_patch(box)
-    add_scale_bar(axes[1, 0], pixel_um, INSET_PX, SMALL_TEXT)
+    add_scale_bar(axes[1, 0], pixel_um, INSET_PX, fontsize=SMALL_TEXT)
     width_um = pixel_um * truth.shape[1]
     axes[0, 0].set_ylabel(f"{_label(case)}, {width_um:.0f} µm wide", fontsize=TEXT)
     axes[1, 0].set_ylabel(f"inset, {pixel_um * INSET_PX:.1f} µm wide", fontsize=TEXT)
@@ -140,7 +140,7 @@ def draw_errors(path: Path, cases: Sequence[ShownCase], pixel_um: float, photons
         bar = figure.colorbar(shown, ax=list(line[:-1]), pad=0.01, aspect=15, extend="both")
         bar.set_label("image \N{MINUS SIGN} truth,\nphotons per pixel", fontsize=SMALL_TEXT)
         bar.ax.tick_params(labelsize=SMALL_TEXT)
-        add_scale_bar(line[0], pixel_um, truth.shape[1], SMALL_TEXT)
+        add_scale_bar(line[0], pixel_um, truth.shape[1], fontsize=SMALL_TEXT)
         curves = {name: case.correlations[name] for name in names}
         draw_correlations(line[-1], curves, pixel_um, named=False)
         line[-1].set_ylim(-0.7, 1.02)  # wrong PSFs invert the contrast of some frequencies

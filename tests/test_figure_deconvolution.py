@@ -435,6 +435,13 @@ def shown() -> ShownCase:
     return ShownCase("best", 3, "round beads, zernike1d", gains, images, curves)
 
 
+def assert_scale_bar_inside(axes):
+    """All lines and texts of a scale bar lie in the image; outside, they would move the columns."""
+    ends = [x for line in axes.lines for x in line.get_xdata()]
+    assert ends and 0 < min(ends) < max(ends) < 1
+    assert 0 < axes.texts[0].get_position()[0] < 1
+
+
 def test_the_figure_of_cases_shows_fields_above_their_insets(drawn, shown):
     draw_cases(Path("cases"), [shown], OURS, 0.3, 100.0)
     assert set(drawn) == {"cases.png", "cases.pdf"}
@@ -458,6 +465,7 @@ def test_the_figure_of_cases_shows_fields_above_their_insets(drawn, shown):
     figure, width_px = drawn["cases.png"], 180 / 25.4 * 200
     figure.draw_without_rendering()
     assert figure.get_figwidth() * 200 == pytest.approx(width_px)
+    assert_scale_bar_inside(insets[0])
     assert insets[0].get_position().width * width_px >= 2 * INSET_PX  # px of the figure
 
 
@@ -468,6 +476,7 @@ def test_the_figure_of_errors_has_one_symmetric_scale_and_the_correlations(drawn
     assert np.allclose(ours.images[0].get_array(), -4)
     for at in (blurred, ours):
         assert at.images[0].get_clim() == pytest.approx((-8, 8))
+    assert_scale_bar_inside(blurred)
     assert bar.get_ylabel() == "image \N{MINUS SIGN} truth,\nphotons per pixel"
     heights = {line.get_color(): line.get_ydata()[0] for line in curves.lines}
     assert heights[OURS_COLOUR] == 0.6 and heights[method_colour(INPUT)] == 0.2
