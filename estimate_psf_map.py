@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from common.command import keep_freed_memory, next_command, pick_device, print_notes, run
+from common.extras import needed
 from common.output import new_result
 from micrographs.micrograph import Micrograph
 from models.checkpoint import load_estimator
@@ -52,6 +53,7 @@ from models.map_result import (
 from models.map_series import kept_maps, map_planes, open_channels, series_notes
 from models.recording import check_map_options, choose_checkpoint, open_recording
 from models.series_result import MADE_SERIES, check_truth, describe_series, write_series
+from psf.errors import InputError
 from restoration.blur_map import AXIS_OF
 
 
@@ -119,10 +121,20 @@ def make_series(config: Config, folder: Path) -> list[str]:
     ]
 
 
+def check_maps_as(config: Config) -> None:
+    """Refuse OME-Zarr for a series, or without its package, before the work starts."""
+    if config.maps_as != "zarr":
+        return
+    if config.all_planes:
+        raise InputError("--maps-as zarr holds the maps of one plane; leave out --all-planes.")
+    needed("zarr", "--maps-as zarr", "requirements-formats.txt")
+
+
 def main(config: Config) -> None:
     """Read, predict, smooth, write."""
     keep_freed_memory()
     check_map_options(config)
+    check_maps_as(config)
     config = choose_checkpoint(config)
     make = make_series if config.all_planes else make_map
     with new_result(config.out, RECORD, (*MADE, *MADE_SERIES)) as folder:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
+from common.addresses import as_typed
 from psf.errors import InputError
 
 Config = TypeVar("Config")
@@ -39,7 +40,7 @@ def run(config_type: type[Config], main: Callable[[Config], None], description: 
 
 def settings_of(config: Any) -> dict[str, Any]:
     """Options of a script as plain values, for its record."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    return {k: as_typed(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
 
 
 def next_command(script: str, *arguments: Any) -> str:
@@ -57,8 +58,9 @@ def next_command(script: str, *arguments: Any) -> str:
 
 def _word(argument: Any) -> str:
     """An argument as text; a path with a leading dash would be taken for an option."""
-    is_dashed = isinstance(argument, Path) and str(argument).startswith("-")
-    return f"./{argument}" if is_dashed else str(argument)
+    if not isinstance(argument, Path):
+        return str(argument)
+    return f"./{argument}" if str(argument).startswith("-") else as_typed(argument)
 
 
 def print_notes(notes: Iterable[str]) -> None:

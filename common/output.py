@@ -145,10 +145,11 @@ def _replace(folder: Path) -> None:
     if (new / record).exists():
         (folder / record).unlink(missing_ok=True)
         for name in fresh:
+            _delete(folder / name)
             os.replace(new / name, folder / name)
         kept = set(json.loads((new / record).read_text(encoding="utf-8"))["files"])
         for name in set(plan["remove"]) - kept:
-            (folder / name).unlink(missing_ok=True)
+            _delete(folder / name)
         os.replace(new / record, folder / record)
     shutil.rmtree(new)
 
@@ -188,6 +189,14 @@ def _remove_partial(folder: Path) -> None:
     for path in folder.iterdir():
         if PARTIAL.fullmatch(path.name) and path.is_file():
             path.unlink()
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder, e.g. an OME-Zarr, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

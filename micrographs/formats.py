@@ -5,13 +5,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from common.addresses import as_typed
 from common.extras import needed
 from psf.errors import InputError
 
 
 def reading_package(module: str, path: Path) -> ModuleType:
     """Module of an optional package that reads the file at `path`; see `needed`."""
-    return needed(module, str(path), "requirements-formats.txt", "export the image as OME-TIFF.")
+    return needed(
+        module, as_typed(path), "requirements-formats.txt", "export the image as OME-TIFF."
+    )
 
 
 @contextmanager

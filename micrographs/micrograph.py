@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.addresses import address_of
 from micrographs.files import AXES, DECODE_ERRORS, LUMINANCE, PNG_START, FlatSource
 from micrographs.metadata import Calibration, OpticsFacts
 from micrographs.plane_source import PlaneSource
@@ -198,7 +199,7 @@ def open_micrograph(
         type of pixels, or an index is out of range.
     """
     path = Path(path)
-    if not path.exists():
+    if not address_of(path) and not path.exists():
         raise InputError(f"there is no image {path}.")
     source = _open(path, series)
     try:
@@ -246,6 +247,8 @@ def _open(path: Path, series: int | None) -> Source:
 
 def _reader(path: Path) -> Callable[[Path, int | None], Source]:
     """The reader for a file, chosen by its first bytes."""
+    if address_of(path):
+        return ZarrSource
     if path.is_dir():
         if is_zarr(path):
             return ZarrSource

@@ -1,4 +1,4 @@
-"""OME-Zarr, read: one multiscale image in a local folder (versions 0.4 and 0.5 of the format)."""
+"""OME-Zarr, read: one multiscale image, local or remote (versions 0.4 and 0.5 of the format)."""
 
 import math
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from common.addresses import address_of, as_typed
 from micrographs.files import AXES, Index, choose_series, full_scale
 from micrographs.formats import foreign_errors, reading_package
 from micrographs.metadata import Calibration, OpticsFacts, facts_of
@@ -31,13 +32,13 @@ class ZarrSource:
 
     def __init__(self, path: Path, series: int | None = None):
         zarr = reading_package("zarr", path)
+        root = _open(zarr, path)
         with foreign_errors():
-            root = zarr.open(str(path), mode="r")
             images = _images(root) if isinstance(root, zarr.Group) else []
             sizes = [(name, _size(group)) for name, group in images]
         if not images:
             raise InputError(
-                f"{path} holds no multiscale image; give the folder of one image "
+                f"{as_typed(path)} holds no multiscale image; give the folder of one image "
                 "(of a plate: plate.zarr/ROW/COLUMN/FIELD)."
             )
         self.series, self.notes = choose_series(path, sizes, series)
@@ -76,7 +77,13 @@ class ZarrSource:
         if held is None or held[0] != index or not held[1] <= start < stop <= held[2]:
             first = start // self._chunk_rows * self._chunk_rows
             last = min(math.ceil(stop / self._chunk_rows) * self._chunk_rows, self.shape[0])
-            held = self._held = (index, first, last, self._read(index, first, last))
+            if held is not None and held[0] == index and held[1] <= first < held[2] < last:
+                # a band goes on where the last one ended: what is there is not read again
+                more = self._read(index, held[2], last)
+                pixels = np.concatenate([held[3][first - held[1] :], more])
+            else:
+                pixels = self._read(index, first, last)
+            held = self._held = (index, first, last, pixels)
         return held[3][start - held[1] : stop - held[1]]
 
     def _read(self, index: Index, first: int, last: int) -> np.ndarray:
@@ -100,6 +107,24 @@ class ZarrSource:
     def close(self) -> None:
         """Forget the last rows; no file stays open."""
         self._held = None
+
+
+def _open(zarr: Any, path: Path) -> Any:
+    """Group or array at a path, or at an address of fsspec."""
+    address = address_of(path)
+    if address is None:
+        with foreign_errors():
+            return zarr.open(str(path), mode="r")
+    try:
+        return zarr.open(address, mode="r")
+    except ImportError as error:
+        raise InputError(
+            f"{address} needs a package of its own: {error}. For the others: pip install -r "
+            "requirements-formats.txt"
+        ) from error
+    except Exception as error:  # each store has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{address} cannot be opened: {reason.rstrip('.')}.") from error
 
 
 def _ome(group: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Maps as files: TIFFs at full resolution, tables, and a hash that tells the mapped plane."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +42,7 @@ def write_full_resolution(
         metadata |= {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
         metadata |= {"UUID": content_uuid(*channels)}
         kind = {"ome": True, "bigtiff": True, "metadata": metadata}
-    grid = (psf_map.rows.double(), psf_map.columns.double())
-    x = torch.arange(shape[1], dtype=torch.double)
+    rows = full_rows(channels, psf_map, shape[1])
     with whole_file(path) as partial:
         empty = tifffile.memmap(partial, shape=size, dtype=np.float32, **kind)
         start_byte, kind_of_number = empty.offset, empty.dtype
@@ -51,12 +50,24 @@ def write_full_resolution(
         # The pages of a mapped file would count as memory of the process, so it is written.
         with partial.open("r+b") as file:
             for start in range(0, shape[0], BAND):
-                y = torch.arange(start, min(start + BAND, shape[0]), dtype=torch.double)
-                for c, channel in enumerate(channels):
-                    values = torch.from_numpy(np.asarray(channel, np.float32))
-                    pixels = interpolate_grid(values, *grid, y, x).numpy()
+                for c, pixels in enumerate(rows(start, min(start + BAND, shape[0]))):
                     file.seek(start_byte + 4 * shape[1] * (c * shape[0] + start))
                     file.write(pixels.astype(kind_of_number).tobytes())
+
+
+def full_rows(
+    channels: Sequence[np.ndarray], psf_map: PsfMap, width: int
+) -> Callable[[int, int], np.ndarray]:
+    """Function that interpolates channels (R, C) to rows start to stop of the image, (N, r, W)."""
+    grid = (psf_map.rows.double(), psf_map.columns.double())
+    values = torch.from_numpy(np.stack(channels).astype(np.float32))
+    x = torch.arange(width, dtype=torch.double)
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        y = torch.arange(start, stop, dtype=torch.double)
+        return np.stack([interpolate_grid(one, *grid, y, x).numpy() for one in values])
+
+    return rows
 
 
 def pixels_hash(image: Image) -> str:

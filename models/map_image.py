@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.addresses import stamp_of
 from micrographs.cleaned import CleanedImage
 from micrographs.micrograph import Micrograph
 from models.mapping import Context, Image, PsfMap, predict_map, predict_stack
@@ -60,10 +61,8 @@ def map_image(
     micrograph = recording.micrograph
     image = network_image(recording, micrograph)
     stride = recording.stride_px
-    stat = micrograph.path.stat()
-    key = {"image": str(micrograph.path.resolve()), "bytes": stat.st_size, "t": micrograph.t}
-    key["series"] = micrograph.series
-    key |= {"changed": stat.st_mtime, "channel": micrograph.channel, "z": micrograph.z}
+    key = stamp_of(micrograph.path)
+    key |= {name: getattr(micrograph, name) for name in ("series", "channel", "z", "t")}
     is_large = stride > 0 and image.shape[0] * image.shape[1] > RESUMED * stride**2
     partial = keep_in / UNFINISHED[0] if keep_in is not None and is_large else None
     seen_by = recording.resampling.microscope(recording.microscope)

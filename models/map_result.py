@@ -6,9 +6,10 @@ with open_recording(path, options, estimator, options.z) as recording:
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,18 +18,20 @@ import torch
 
 from common.command import settings_of
 from common.files import run_record, write_csv, write_imagej
+from common.ome_zarr import write_ome_zarr
 from common.output import write_record
 from common.overviews import draw_map
 from micrographs.camera import Camera
 from models.depth import Depth, DepthCalibration, depth_of_map
-from models.map_files import map_table, pixels_hash, write_full_resolution
+from models.map_files import full_rows, map_table, pixels_hash, write_full_resolution
 from models.map_image import MANY_OUTLIERS, ImageMap, cleaned_plane, describe_map, map_image
 from models.mapping import Image, PsfMap
 from models.recording import BAND_ROWS, MapOptions, Recording, check_negative, outside_training
 from psf.errors import InputError
 
 RECORD = "config.json"  # of a map folder; deconvolve.py reads it
-MADE = ("overview.png", "psf_map.tif", "psf_map_full.tif", "depth.tif", "map.csv")
+ZARR_MAPS = ("psf_map.zarr", "psf_map_full.zarr", "depth.zarr")
+MADE = ("overview.png", "psf_map.tif", "psf_map_full.tif", "depth.tif", "map.csv", *ZARR_MAPS)
 SHOWN_PX = 1200  # longest side of the image in the overview, which is 400 px wide there
 
 
@@ -37,7 +40,8 @@ class MapResultOptions(MapOptions):
     """Options of a map and its files."""
 
     depth_calibration: Path | None = None  # depth_calibration.json of calibrate_depth.py
-    full_resolution: bool = True  # write psf_map_full.tif and depth.tif
+    full_resolution: bool = True  # write psf_map_full and depth, at every pixel of the image
+    maps_as: Literal["tiff", "zarr"] = "tiff"  # zarr: OME-Zarr 0.4 with a pyramid
     truth: Path | None = None  # TIFF with the true first parameter at each pixel, to compare
 
 
@@ -207,12 +211,10 @@ def light_of(result: MapResult, recording: Recording) -> str:
 
 
 def write_maps(folder: Path, options: MapResultOptions, result: MapResult) -> None:
-    """Write all TIFFs and the table to `folder`."""
-    found, depth, shape = result.found, result.depth, result.shape
-    patches, pixel_um = found.patches, found.patches.microscope.pixel_size_um
+    """Write all maps and the table to `folder`."""
+    found, depth, patches = result.found, result.depth, result.found.patches
     layers, names = map_layers(found, result.photons)
-    step_um = grid_step_um(patches, options.stride)
-    write_imagej(folder / "psf_map.tif", layers, "CYX", step_um, names)
+    write_grid(folder, options, layers, names, patches)
     write_csv(folder / "map.csv", result_table(found, result.photons, depth), "%.5g")
     if not options.full_resolution:
         return
@@ -220,12 +222,35 @@ def write_maps(folder: Path, options: MapResultOptions, result: MapResult) -> No
     blank = ~patches.has_content.numpy()
     count = 2 * len(patches.names)
     channels = (*found.smooth.values.numpy(), *found.smooth.standard_deviations.numpy())
-    full, names = channels if found.smoothing else layers[:count], names[:count]
-    write_full_resolution(folder / "psf_map_full.tif", full, names, patches, shape, pixel_um)
+    full = [("psf_map_full", channels if found.smoothing else layers[:count], names[:count])]
     if depth is not None:
         maps = [d if found.smoothing else np.where(blank, np.nan, d) for d in depth[:2]]
-        named = [depth.name, f"standard deviation of {depth.name}"]
-        write_full_resolution(folder / "depth.tif", maps, named, patches, shape, pixel_um)
+        full.append(("depth", maps, [depth.name, f"standard deviation of {depth.name}"]))
+    pixel_um = patches.microscope.pixel_size_um
+    for name, maps, named in full:
+        if options.maps_as == "zarr":
+            size, rows = (len(maps), *result.shape), full_rows(maps, patches, result.shape[1])
+            write_ome_zarr(folder / f"{name}.zarr", size, rows, named, pixel_um)
+        else:
+            path = folder / f"{name}.tif"
+            write_full_resolution(path, maps, named, patches, result.shape, pixel_um)
+
+
+def write_grid(
+    folder: Path,
+    options: MapResultOptions,
+    layers: np.ndarray,
+    names: Sequence[str],
+    patches: PsfMap,
+) -> None:
+    """Write channels (N, R, C) with a pixel for each patch."""
+    step_um, pixel_um = grid_step_um(patches, options.stride), patches.microscope.pixel_size_um
+    if options.maps_as == "zarr":
+        first_um = (float(patches.rows[0]) * pixel_um, float(patches.columns[0]) * pixel_um)
+        path = folder / "psf_map.zarr"
+        write_ome_zarr(path, layers.shape, lambda a, b: layers[:, a:b], names, step_um, first_um)
+    else:
+        write_imagej(folder / "psf_map.tif", layers, "CYX", step_um, names)
 
 
 def map_layers(found: ImageMap, photons: np.ndarray) -> tuple[np.ndarray, list[str]]:

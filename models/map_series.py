@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.addresses import stamp_of
 from common.progress import tell_progress
 from micrographs.cleaned import survey
 from micrographs.metadata import AUTO_NA, SAME
@@ -301,11 +302,8 @@ def look_at_plane(
 
 def kept_maps(out: Path, channels: Channels, options: MapOptions) -> KeptMaps:
     """The finished maps of this series in --out; those of another one are deleted."""
-    stat = options.image.stat()
     key = {
-        "image": str(options.image.resolve()),
-        "bytes": stat.st_size,
-        "changed": stat.st_mtime,
+        **stamp_of(options.image),
         "series": channels.any.micrograph.series,
         "network": channels.any.estimator.fingerprint,
         "stride": channels.any.stride_px,
