@@ -1,6 +1,6 @@
 """Images as OME-Zarr folders, written band by band with a pyramid of smaller images.
 
-The format is version 0.4, which more programs read than its successors do (ngff.openmicroscopy.org).
+The format is version 0.4 (ngff.openmicroscopy.org), which more programs read than its successors.
 """
 
 import warnings

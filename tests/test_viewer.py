@@ -308,3 +308,27 @@ def test_a_visit_to_the_window(window, tmp_path):
     widget.restore_field()
     wait()
     assert widget.viewer.layers["restored"].data.shape == (256, 320)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_layer_without_a_file_is_mapped_as_it_is_shown(window):
+    """Planes of a layer that another program made, with the optics typed."""
+    widget, wait = window
+    viewer = widget.viewer
+    stack = np.random.default_rng(0).poisson(np.stack([gravel(), 2 * gravel()]))
+    viewer.add_image(stack.astype(np.uint16), name="made here", scale=(1, 0.278, 0.278))
+    widget.layers.setCurrentText("made here")
+    viewer.dims.set_current_step(0, 1)
+    widget.form.fill({**OPTICS, "pixel_size_um": None})
+    widget.estimate()
+    wait()
+    assert "patches in" in widget.message.text(), widget.message.text()
+    brightness = float(widget.found.result.found.patches.brightness.mean())
+    assert brightness == pytest.approx(2 * gravel().mean(), rel=0.1)
+    assert widget.found.recording.microscope.pixel_size_um == pytest.approx(0.278)
+    assert "ImageJ" in widget.found.recording.optics.sources["pixel_size_um"]
+
+
+def gravel() -> np.ndarray:
+    return skimage_data.gravel()[:256, :256].astype(float) * 20

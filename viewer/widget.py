@@ -221,8 +221,6 @@ class PsfMapWidget(QWidget):
         shown = self._shown_plane(layer)
         plane = plane_of_layer(layer, shown, Path(self.folder.name))
         settings = {**self.form.options(), **asdict(plane)}
-        if settings["pixel_size_um"] is None and plane.image.parent == Path(self.folder.name):
-            raise InputError("the layer has no file; give its pixel size.")
         return MapResultOptions(out=Path("maps") / plane.image.stem, **settings)
 
     def _shown_plane(self, layer: Image) -> tuple[int, ...]:

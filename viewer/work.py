@@ -15,6 +15,7 @@ from models.map_image import forget_unfinished
 from models.map_result import MapResult, MapResultOptions, make_result, write_result
 from models.mapping import PsfMap
 from models.recording import Recording, check_map_options, open_recording
+from models.series_result import MADE_SERIES
 from restoration import outcome as restored_files
 from restoration.blur_map import continue_to_borders
 from restoration.outcome import Outcome, RestorationOptions, restore_plane, write_outcomes
@@ -133,7 +134,8 @@ def restore(found: Estimate, options: RestorationOptions, part: Part | None = No
 
 def save_map(folder: Path, found: Estimate) -> None:
     """Write the files of estimate_psf_map.py to a folder."""
-    with new_result(folder, map_result.RECORD, map_result.MADE) as new:
+    names = (*map_result.MADE, *MADE_SERIES)  # of a series that the folder may hold
+    with new_result(folder, map_result.RECORD, names) as new:
         write_result(new, replace(found.options, out=folder), found.recording, found.result)
         forget_unfinished(folder)
 
