@@ -28,6 +28,9 @@ full resolution there are
 
 A plane that cannot be mapped, e.g. a dark one, is named and has empty values. Given again, the
 same command goes on after the last finished plane.
+
+With --dask the workers of a Dask cluster predict the patches of one plane. They must see IMAGE and
+DIR under the same paths as this computer.
 """
 
 import time
@@ -35,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.command import keep_freed_memory, next_command, pick_device, print_notes, run
+from common.command import keep_freed_memory, next_command, print_notes, run
 from common.extras import needed
 from common.output import new_result
 from micrographs.micrograph import Micrograph
@@ -51,7 +54,7 @@ from models.map_result import (
     write_result,
 )
 from models.map_series import kept_maps, map_planes, open_channels, series_notes
-from models.recording import check_map_options, choose_checkpoint, open_recording
+from models.recording import check_map_options, choose_checkpoint, device_of, open_recording
 from models.series_result import MADE_SERIES, check_truth, describe_series, write_series
 from psf.errors import InputError
 from restoration.blur_map import AXIS_OF
@@ -88,7 +91,7 @@ def next_step(config: Config, micrograph: Micrograph) -> str:
 
 def make_map(config: Config, folder: Path) -> list[str]:
     """Map the image and write all files to `folder`; returns what the user should read."""
-    estimator = load_estimator(config.checkpoint, pick_device(config.device))
+    estimator = load_estimator(config.checkpoint, device_of(config))
     with open_recording(config.image, config, estimator, config.z) as recording:
         print_notes(recording.notes)
         result = make_result(recording, config, config.out)
@@ -103,7 +106,7 @@ def make_map(config: Config, folder: Path) -> list[str]:
 
 def make_series(config: Config, folder: Path) -> list[str]:
     """Map all planes and write all files to `folder`; returns what the user should read."""
-    estimator = load_estimator(config.checkpoint, pick_device(config.device))
+    estimator = load_estimator(config.checkpoint, device_of(config))
     started = time.perf_counter()
     with open_channels(config, estimator) as channels:
         print_notes(series_notes(channels, config))

@@ -232,4 +232,5 @@ def _finished(client: Any, pending: Sequence[Any], address: str) -> Iterator[Any
                     f"{error.allowed_failures + 1} workers of --dask {address} died of the same "
                     "job, probably of too little memory; start them with a higher --memory-limit."
                 ) from error
+            future.release()  # the worker need not keep the result
             yield result

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,6 +162,11 @@ class Micrograph:
                 f"{self.path} is damaged or was not copied whole: {_one_line(error)}."
             ) from error
         return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How pickle sends a plane to another process, which opens the file again."""
+        place = (self.channel, self.z, self.t, self.series)
+        return open_micrograph, (self.path.absolute(), *place)
 
     def close(self) -> None:
         """Close the file."""

@@ -48,11 +48,10 @@ class DoneRows:
         """Rows done so far."""
         return sum(rows.shape[1] for rows in self._rows)
 
-    def append(self, rows: torch.Tensor, pixels: torch.Tensor) -> None:
-        """Keep (W, r, C) more, estimated from these pixels."""
+    def append(self, rows: torch.Tensor, darkest: float, brightest: float) -> None:
+        """Keep (W, r, C) more, with the darkest and brightest pixel they were estimated from."""
         self._rows.append(rows)
-        self.low = min(self.low, float(pixels.min()))
-        self.high = max(self.high, float(pixels.max()))
+        self.low, self.high = min(self.low, darkest), max(self.high, brightest)
         if self.path is None:
             return
         if not self._header.is_file():

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from common.addresses import stamp_of
+from common.cluster import Cluster
 from micrographs.cleaned import CleanedImage
 from micrographs.micrograph import Micrograph
 from models.mapping import Context, Image, PsfMap, predict_map, predict_stack
@@ -44,7 +45,10 @@ class ImageMap:
 
 
 def map_image(
-    recording: Recording, smooth: str | float = "auto", keep_in: Path | None = None
+    recording: Recording,
+    smooth: str | float = "auto",
+    keep_in: Path | None = None,
+    cluster: Cluster | None = None,
 ) -> ImageMap:
     """Predict and smooth the map of the opened plane.
 
@@ -52,6 +56,7 @@ def map_image(
     ----------
     smooth : "auto", "off" or a strength, see `models.smoothing`
     keep_in : folder for the finished rows of a large map; the same call goes on from them
+    cluster : predicts the patches, see `models.mapping.predict_map`
 
     Raises
     ------
@@ -67,7 +72,9 @@ def map_image(
     partial = keep_in / UNFINISHED[0] if keep_in is not None and is_large else None
     seen_by = recording.resampling.microscope(recording.microscope)
     together = recording.context != "none"
-    found = predict_map(recording.estimator, image, seen_by, stride, partial, key, together)
+    found = predict_map(
+        recording.estimator, image, seen_by, stride, partial, key, together, cluster
+    )
     if not found.has_content.any():
         if keep_in is not None:
             forget_unfinished(keep_in)

@@ -26,7 +26,14 @@ from models.depth import Depth, DepthCalibration, depth_of_map
 from models.map_files import full_rows, map_table, pixels_hash, write_full_resolution
 from models.map_image import MANY_OUTLIERS, ImageMap, cleaned_plane, describe_map, map_image
 from models.mapping import Image, PsfMap
-from models.recording import BAND_ROWS, MapOptions, Recording, check_negative, outside_training
+from models.recording import (
+    BAND_ROWS,
+    MapOptions,
+    Recording,
+    check_negative,
+    cluster_of,
+    outside_training,
+)
 from psf.errors import InputError
 
 RECORD = "config.json"  # of a map folder; deconvolve.py reads it
@@ -79,7 +86,7 @@ def make_result(
     check_negative(recording.micrograph, options.offset_counts)
     pixels = pixels_hash(recording.micrograph)
     started = time.perf_counter()
-    found = map_image(recording, options.smooth, keep_in)
+    found = map_image(recording, options.smooth, keep_in, cluster_of(options))
     seconds = time.perf_counter() - started
     return MapResult(
         found,

@@ -5,41 +5,29 @@ the map can be kept in a file, from which an interrupted map goes on.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.cluster import Cluster
+from common.jobs import run_jobs
 from common.progress import tell_progress
+from models.bands import CONTENT, BandWork, Image, bands_per_job, in_order
 from models.context import FACTS
-from models.done_rows import DoneRows, band_rows
+from models.done_rows import DoneRows
 from models.estimator import Estimator
-from models.networks import batch_for
 from models.spectral_resnet import FEATURES
 from psf.errors import InputError
 from psf.microscope import Microscope
 from psf.model import PsfModel
 
 Context = Literal["stack", "image", "none"]  # patches that are seen together
-CONTENT = -2  # the column of a band that holds the probability of content
-# Share of outliers in a patch, e.g. by a black border, from which it counts as without content. On
-# patches of gravel at 1.5 waves the rms error is 0.04 waves for shares up to 0.2, and 0.17 at 0.3.
-MOST_OUTLIERS = 0.2
 FEWEST_SHOWN = 2000  # patches of the smallest map with a progress bar: one to two seconds
-
-
-class Image(Protocol):
-    """What a map is made of: an image whose rows can be read a few at a time."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width, px."""
-
-    def rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows start to stop, (stop - start, W) float32."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +84,7 @@ def predict_map(
     partial: Path | None = None,
     key: Mapping[str, Any] | None = None,
     context: bool = True,
+    cluster: Cluster | None = None,
 ) -> PsfMap:
     """Predict PSF parameters on a grid of patches `stride` pixels apart.
 
@@ -108,14 +97,19 @@ def predict_map(
         `key` goes on from it
     key : plain values that say which image this is
     context : whether the patches are seen together, if the estimator has a network for that
+    cluster : predicts the patches instead of this process, with the same values. Pickle must be
+        able to send it the image; a `Micrograph` is opened there again.
 
     Raises
     ------
     InputError
-        If the image is smaller than one patch, holds NaN or is constant, or the stride is below 1.
+        If the image is smaller than one patch, holds NaN or is constant, the stride is below 1, or
+        the cluster cannot do the work.
     """
     together = context and estimator.context is not None
-    table = _predict_table(estimator, image, microscope, stride, together, partial, key or {})
+    table = _predict_table(
+        estimator, image, microscope, stride, together, partial, key or {}, cluster
+    )
     if together:
         table = _seen_together(estimator, [table], stride)[0]
     return as_map(estimator.psf_model, microscope, table, stride, (estimator.patch_size - 1) / 2)
@@ -162,10 +156,10 @@ def _predict_table(
     together: bool,
     partial: Path | None = None,
     key: Mapping[str, Any] | None = None,
+    cluster: Cluster | None = None,
 ) -> torch.Tensor:
     """Columns (W, R, C) of the patches of an image; see `predict_band`."""
     image = TensorImage(image) if isinstance(image, torch.Tensor) else image
-    usable = getattr(image, "usable", None)
     size = estimator.patch_size
     height, width = image.shape
     if min(height, width) < size:
@@ -178,22 +172,22 @@ def _predict_table(
         whole_key["network"] = estimator.fingerprint
     table_width = FEATURES + FACTS if together else 3 * len(estimator.psf_model.label_names)
     done = DoneRows(partial, whole_key, table_width + 2, (rows, columns))
-    with tqdm(
-        total=rows * columns,
-        initial=done.count * columns,
-        unit="patch",
-        desc="map",
-        disable=rows * columns < FEWEST_SHOWN,
-        mininterval=1,
-    ) as bar:
-        while done.count < rows:
-            stop = min(rows, done.count + band_rows(columns))
-            lines = done.count * stride, (stop - 1) * stride + size
-            pixels = finite(image.rows(*lines))
-            found = predict_band(estimator, pixels, microscope, stride, together)
-            if usable is not None:
-                found[CONTENT] *= few_outliers(usable.rows(*lines), size, stride)
-            done.append(found, pixels)
+    threads = torch.get_num_threads()
+    work = BandWork(estimator, image, microscope, stride, together, threads)
+    jobs = bands_per_job(done.count, (rows, columns), stride, cluster is not None)
+    with (
+        closing(run_jobs(work, jobs, 1, cluster)) as results,
+        tqdm(
+            total=rows * columns,
+            initial=done.count * columns,
+            unit="patch",
+            desc="map",
+            disable=rows * columns < FEWEST_SHOWN,
+            mininterval=1,
+        ) as bar,
+    ):
+        for band in in_order(results, done.count):
+            done.append(band.columns, band.darkest, band.brightest)
             bar.update(done.count * columns - bar.n)
             tell_progress("map", done.count, rows)
     if done.low == done.high:
@@ -231,53 +225,6 @@ def reliable_estimates(
     content = np.stack([one.has_content.numpy() for one in maps])
     good = content & (deviations <= largest_deviation)
     return np.where(good, values, np.nan), np.where(good, deviations, np.nan)
-
-
-def predict_band(
-    estimator: Estimator,
-    pixels: torch.Tensor,
-    microscope: Microscope,
-    stride: int,
-    together: bool = False,
-) -> torch.Tensor:
-    """Columns of the patches of some rows of an image; see `as_map` for (3 P + 2, R, C) ones.
-
-    For patches that will be seen together they are (F + 2 + 2, R, C): features, facts, 1 as the
-    share of content, and brightness.
-    """
-    size, batch_size = estimator.patch_size, batch_for(estimator.device)
-    if estimator.device.type != "cpu":
-        # once for all patches, which overlap; converted first, because MPS has no float64
-        pixels = pixels.float().to(estimator.device)
-    # (R, C, size, size): a view, so that memory holds one batch of patches at a time
-    patches = pixels.unfold(0, size, stride).unfold(1, size, stride)
-    grid = patches.shape[:2]
-    parts = []
-    for chunk in torch.arange(grid.numel(), device=pixels.device).split(batch_size):
-        batch = patches[chunk // grid[1], chunk % grid[1]]
-        brightness = batch.mean((1, 2)).cpu()
-        if together:
-            wide = estimator.features(batch, microscope)
-            content = torch.ones_like(brightness)
-        else:
-            found = estimator.predict(batch, microscope, batch_size)
-            wide = (found.values, found.standard_deviations, found.half_widths_95)
-            content = found.content_probability
-        parts.append(torch.cat([*wide, torch.stack([content, brightness], 1)], 1))
-    return torch.cat(parts).T.reshape(-1, *grid)
-
-
-def finite(pixels: torch.Tensor) -> torch.Tensor:
-    """The pixels themselves; NaN and infinite ones are refused."""
-    if not torch.isfinite(pixels).all():
-        raise InputError("the image contains NaN or infinite pixels; repair or crop it first.")
-    return pixels
-
-
-def few_outliers(usable: torch.Tensor, size: int, stride: int) -> torch.Tensor:
-    """1 for patches (R, C) with few outliers, else 0; `usable` (H, W) is 1 or 0."""
-    shares = torch.nn.functional.avg_pool2d(usable[None], size, stride)[0]
-    return (shares >= 1 - MOST_OUTLIERS).float()
 
 
 def as_map(

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 import tyro
 
+from common.cluster import Cluster, check_cluster
+from common.command import pick_device
 from common.files import check_out_folder
 from micrographs.camera import Camera, describe_camera, estimate_camera
 from micrographs.cleaned import Survey, survey
@@ -72,6 +74,8 @@ class MapOptions(RecordingOptions):
     smooth: Literal["auto", "off"] | float = "auto"  # strength; auto: by cross-validation
     offset_counts: float | None = None  # counts of the camera without light; default: estimated
     gain_counts_per_e: float | None = None  # counts per detected photon; default: estimated
+    # Dask cluster that does the work, e.g. tcp://HOST:8786, with the same result
+    dask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,26 @@ def check_map_options(options: MapOptions) -> None:
     if offset is not None and not np.isfinite(offset):
         raise InputError(f"--offset-counts is {offset:g}; give a number of counts.")
     check_out_folder(options.out)
+    if options.dask is not None:
+        if options.device not in ("auto", "cpu"):
+            raise InputError(
+                f"--dask computes on the processors of its workers, not on {options.device}; leave "
+                "--device out."
+            )
+        check_cluster(options.dask)
+
+
+def device_of(options: MapOptions) -> torch.device:
+    """The device that computes; with --dask the CPU, as on the workers."""
+    return pick_device("cpu" if options.dask is not None else options.device)
+
+
+def cluster_of(options: MapOptions) -> Cluster | None:
+    """The Dask cluster of --dask, whose workers must also see the image."""
+    if options.dask is None:
+        return None
+    image = Path(options.image)
+    return Cluster(options.dask, options.out, (image,) if image.exists() else ())
 
 
 def check_negative(micrograph: Micrograph, offset_counts: float | None) -> None:
