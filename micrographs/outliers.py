@@ -12,7 +12,8 @@ from micrographs.noise_spectrum import smallest_step
 from micrographs.sharpness import SHARPEST_CUTOFF, too_sharp
 
 KINDS = ("hot", "dead", "border", "saturated", "missing")
-BAND_ROWS = 1024  # of a plane that are searched together: bounds the memory
+BAND_PX = 2**23  # of a plane that are searched together, about: bounds the memory
+FEWEST_ROWS, MOST_ROWS = 128, 1024  # that are searched together
 OVERLAP_ROWS = 32  # of neighbouring bands, two blocks
 
 FEWEST_BORDER_PX = 64  # of one value that make a border, and along the edge a quarter of them
@@ -70,11 +71,12 @@ def find_outliers(
     ends : whether the first and the last row are edges of the image
     """
     plane = plane.detach().cpu().float()
-    height = len(plane)
+    height, width = plane.shape
+    step = min(max(BAND_PX // width, FEWEST_ROWS), MOST_ROWS)
     level = saturation_level(plane, full_scale)
     kinds = torch.zeros(plane.shape, dtype=torch.uint8)  # 0: usable, else 1 + place in KINDS
-    for start in range(0, height, BAND_ROWS):
-        stop = min(start + BAND_ROWS, height)
+    for start in range(0, height, step):
+        stop = min(start + step, height)
         first, last = max(0, start - OVERLAP_ROWS), min(height, stop + OVERLAP_ROWS)
         at_ends = (ends[0] and first == 0, ends[1] and last == height)
         found = _kinds_of_band(plane[first:last], (level, full_scale), cutoff, at_ends)

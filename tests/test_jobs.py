@@ -17,11 +17,10 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from dask_processes import needs_dask, running_scheduler, running_workers
 
 import generate_training_set
 import reproduce
@@ -31,12 +30,7 @@ from common.files import PACKAGES
 from common.jobs import run_jobs
 from psf import InputError
 
-ROOT = Path(__file__).parents[1]
 VERSIONS = {name: version(name) for name in PACKAGES}
-needs_dask = pytest.mark.skipif(
-    find_spec("distributed") is None,
-    reason="needs the package distributed: pip install -r requirements-cluster.txt",
-)
 # A module that only this process and the workers of the fixture can import.
 JOBS = '''
 import os, time
@@ -138,27 +132,11 @@ def test_a_worker_runs_the_code_of_the_bundle(tmp_path, monkeypatch):
 # --- on a cluster
 
 
-def start_dask(folder, *arguments):
-    """A Dask process that can import the module of JOBS, but not the project."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["PYTHONPATH"] = str(folder)
-    command = [sys.executable, "-m", "dask", *map(str, arguments)]
-    with (folder / f"{arguments[0]}.log").open("w") as log:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-
-
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory):
     """Address of a scheduler without workers."""
-    folder = tmp_path_factory.mktemp("dask")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ("--host", "127.0.0.1", "--port", port, "--no-dashboard")
-    process = start_dask(folder, "scheduler", *options)
-    yield f"tcp://127.0.0.1:{port}"
-    process.kill()
-    process.wait()
+    with running_scheduler(tmp_path_factory.mktemp("dask")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -166,17 +144,9 @@ def two_workers(scheduler, tmp_path_factory):
     """Address of a scheduler with two workers, which can import JOBS as `jobs_of_test`."""
     folder = tmp_path_factory.mktemp("workers")
     (folder / "jobs_of_test.py").write_text(JOBS)
-    options = ("--nworkers", 2, "--nthreads", 1, "--no-dashboard", "--local-directory", folder)
-    process = start_dask(folder, "worker", scheduler, *options)
-    import distributed
-
-    with distributed.Client(scheduler, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
-    with pytest.MonkeyPatch.context() as patch:
+    with running_workers(scheduler, 2, folder), pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield scheduler
-    process.terminate()
-    process.wait()
 
 
 @needs_dask
