@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from models.done_rows import band_rows
 from models.estimator import Estimator
 from models.networks import batch_for
 from psf.errors import InputError
@@ -79,17 +78,15 @@ class BandWork:
 
 
 def bands_per_job(
-    first: int, shape: tuple[int, int], stride: int, on_cluster: bool
+    first: int, rows: int, band: int, stride: int, on_cluster: bool
 ) -> list[list[tuple[int, int]]]:
-    """Bands from row `first` of a map of this shape, grouped to jobs.
+    """Bands of `band` rows of the map, from row `first` to `rows`, grouped to jobs.
 
     A job is one band in this process, so that a kill spoils little. On a cluster it is as many
     bands as `JOB_ROWS` holds.
     """
-    rows, columns = shape
-    step = band_rows(columns)
-    bands = [(start, min(start + step, rows)) for start in range(first, rows, step)]
-    count = max(1, JOB_ROWS // (step * stride)) if on_cluster else 1
+    bands = [(start, min(start + band, rows)) for start in range(first, rows, band)]
+    count = max(1, JOB_ROWS // (band * stride)) if on_cluster else 1
     return [bands[i : i + count] for i in range(0, len(bands), count)]
 
 

@@ -10,12 +10,13 @@ import torch
 
 from common.files import write_json, writing
 
-BAND = 1024  # patches, at least, whose rows are read together
+BAND = 1024  # patches, at least, whose rows are read together, unless that are too many pixels
+BAND_PX = 2**24  # pixels, about, that are read together at most: 64 MB, to bound the memory
 
 
-def band_rows(columns: int) -> int:
-    """Rows of a map that are predicted together."""
-    return -(-BAND // columns)
+def band_rows(columns: int, line_px: int) -> int:
+    """Rows of a map that are predicted together; `line_px` pixels lie between two rows."""
+    return max(1, min(-(-BAND // columns), BAND_PX // line_px))
 
 
 class DoneRows:
@@ -26,9 +27,10 @@ class DoneRows:
     """
 
     def __init__(
-        self, path: Path | None, key: dict[str, Any], width: int, shape: tuple[int, int]
+        self, path: Path | None, key: dict[str, Any], width: int, shape: tuple[int, int], band: int
     ) -> None:
         self.path, self.key, self.width = path, key, width
+        self.band = band  # rows that are predicted together
         self.rows, self.columns = shape  # of the whole map
         self.low, self.high = math.inf, -math.inf  # darkest and brightest pixel seen
         self._rows: list[torch.Tensor] = []  # (W, r, C) each
@@ -80,7 +82,7 @@ class DoneRows:
         whole = len(flat) // length
         if whole < self.rows:
             # Whole bands only: a network may round differently in batches that begin elsewhere.
-            whole -= whole % band_rows(self.columns)
+            whole -= whole % self.band
         with self.path.open("r+b") as file:
             file.truncate(whole * length * flat.itemsize)
         if not whole:

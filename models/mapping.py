@@ -19,7 +19,7 @@ from common.jobs import run_jobs
 from common.progress import tell_progress
 from models.bands import CONTENT, BandWork, Image, bands_per_job, in_order
 from models.context import FACTS
-from models.done_rows import DoneRows
+from models.done_rows import DoneRows, band_rows
 from models.estimator import Estimator
 from models.spectral_resnet import FEATURES
 from psf.errors import InputError
@@ -171,10 +171,11 @@ def _predict_table(
     if partial is not None:
         whole_key["network"] = estimator.fingerprint
     table_width = FEATURES + FACTS if together else 3 * len(estimator.psf_model.label_names)
-    done = DoneRows(partial, whole_key, table_width + 2, (rows, columns))
+    band = band_rows(columns, stride * width)
+    done = DoneRows(partial, whole_key, table_width + 2, (rows, columns), band)
     threads = torch.get_num_threads()
     work = BandWork(estimator, image, microscope, stride, together, threads)
-    jobs = bands_per_job(done.count, (rows, columns), stride, cluster is not None)
+    jobs = bands_per_job(done.count, rows, band, stride, cluster is not None)
     with (
         closing(run_jobs(work, jobs, 1, cluster)) as results,
         tqdm(

@@ -187,7 +187,7 @@ def test_bands_of_a_large_plane_agree_with_the_whole(cells, monkeypatch):
     hot = single_pixels(0.002)
     spoiled = torch.where(hot, 20 * cells.mean(), cells)
     whole = find_outliers(spoiled, 65535, CUTOFF).usable
-    monkeypatch.setattr("micrographs.outliers.BAND_ROWS", 64)
+    monkeypatch.setattr("micrographs.outliers.MOST_ROWS", 64)
     assert float((find_outliers(spoiled, 65535, CUTOFF).usable != whole).double().mean()) < 1e-4
 
 
