@@ -19,7 +19,8 @@ where they do not fit the image, and places without content are only denoised (-
 the map). With --all-planes, all channels, planes and time points of a file are restored: each with
 its own map if --map holds the maps of all planes, else with the map of the chosen plane. A map of
 another image is refused without --other-image. The files replace those of the last restoration in
-DIR.
+DIR. With --dask the workers of a Dask cluster estimate the map and restore the tiles of a large
+image.
 """
 
 import time
@@ -31,7 +32,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.command import keep_freed_memory, pick_device, print_notes, run
+from common.command import keep_freed_memory, print_notes, run
 from common.output import new_result
 from micrographs.camera import Camera
 from micrographs.metadata import AUTO_NA, flag_of
@@ -44,6 +45,8 @@ from models.recording import (
     Recording,
     check_map_options,
     check_negative,
+    cluster_of,
+    device_of,
     file_cutoff,
     look_at_camera,
     open_recording,
@@ -109,7 +112,7 @@ def map_and_camera(
 def estimate_map_and_camera(config: Config, recording: Recording) -> tuple[PsfMap, Camera]:
     """The map that a network makes of the image, continued to its borders, and the camera."""
     print_notes(recording.notes)
-    found = map_image(recording, config.smooth, config.out)
+    found = map_image(recording, config.smooth, config.out, cluster_of(config))
     forget_unfinished(config.out)
     print("\n".join(describe_map(found)))
     psf_map = found.patches
@@ -138,7 +141,7 @@ def open_with_map(config: Config) -> Iterator[tuple[Micrograph, PsfMap, Camera]]
             print_notes(notes)
             yield micrograph, psf_map, camera
         return
-    estimator = load_estimator(config.checkpoint or ADVISED, pick_device(config.device))
+    estimator = load_estimator(config.checkpoint or ADVISED, device_of(config))
     with open_recording(config.image, config, estimator, config.z) as recording:
         check_planes(config, recording.micrograph, config.offset_counts)
         yield recording.micrograph, *estimate_map_and_camera(config, recording)

@@ -138,6 +138,8 @@ def main(config: Config) -> None:
     keep_freed_memory()
     check_map_options(config)
     check_maps_as(config)
+    if config.all_planes and config.dask is not None:
+        raise InputError("--dask maps one plane; leave out --all-planes, or --dask.")
     config = choose_checkpoint(config)
     make = make_series if config.all_planes else make_map
     with new_result(config.out, RECORD, (*MADE, *MADE_SERIES)) as folder:

@@ -166,7 +166,8 @@ class Micrograph:
     def __reduce__(self) -> tuple[Any, ...]:
         """How pickle sends a plane to another process, which opens the file again."""
         place = (self.channel, self.z, self.t, self.series)
-        return open_micrograph, (self.path.absolute(), *place)
+        path = self.path if address_of(self.path) else self.path.absolute()
+        return open_micrograph, (path, *place)
 
     def close(self) -> None:
         """Close the file."""

@@ -74,6 +74,12 @@ class Settings:
         )
         return replace(self, background=background, usable=usable, uncertainty=uncertainty)
 
+    def cloned(self) -> "Settings":
+        """The same settings with images of their own."""
+        names = ("background", "usable", "uncertainty")
+        images = {name: getattr(self, name) for name in names}
+        return replace(self, **{n: i if i is None else i.clone() for n, i in images.items()})
+
 
 def restore(
     photons: torch.Tensor, blur: VariantBlur, settings: Settings, iterations: int

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common.command import pick_device, settings_of
+from common.command import settings_of
 from common.files import run_record
 from common.output import write_record
 from common.overviews import draw_restoration
@@ -21,7 +21,7 @@ from micrographs.micrograph import Micrograph
 from micrographs.neighbours import large_regions
 from micrographs.outliers import Outliers, find_outliers
 from models.mapping import PsfMap
-from models.recording import MapOptions, file_cutoff
+from models.recording import MapOptions, cluster_of, device_of, file_cutoff
 from psf.errors import InputError
 from restoration.iteration import Restored
 from restoration.learned import load_prior
@@ -113,7 +113,7 @@ def restore_plane(
         camera = estimate_camera(plane, outliers.usable, camera.offset_counts, given)
     light = (plane - camera.offset_counts).clamp(min=0)
     seen = light[outliers.usable]
-    light = light.to(pick_device(options.device))
+    light = light.to(device_of(options))
     if options.all_planes and (not len(seen) or seen.min() == seen.max()):
         what = "constant" if len(seen) else "without a usable pixel"
         return unchanged_plane(
@@ -132,6 +132,7 @@ def restore_plane(
         camera.white_noise,
         options.prior,
         load_prior(options.prior_folder) if options.prior_folder else None,
+        cluster_of(options),
     )
     after = restored.image.cpu().numpy()
     return Outcome(

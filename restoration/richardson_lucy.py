@@ -6,7 +6,7 @@ the rule that ends it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -18,6 +18,7 @@ from micrographs.neighbours import fill_outliers, large_regions
 from psf.errors import InputError
 from restoration.iteration import LARGEST_TV, Restored, Settings, deviance_per_pixel, restore
 from restoration.stopping import choose
+from restoration.tile_jobs import Part, Work, restored_parts
 from restoration.variant_blur import VariantBlur
 
 # Nesterov's sequence (k - 1) / (k + 2), the same in every tile, and Biggs & Andrews, Appl. Opt. 36,
@@ -34,7 +35,6 @@ MOST_ITERATIONS = 10_000  # a larger count is taken for a typing mistake
 LEAST_MARGIN = 64  # px around a tile
 ALIGNED = 4  # px: tiles begin at multiples, as the folded images of the learned restoration do
 FEWEST_SHOWN = 8  # tiles that get a progress bar
-Work = Callable[[torch.Tensor, VariantBlur, Settings], Restored]  # restores photons (H, W)
 
 
 def richardson_lucy(
@@ -144,20 +144,22 @@ def restore_tiles(
     `work` restores each tile with a margin of the image around it, which is cut off afterwards. It
     has by default the size of the PSF and at least 64 px, as far as the learned restoration sees.
     Outside the margin the object is estimated, as it is outside the image, so that tiles agree with
-    the whole without blending.
+    the whole without blending. A `ClusterWork` has the tiles restored on its cluster.
     """
     margin = max(blur.psf_size, LEAST_MARGIN) if margin is None else margin
     if before is None:
         image, expected = torch.empty_like(photons), torch.empty_like(photons)
     else:
         image, expected = before.image.clone(), before.expected.clone()
-    for kept in tqdm(parts, desc="tiles", disable=len(parts) < FEWEST_SHOWN, leave=False):
-        part = _grown(kept, margin, blur)
-        found = work(photons[part], blur.part(part), settings.of_part(part))
-        inside = tuple(
-            slice(k.start - p.start, k.stop - p.start) for k, p in zip(kept, part, strict=True)
-        )
-        image[kept], expected[kept] = found.image[inside], found.expected[inside]
+    grown = [_grown(kept, margin, blur) for kept in parts]
+    pairs = [(part, _inside(kept, part)) for kept, part in zip(parts, grown, strict=True)]
+    done = restored_parts(photons, blur, settings, work, pairs)
+    with tqdm(
+        desc="tiles", total=len(parts), disable=len(parts) < FEWEST_SHOWN, leave=False
+    ) as bar:
+        for number, found in done:
+            image[parts[number]], expected[parts[number]] = found.image, found.expected
+            bar.update()
     deviance = deviance_per_pixel(photons, expected, settings.usable)
     return replace(found, image=image, expected=expected, deviance=deviance)
 
@@ -279,3 +281,11 @@ def _grown(part: tuple[slice, slice], margin: int, blur: VariantBlur) -> tuple[s
         first = max(0, line.start - reach)
         grown.append(slice(first - first % ALIGNED, min(length, line.stop + reach)))
     return grown[0], grown[1]
+
+
+def _inside(kept: Part, part: Part) -> Part:
+    """Where a tile lies in its part of the image."""
+    rows, columns = (
+        slice(k.start - p.start, k.stop - p.start) for k, p in zip(kept, part, strict=True)
+    )
+    return rows, columns

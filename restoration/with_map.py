@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from common.cluster import Cluster
 from models.mapping import PsfMap
 from psf.errors import InputError
 from restoration.blur_map import at_pixels, blur_of_map, map_on
@@ -32,6 +33,7 @@ from restoration.richardson_lucy import (
     settle,
     tiles,
 )
+from restoration.tile_jobs import ClusterWork
 from restoration.unrolled import START_STEPS
 from restoration.variant_blur import VariantBlur
 
@@ -67,12 +69,12 @@ def restore_with_map(
     white_noise: bool = True,
     prior: PriorName = "auto",
     learned: Prior | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[Restored, VariantBlur]:
     """Restored image, in the unit of the input, and the operator that was inverted.
 
-    The work is done on the device of the image, tile by tile if the image is large. A cautious
-    automatic restoration is repeated with a larger gain if the image is noisier than assumed, and a
-    processed one with a smaller gain while its residuals hold content. `fit` says which was used.
+    The work is done on the device of the image, in tiles if it is large. A cautious automatic
+    restoration is repeated with a gain that suits the noise of the residuals. `fit` says which.
 
     Parameters
     ----------
@@ -84,10 +86,11 @@ def restore_with_map(
         noise is white (else held-out photons do not test a map) and at most 1024 x 1024 px
     white_noise : False for registered, denoised or compressed images. They get back what the
         restoration cannot explain, see `return_residuals`.
-    prior : what is assumed of objects: total variation, or what a network learned of microscope
-        objects (`restoration.unrolled`); by default the one that predicts held-out photons better,
-        and total variation if its weight or the iterations are given
+    prior : what is assumed of objects: total variation, or what a network learned of them
+        (`restoration.unrolled`); by default the one that predicts held-out photons better, and
+        total variation if its weight or the iterations are given
     learned : the learned prior; by default the one that comes with the project
+    cluster : restores the tiles of a large image, with the same result
 
     Raises
     ------
@@ -101,7 +104,7 @@ def restore_with_map(
         refined = cautious and white_noise and image.numel() <= CORRECTED_PX
     learned = prior_to_try(prior, learned, rules)
     psf_map = map_on(psf_map, image.device)
-    plan = Plan(psf_map, rules, cautious, refined, usable, prior == "auto", learned)
+    plan = Plan(psf_map, rules, cautious, refined, usable, prior == "auto", learned, cluster)
     may_fall_back = cautious and iterations == "auto"  # a given count is what the user wants to see
     attempts = ATTEMPTS if may_fall_back else 1
     photons, behind, restored, blur, used = _with_suitable_gain(
@@ -173,6 +176,7 @@ class Plan:
     usable: torch.Tensor | None
     compares: bool  # the learned prior with total variation
     learned: Prior | None  # None: total variation
+    cluster: Cluster | None = None  # restores tiles
 
     def restore(self, photons: torch.Tensor, behind: torch.Tensor) -> tuple[Restored, VariantBlur]:
         """Restoration of photons (H, W) with a background, and the operator that was inverted."""
@@ -211,6 +215,8 @@ class Plan:
         work: Work,
     ) -> tuple[Restored, VariantBlur]:
         """Restoration by `work`, in tiles if the image is large, with care if it is asked for."""
+        if self.cluster is not None:
+            work = ClusterWork(work, self.cluster)
         if photons.numel() > WHOLE_PX:
             restored = restore_tiles(photons, blur, settings, work, list(tiles(blur.shape, TILE)))
         else:

@@ -1,4 +1,4 @@
-"""A Dask cluster gives the same map as this process, to the last digit.
+"""A Dask cluster gives the same map and restoration as this process, to the last digit.
 
 The tests with workers need the package distributed (requirements-cluster.txt). The workers do not
 find the project's code by themselves.
@@ -16,6 +16,7 @@ import tifffile
 import torch
 from dask_processes import needs_dask, running_scheduler, running_workers
 
+import deconvolve
 import estimate_psf_map
 from common.jobs import run_jobs
 from micrographs.micrograph import open_micrograph
@@ -25,6 +26,7 @@ from models.checkpoint import load_estimator
 from models.estimator import Prediction
 from models.mapping import TensorImage
 from psf import InputError, Microscope
+from restoration import with_map
 
 OPTICS = {"na": 0.45, "wavelength_um": 0.5, "pixel_size_um": 0.278, "refractive_index": 1.33}
 
@@ -202,3 +204,21 @@ def test_the_same_bytes_after_a_killed_worker_and_an_interruption(
         monkeypatch.setattr(mapping, "run_jobs", with_a_death)
         estimate_psf_map.main(there)
     assert_same_files(config, there)
+
+
+@needs_dask
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["tv", "learned"])
+def test_tiles_are_restored_to_the_same_bytes(config, scheduler, tmp_path, monkeypatch, prior):
+    monkeypatch.setattr(with_map, "WHOLE_PX", 200**2)
+    monkeypatch.setattr(with_map, "TILE", 150)
+    shared = {name: getattr(config, name) for name in ("image", "checkpoint", *OPTICS)}
+    rules = {"iterations": 3} if prior == "tv" else {"prior": "learned"}
+    here = deconvolve.Config(**shared, **rules, stride=96, out=tmp_path / "here")
+    deconvolve.main(replace(here, device="cpu"))
+    there = replace(here, out=tmp_path / "there", dask=scheduler)
+    with running_workers(scheduler, 2, tmp_path):
+        deconvolve.main(there)
+    pixels = [(one.out / "restored.tif").read_bytes() for one in (here, there)]
+    assert pixels[0] == pixels[1]
+    assert len(list(there.out.iterdir())) == len(list(here.out.iterdir()))
