@@ -39,7 +39,7 @@ from simulation.sources import builtin_sources, read_plane
 ROOT = Path(__file__).parents[1]
 CHUNK = 512  # px, a usual edge of the chunks of an OME-Zarr
 TEXTURE = 1024  # px, edge of a texture; the image repeats it
-LEVELS = (0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8, 2.1)  # waves of defocus, from left to right
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # waves of defocus, from left to right
 PHOTONS = 1000.0  # mean photons per pixel
 PSF_PX = 79  # edge of the PSF: holds 99 % of its light
 OPTICS = "--na 0.45 --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33".split()

@@ -66,6 +66,7 @@ BUILDERS = {
         speed.restoration_quality,
         speed.large_restoration,
         speed.export_speed,
+        speed.large_image,
         overview.ten_numbers,
     )
 }

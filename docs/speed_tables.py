@@ -6,6 +6,7 @@ PSFS, GENERATION = "benchmark_psf_synthesis.csv", "benchmark_generation.csv"
 TRAINING, MAPPING = "benchmark_training.csv", "benchmark_mapping.csv"
 SPEED, LARGE = "benchmark_deconvolution.csv", "benchmark_deconvolution_large.csv"
 EXPORT = "benchmark_export.csv"
+LARGE_IMAGE = "benchmark_large_image.csv"
 FOCUS_MAPS = f"{RECORDED}/focus_maps.csv"
 
 
@@ -143,3 +144,26 @@ def export_speed() -> Table:
         "of content": "{difference_of_probability:.0e}",
     }
     return table(rows(EXPORT), columns, (EXPORT,))
+
+
+def large_image() -> Table:
+    """Seconds and memory of the map of a very large image, by number of Dask workers."""
+    names = {0: "this process", 1: "one Dask worker", 2: "two Dask workers"}
+    lines = []
+    for line in rows(LARGE_IMAGE):
+        worker = line["largest_worker_gb"]
+        lines.append(
+            line
+            | {"name": names[line["dask_workers"]]}
+            | {"worker": f"{worker:.1f} GB" if worker == worker else ""}
+            | {"same": "yes" if line["same_table"] else "no"}
+        )
+    columns = {
+        "image": "{edge_px} x {edge_px} px, stride {stride_px}",
+        "predicted by": "{name}",
+        "seconds": "{seconds:.0f}",
+        "memory of the command": "{memory_gb:.1f} GB",
+        "of the largest worker": "{worker}",
+        "same map.csv": "{same}",
+    }
+    return table(lines, columns, (LARGE_IMAGE,))

@@ -81,7 +81,7 @@ def find_outliers(
         at_ends = (ends[0] and first == 0, ends[1] and last == height)
         found = _kinds_of_band(plane[first:last], (level, full_scale), cutoff, at_ends)
         kinds[start:stop] = found[start - first : stop - first]
-    counts = torch.bincount(kinds.flatten().long(), minlength=1 + len(KINDS)).tolist()
+    counts = torch.bincount(kinds.flatten(), minlength=1 + len(KINDS)).tolist()
     shares = {kind: n / kinds.numel() for kind, n in zip(KINDS, counts[1:], strict=True)}
     return Outliers(kinds == 0, shares)
 

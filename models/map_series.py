@@ -22,11 +22,11 @@ from common.progress import tell_progress
 from micrographs.cleaned import survey
 from micrographs.metadata import AUTO_NA, SAME
 from micrographs.micrograph import Micrograph, open_micrograph
+from models.bands import finite
 from models.estimator import Estimator
 from models.kept_maps import KeptMaps, Place, PlaneMap
 from models.map_files import pixels_hash
 from models.map_image import NO_CONTENT, map_stack, smoothed
-from models.mapping import finite
 from models.recording import (
     BAND_ROWS,
     MapOptions,

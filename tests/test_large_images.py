@@ -5,7 +5,8 @@ import pytest
 import tifffile
 import torch
 
-from benchmarks import deconvolution_large, mapping
+from benchmarks import deconvolution_large, large_image, mapping
+from micrographs.micrograph import open_micrograph
 from models.checkpoint import load_estimator
 from models.mapping import predict_map
 from psf import InputError, Microscope
@@ -60,3 +61,22 @@ def test_settings_that_cannot_be_are_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             deconvolution_large.main(deconvolution_large.Config(scratch=tmp_path, **wrong))
+
+
+def test_very_large_image_takes_little_disk_and_loses_detail_to_the_right(tmp_path):
+    pytest.importorskip("zarr")
+    large_image.write_image(tmp_path, 4096)
+    kept = {path.stat().st_ino: path.stat().st_size for path in tmp_path.rglob("*")}
+    assert sum(kept.values()) < 4096**2
+    with open_micrograph(tmp_path / "image.zarr") as plane:
+        assert plane.shape == (4096, 4096)
+        assert plane.facts.pixel_size_um == pytest.approx(0.278)
+        pixels = plane.rows(1024, 1536)
+    assert float(pixels.mean()) == pytest.approx(large_image.PHOTONS, rel=0.2)
+    detail = [float(part.diff(dim=1).square().mean()) for part in pixels.split(512, 1)]
+    assert detail[7] < 0.5 * detail[0]
+
+
+def test_edge_of_a_very_large_image_is_refused():
+    with pytest.raises(InputError, match="--edges-px is 5000; give multiples of 4096"):
+        large_image.main(large_image.Config(edges_px=(4096, 5000)))
