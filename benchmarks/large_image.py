@@ -41,7 +41,7 @@ CHUNK = 512  # px, a usual edge of the chunks of an OME-Zarr
 TEXTURE = 1024  # px, edge of a texture; the image repeats it
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # waves of defocus, from left to right
 PHOTONS = 1000.0  # mean photons per pixel
-PSF_PX = 79  # edge of the PSF: holds 99 % of its light
+PSF_PX = 95  # edge of the PSF: holds 99 % of its light
 OPTICS = "--na 0.45 --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33".split()
 PATIENCE_S = 30  # longest wait for the scheduler and for a worker
 

@@ -159,7 +159,7 @@ def large_image() -> Table:
             | {"same": "yes" if line["same_table"] else "no"}
         )
     columns = {
-        "image": "{edge_px} x {edge_px} px, stride {stride_px}",
+        "image": "{edge_px:.0f} x {edge_px:.0f} px, stride {stride_px:.0f}",
         "predicted by": "{name}",
         "seconds": "{seconds:.0f}",
         "memory of the command": "{memory_gb:.1f} GB",

@@ -73,8 +73,8 @@ def restore_with_map(
 ) -> tuple[Restored, VariantBlur]:
     """Restored image, in the unit of the input, and the operator that was inverted.
 
-    The work is done on the device of the image, in tiles if it is large. A cautious automatic
-    restoration is repeated with a gain that suits the noise of the residuals. `fit` says which.
+    The work is done on the device of the image. A cautious automatic restoration is repeated with
+    a gain that suits the noise of the residuals; `fit` says which.
 
     Parameters
     ----------
@@ -86,9 +86,8 @@ def restore_with_map(
         noise is white (else held-out photons do not test a map) and at most 1024 x 1024 px
     white_noise : False for registered, denoised or compressed images. They get back what the
         restoration cannot explain, see `return_residuals`.
-    prior : what is assumed of objects: total variation, or what a network learned of them
-        (`restoration.unrolled`); by default the one that predicts held-out photons better, and
-        total variation if its weight or the iterations are given
+    prior : total variation or `restoration.unrolled`; by default the one that predicts held-out
+        photons better, and total variation if its weight or the iterations are given
     learned : the learned prior; by default the one that comes with the project
     cluster : restores the tiles of a large image, with the same result
 
