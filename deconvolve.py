@@ -37,6 +37,7 @@ from common.output import new_result
 from micrographs.camera import Camera
 from micrographs.metadata import AUTO_NA, flag_of
 from micrographs.micrograph import Micrograph, open_micrograph
+from models.camera_of_image import look_at_camera
 from models.checkpoint import ADVISED, load_estimator
 from models.map_files import pixels_hash
 from models.map_image import describe_map, forget_unfinished, map_image
@@ -48,7 +49,6 @@ from models.recording import (
     cluster_of,
     device_of,
     file_cutoff,
-    look_at_camera,
     open_recording,
 )
 from psf.errors import InputError

@@ -23,6 +23,7 @@ from micrographs.cleaned import survey
 from micrographs.metadata import AUTO_NA, SAME
 from micrographs.micrograph import Micrograph, open_micrograph
 from models.bands import finite
+from models.camera_of_image import check_survey
 from models.estimator import Estimator
 from models.kept_maps import KeptMaps, Place, PlaneMap
 from models.map_files import pixels_hash
@@ -32,7 +33,6 @@ from models.recording import (
     MapOptions,
     Recording,
     check_negative,
-    check_survey,
     choose_resampling,
     file_cutoff,
     known_optics,
