@@ -85,6 +85,7 @@ def paper_steps(stacks: Path | None = None) -> list[Step]:
         *_recorded(),
         _depth(),
         _maps(),
+        *(_drift(photons) for photons in (1000, 100)),
         *_objects_and_optics(),
         *_restoration(),
         _speed(),
@@ -172,6 +173,18 @@ def _maps() -> Step:
     abstract = (RESULTS / f"figure_abstract.{suffix}" for suffix in ("csv", "png"))
     outputs = (out / "overview.png", *abstract)
     return Step("maps", commands, outputs, _weights("zernike1d_tilted", "focus"))
+
+
+def _drift(photons: int) -> Step:
+    name = "drift" if photons == 1000 else f"drift_{photons}"
+    data, out = DATA / name, RESULTS / name
+    simulate = "simulate_tilted_plane.py --focus-waves 0.5 1.5 --frames 12 --drift-um 6".split()
+    estimate = ("estimate_psf_map.py", str(data / "image.tif"), "--all-planes", *optics_flags())
+    commands = (
+        (*simulate, "--photons", str(photons), "--out", str(data)),
+        (*estimate, "--truth", str(data / "truth.tif"), "--out", str(out)),
+    )
+    return Step(name, commands, (out / "planes.csv", out / "drift.png"), _weights("focus"))
 
 
 def _objects_and_optics() -> list[Step]:
