@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,6 +163,45 @@ def test_corners_in_um_are_pixels_inside_the_image():
     corners = np.array([[10.0, -5.0], [10.0, 20.0], [30.0, 20.0], [30.0, -5.0]])
     part = work.rectangle_px(corners, 0.5, (50, 100))
     assert part == (slice(20, 50), slice(0, 41))
+
+
+class ShownLayer:
+    """What `plane_of_layer` reads of an image layer of napari."""
+
+    name, rgb, multiscale = "layer", False, False
+
+    def __init__(self, data, path=None, scale=0.278, unit="pixel"):
+        self.scale, self.units = (scale, scale), (unit, unit)
+        self.data, self.metadata, self.source = data, {}, SimpleNamespace(path=path)
+
+
+def test_a_layer_that_was_changed_is_taken_as_it_is_shown(image_path, tmp_path):
+    """Cropped, or with other counts: its file no longer holds what the user sees."""
+    pixels = tifffile.imread(image_path)
+    plane_of_layer = pytest.importorskip("viewer.layers").plane_of_layer
+    same = plane_of_layer(ShownLayer(pixels, str(image_path)), (), tmp_path)
+    assert same.image == image_path
+    for changed in (pixels[:200, 50:], pixels + np.uint16(1)):
+        plane = plane_of_layer(ShownLayer(changed, str(image_path)), (), tmp_path)
+        assert np.array_equal(tifffile.imread(plane.image), changed)
+
+
+def test_the_plane_of_a_map_stays_while_another_one_is_estimated(tmp_path):
+    """A cancelled estimate must leave the pixels of the last map as they were."""
+    plane_of_layer = pytest.importorskip("viewer.layers").plane_of_layer
+    layer = ShownLayer(np.stack([np.full((8, 8), 1.0), np.full((8, 8), 2.0)]))
+    first, second = (plane_of_layer(layer, (n,), tmp_path).image for n in (0, 1))
+    assert (tifffile.imread(first) == 1).all() and (tifffile.imread(second) == 2).all()
+
+
+def test_the_scale_of_a_layer_is_a_pixel_size_where_it_has_a_unit():
+    layers = pytest.importorskip("viewer.layers")
+    unit = pytest.importorskip("pint").get_application_registry()
+    read = layers.pixel_of_layer_um
+    assert read(ShownLayer(None, scale=65.0, unit=unit.nanometer)) == pytest.approx(0.065)
+    assert read(ShownLayer(None, scale=1.0, unit=unit.um)) == pytest.approx(1.0)
+    assert read(ShownLayer(None, scale=0.278)) == 0.278
+    assert read(ShownLayer(None, scale=1.0)) is None  # napari's own, of a file without a scale
 
 
 @pytest.mark.slow
@@ -328,6 +368,38 @@ def test_a_layer_without_a_file_is_mapped_as_it_is_shown(window):
     assert brightness == pytest.approx(2 * gravel().mean(), rel=0.1)
     assert widget.found.recording.microscope.pixel_size_um == pytest.approx(0.278)
     assert "ImageJ" in widget.found.recording.optics.sources["pixel_size_um"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_map_follows_a_layer_that_lies_elsewhere(window):
+    """Another layer is chosen meanwhile; the map must belong to the one it was made of."""
+    widget, wait = window
+    viewer = widget.viewer
+    moved = viewer.add_image(
+        gravel(), name="moved", scale=(278, 278), translate=(2780, 5560), units=("nm", "nm")
+    )
+    widget.layers.setCurrentText("moved")
+    widget.form.fill({**OPTICS, "pixel_size_um": None})
+    widget.estimate()
+    widget.layers.setCurrentText("image.tif")
+    before = viewer.layers["image.tif"].scale.copy()
+    wait()
+    assert (viewer.layers["image.tif"].scale == before).all()
+    assert moved.scale == pytest.approx([0.278, 0.278])
+    assert moved.translate == pytest.approx([2.78, 5.56])
+    focus = viewer.layers["focus (waves)"]
+    assert focus.translate == pytest.approx([2.78 + 63.5 * 0.278, 5.56 + 63.5 * 0.278])
+    widget.show_place(*focus.translate)
+    assert widget.panel.text.text().startswith("patch 0, 0")
+    corners = np.array([[10, 20], [10, 50], [40, 50], [40, 20]], float)
+    viewer.add_shapes(corners[None], name="box", units=("um", "um"))
+    widget.restore_rectangle()
+    wait()
+    restored = viewer.layers["restored"]
+    apart_px = (restored.translate - moved.translate) / 0.278
+    assert restored.translate == pytest.approx([10, 20], abs=0.278)
+    assert apart_px == pytest.approx(apart_px.round())
 
 
 def gravel() -> np.ndarray:

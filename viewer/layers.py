@@ -1,5 +1,6 @@
 """Images as layers of napari, and layers of napari as files that the scripts can read."""
 
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import tifffile
 from dask import delayed
 
 from common.files import write_imagej
@@ -99,7 +101,8 @@ def plane_of_layer(layer: Any, shown: tuple[int, ...], folder: Path) -> PlaneOfF
     """The plane of a napari image layer that the sliders show, as a plane of a file.
 
     Layers of `open_layer` know their file, and so do those of other readers whose file holds one
-    plane. Any other layer is written to `folder` as it is shown: its plane, with its scale in um.
+    plane and the same pixels. Of any other layer, the plane that is shown is written to a new file
+    in `folder`, with the scale of the layer in um.
 
     Parameters
     ----------
@@ -121,19 +124,40 @@ def plane_of_layer(layer: Any, shown: tuple[int, ...], folder: Path) -> PlaneOfF
             "its channels."
         )
     pixels = layer.data[0] if layer.multiscale else layer.data
-    if layer.source.path and pixels.ndim == 2 and _holds_one_plane(Path(layer.source.path)):
-        return PlaneOfFile(Path(layer.source.path))
     plane = np.asarray(pixels[tuple(shown)])
+    if layer.source.path and pixels.ndim == 2 and _holds(Path(layer.source.path), plane):
+        return PlaneOfFile(Path(layer.source.path))
     if plane.dtype not in (np.uint8, np.uint16):
         plane = plane.astype(np.float32)
-    path = folder / "plane.tif"
-    write_imagej(path, plane, "YX", float(layer.scale[-1]))
+    # The last map still reads its plane, so each plane has a file of its own.
+    path = Path(tempfile.mkdtemp(dir=folder)) / "plane.tif"
+    pixel_um = pixel_of_layer_um(layer)
+    if pixel_um is None:
+        tifffile.imwrite(path, plane)
+    else:
+        write_imagej(path, plane, "YX", pixel_um)
     return PlaneOfFile(path)
 
 
-def _holds_one_plane(path: Path) -> bool:
+def pixel_of_layer_um(layer: Any) -> float | None:
+    """Pixel size by the scale of a layer, whose units may be any length; None if it has none.
+
+    A scale without a unit counts as um, as microscopists type it, but 1 is napari's own default.
+    """
+    scale, unit = float(layer.scale[-1]), layer.units[-1]
+    if str(unit) == "pixel":
+        return None if scale == 1 else scale
+    return float((scale * unit).to("um").magnitude) if unit.is_compatible_with("um") else None
+
+
+def _holds(path: Path, plane: np.ndarray) -> bool:
+    """Whether a file holds one plane, and this one: the user may have changed the layer."""
     try:
         with open_micrograph(path) as micrograph:
-            return micrograph.plane_count == 1
+            return (
+                micrograph.plane_count == 1
+                and micrograph.shape == plane.shape
+                and np.array_equal(micrograph.plane().numpy(), plane.astype(np.float32))
+            )
     except InputError:  # a format that another reader of napari knows
         return False

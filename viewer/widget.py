@@ -68,6 +68,7 @@ class PsfMapWidget(QWidget):
         self.found: Estimate | None = None
         self.restoration: Restoration | None = None
         self.pinned = False
+        self.origin_um = np.zeros(2)  # place of the first pixel of the mapped layer, y before x
         self.turns: deque[Callable[[], None]] = deque()  # see `_later`
         self.folder = tempfile.TemporaryDirectory()  # for planes that have no file
         self.viewer.canvas.overlays.scale_bar.visible = True
@@ -198,30 +199,24 @@ class PsfMapWidget(QWidget):
 
     def estimate(self) -> None:
         """Estimate the map of the plane that is shown."""
+        layer = self.layer
         try:
-            options = self.map_options()
+            if layer is None:
+                raise InputError("there is no image; drop one on the window.")
+            typed = self.form.options()
         except InputError as error:
             self.show_error(str(error))
             return
+        shown, folder = self._shown_plane(layer), Path(self.folder.name)
+
+        def work() -> Estimate:
+            plane = plane_of_layer(layer, shown, folder)
+            out = Path("maps") / plane.image.stem
+            return estimate(MapResultOptions(out=out, **typed, **asdict(plane)))
+
         self.show_message("estimating…")
-        self.running.start(lambda: estimate(options), self._show_map)
+        self.running.start(work, partial(self._show_map, layer))
         self._show_state()
-
-    def map_options(self) -> MapResultOptions:
-        """Options of estimate_psf_map.py for the layer, its plane, and the form.
-
-        Raises
-        ------
-        InputError
-            If there is no image, or the form holds something else than numbers.
-        """
-        layer = self.layer
-        if layer is None:
-            raise InputError("there is no image; drop one on the window.")
-        shown = self._shown_plane(layer)
-        plane = plane_of_layer(layer, shown, Path(self.folder.name))
-        settings = {**self.form.options(), **asdict(plane)}
-        return MapResultOptions(out=Path("maps") / plane.image.stem, **settings)
 
     def _shown_plane(self, layer: Image) -> tuple[int, ...]:
         """Index along each axis of a layer before y and x, by the sliders."""
@@ -230,15 +225,16 @@ class PsfMapWidget(QWidget):
             int(np.clip(round(i), 0, n - 1)) for i, n in zip(at, layer.data.shape, strict=False)
         )
 
-    def _show_map(self, found: Estimate) -> None:
-        """Put the map of an estimate in the place of the last one."""
+    def _show_map(self, layer: Image, found: Estimate) -> None:
+        """Put the map of an estimate of a layer in the place of the last one."""
         if self.found is not None:
             self.found.close()
         self.found, self.restoration, self.pinned = found, None, False
-        layer, pixel_um = self.layer, found.recording.microscope.pixel_size_um
-        if layer is not None:
-            layer.scale = (*layer.scale[:-2], pixel_um, pixel_um)
-            layer.units = (*layer.units[:-2], *UM)
+        pixel_um = found.recording.microscope.pixel_size_um
+        self.origin_um = layer.translate[-2:] / layer.scale[-2:] * pixel_um
+        layer.scale = (*layer.scale[:-2], pixel_um, pixel_um)
+        layer.translate = (*layer.translate[:-2], *self.origin_um)
+        layer.units = (*layer.units[:-2], *UM)
         lines = [*map("note: {}".format, found.recording.notes)]
         lines += describe_result(found.result, found.recording)
         self.log.setPlainText("\n".join(lines))
@@ -255,7 +251,7 @@ class PsfMapWidget(QWidget):
             one.pixels,
             visible=visible,
             scale=one.scale_um,
-            translate=one.translate_um,
+            translate=one.translate_um + self.origin_um,
             contrast_limits=one.limits,
             colormap=one.colour_map,
             opacity=0.6,
@@ -327,7 +323,7 @@ class PsfMapWidget(QWidget):
         corners = np.array([layer.data_to_world(corner)[-2:] for corner in layer.data[-1]])
         micrograph = self.found.recording.micrograph
         pixel_um = self.found.recording.microscope.pixel_size_um
-        self._restore(rectangle_px(corners, pixel_um, micrograph.shape))
+        self._restore(rectangle_px(corners - self.origin_um, pixel_um, micrograph.shape))
 
     def _restore(self, part: tuple[slice, slice] | None) -> None:
         found = self.found
@@ -341,7 +337,7 @@ class PsfMapWidget(QWidget):
         self.restoration = restoration
         outcome, pixel_um = restoration.outcome, restoration.psf_map.microscope.pixel_size_um
         before = np.percentile(outcome.before, (0.5, 99.8))
-        corner = tuple(line.start * pixel_um for line in restoration.part)
+        corner = self.origin_um + [line.start * pixel_um for line in restoration.part]
         self._put(
             "restored",
             outcome.after,
@@ -404,7 +400,8 @@ class PsfMapWidget(QWidget):
         if found is None or self.running.is_running:  # the work reads the same file
             return
         pixel_um = found.recording.microscope.pixel_size_um
-        point = point_at(found.recording, found.result, y_um / pixel_um, x_um / pixel_um)
+        y_px, x_px = (np.array([y_um, x_um]) - self.origin_um) / pixel_um
+        point = point_at(found.recording, found.result, y_px, x_px)
         if point is None:
             self.panel.clear("There is no patch here: its centre must lie half a patch inside.")
         else:
