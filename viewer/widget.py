@@ -284,7 +284,7 @@ class PsfMapWidget(QWidget):
     def _later(self, step: Callable[[], None]) -> None:
         """Do a step a little later, after those that wait already, so that the window answers.
 
-        A new layer takes napari up to a tenth of a second, so several at once would be felt.
+        A new layer takes napari about a tenth of a second, so several at once would be felt.
         """
         self.turns.append(step)
         if len(self.turns) == 1:
