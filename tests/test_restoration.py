@@ -381,7 +381,7 @@ def test_restoration_runs_on_the_device_that_is_asked_for(
         seen.append(image.device.type)
         raise InputError("seen")
 
-    monkeypatch.setattr(outcome, "pick_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(outcome, "device_of", lambda options: torch.device("meta"))
     monkeypatch.setattr(outcome, "restore_with_map", restore)
     code, printed = call(
         monkeypatch, capsys, map_folder[1], "--map", map_folder[0], "--out", tmp_path / "out"
