@@ -8,6 +8,8 @@ the patch under the cursor, and the spectrum from which it was read. Restore and
 functions as deconvolve.py and estimate_psf_map.py.
 """
 
+import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import tyro
 
 from common.command import keep_freed_memory, run
 from common.extras import needed
+from psf.errors import InputError
 from psf.microscope import OPTICS_NAMES
 
 
@@ -30,6 +33,13 @@ class Config:
     refractive_index: float | None = None  # of the medium around the object; default: the file's
 
 
+def refuse_no_display() -> None:
+    """Raise InputError where Qt would end the program for want of a display."""
+    names = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+    if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in names):
+        raise InputError("there is no display for the window; use estimate_psf_map.py here.")
+
+
 def main(config: Config) -> None:
     """Open napari with the image and the widget."""
     keep_freed_memory()
@@ -38,6 +48,7 @@ def main(config: Config) -> None:
     from viewer.widget import PsfMapWidget
 
     pixels, how = open_layer(config.image, config.series)
+    refuse_no_display()
     viewer = napari.Viewer(title=f"{config.image.name} - PSF map")
     viewer.add_image(pixels, **how)
     widget = PsfMapWidget(viewer)
