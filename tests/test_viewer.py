@@ -261,6 +261,16 @@ def test_without_napari_one_line_says_what_to_install(monkeypatch, image_path):
         view_psf_map.main(view_psf_map.Config(image=image_path))
 
 
+def test_without_a_display_one_line_says_so(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="there is no display"):
+        view_psf_map.refuse_no_display()
+    monkeypatch.setenv("DISPLAY", ":0")
+    view_psf_map.refuse_no_display()
+
+
 # --- with a window
 
 
@@ -400,6 +410,30 @@ def test_the_map_follows_a_layer_that_lies_elsewhere(window):
     apart_px = (restored.translate - moved.translate) / 0.278
     assert restored.translate == pytest.approx([10, 20], abs=0.278)
     assert apart_px == pytest.approx(apart_px.round())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_layers_of_the_user_keep_their_choice_and_their_pixels(window):
+    """A renamed image stays chosen, and a layer that is named like a result is left alone."""
+    widget, wait = window
+    viewer = widget.viewer
+    own = viewer.add_image(np.full((20, 20), 7.0), name="restored")
+    image = viewer.layers["image.tif"]
+    image.name = "renamed"
+    viewer.add_image(np.zeros((9, 9)), name="another")
+    assert widget.layer is image and widget.layers.currentText() == "renamed"
+    widget.layers.setCurrentText("restored")
+    viewer.add_image(np.zeros((9, 9)), name="a third")
+    assert widget.layer is own
+    widget.layers.setCurrentText("renamed")
+    widget.form.fill(OPTICS)
+    widget.estimate()
+    widget.layers.setCurrentText("restored")
+    wait()
+    assert image.scale == pytest.approx([0.278, 0.278]) and own.scale == pytest.approx([1, 1])
+    widget._put("restored", np.zeros((5, 5)))
+    assert own.data.shape == (20, 20) and own.data.mean() == 7
 
 
 def gravel() -> np.ndarray:

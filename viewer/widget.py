@@ -65,6 +65,7 @@ class PsfMapWidget(QWidget):
     def __init__(self, napari_viewer: "napari.Viewer") -> None:
         super().__init__()
         self.viewer, self.running = napari_viewer, Running()
+        self.images: list[Image] = []  # in the order of the box `layers`
         self.found: Estimate | None = None
         self.restoration: Restoration | None = None
         self.pinned = False
@@ -126,6 +127,7 @@ class PsfMapWidget(QWidget):
         self.running.ended.connect(self._show_state)
         self.viewer.layers.events.inserted.connect(self.refresh_layers)
         self.viewer.layers.events.removed.connect(self.refresh_layers)
+        self.viewer.layers.events.renamed.connect(self.refresh_layers)
         self.viewer.mouse_move_callbacks.append(self._moved)
         self.viewer.mouse_drag_callbacks.append(self._clicked)
         self.timer = QTimer(self)
@@ -133,16 +135,21 @@ class PsfMapWidget(QWidget):
         self.timer.timeout.connect(self._show_cursor)
 
     def refresh_layers(self, event: Any = None) -> None:
-        """List the image layers that a map can be made of."""
-        names = [
-            layer.name
+        """List the image layers that a map can be made of; the chosen one stays chosen."""
+        chosen = self.layer
+        self.images = [
+            layer
             for layer in self.viewer.layers
             if isinstance(layer, Image) and MADE_HERE not in layer.metadata
         ]
-        shown = [self.layers.itemText(i) for i in range(self.layers.count())]
-        if names != shown:
-            self.layers.clear()
-            self.layers.addItems(names)
+        self.layers.blockSignals(True)
+        self.layers.clear()
+        self.layers.addItems([layer.name for layer in self.images])
+        if chosen in self.images:
+            self.layers.setCurrentIndex(self.images.index(chosen))
+        self.layers.blockSignals(False)
+        if self.layer is not chosen:
+            self._layer_chosen()
 
     def _layer_chosen(self) -> None:
         """Show what the file of the layer states of its optics."""
@@ -160,8 +167,8 @@ class PsfMapWidget(QWidget):
     @property
     def layer(self) -> Image | None:
         """The image layer that was chosen."""
-        name = self.layers.currentText()
-        return self.viewer.layers[name] if name in self.viewer.layers else None
+        number = self.layers.currentIndex()
+        return self.images[number] if 0 <= number < len(self.images) else None
 
     def _show_state(self) -> None:
         """Enable the buttons that make sense now."""
@@ -257,26 +264,32 @@ class PsfMapWidget(QWidget):
             opacity=0.6,
         )
 
+    def _made_here(self, name: str) -> Image | None:
+        """The layer of this widget with a name; a user's layer may have the same one."""
+        made = (layer for layer in self.viewer.layers if layer.metadata.get(MADE_HERE) == name)
+        return next(made, None)
+
     def _show_colours(self, name: str) -> None:
-        if name in self.viewer.layers:  # the user may have removed it already
-            self.viewer.layers[name].colorbar.visible = True
+        layer = self._made_here(name)
+        if layer is not None:  # the user may have removed it already
+            layer.colorbar.visible = True
 
     def _visibility_changed(self, event: Any) -> None:
         """Draw the colour bar of a map when the map is first shown."""
         layer = event.source
         if layer.visible and not layer.colorbar.visible:
-            self._later(partial(self._show_colours, layer.name))
+            self._later(partial(self._show_colours, layer.metadata[MADE_HERE]))
 
     def _put(self, name: str, pixels: np.ndarray, **how: Any) -> None:
         """Show a layer of this widget, in the place of the last one of its name."""
-        if name in self.viewer.layers:
-            layer = self.viewer.layers[name]
+        layer = self._made_here(name)
+        if layer is not None:
             how.pop("visible", None)
             layer.data = pixels
             for key, value in how.items():
                 setattr(layer, key, value)
             return
-        how |= {"metadata": {MADE_HERE: True}, "units": UM, "interpolation2d": "nearest"}
+        how |= {"metadata": {MADE_HERE: name}, "units": UM, "interpolation2d": "nearest"}
         layer = self.viewer.add_image(pixels, name=name, **how)
         if layer.opacity < 1:  # a map; a restoration needs no colour bar
             layer.events.visible.connect(self._visibility_changed)
