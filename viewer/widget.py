@@ -1,5 +1,6 @@
 """The widget for napari: choose, estimate, point, restore, save."""
 
+import gc
 import tempfile
 import time
 from collections import deque
@@ -76,6 +77,10 @@ class PsfMapWidget(QWidget):
         self._build()
         self._connect()
         self.refresh_layers()
+        # Python's garbage collection stops the window for 0.4 s when it looks at all objects of
+        # napari and PyTorch. Those that exist now stay, so it need not.
+        gc.collect()
+        gc.freeze()
 
     # --- window
 
