@@ -6,7 +6,7 @@ The image is an OME-Zarr of --edges-px, whose chunks are links to those of a few
 takes less than 100 MB on the disk, and the reader decodes every chunk. The defocus rises from left
 to right. estimate_psf_map.py maps it here, then on one and on two Dask workers, and the tables are
 compared byte by byte. Memory is the largest of each process. Writes
-results/benchmark_large_image.csv.
+results/benchmark_large_image.csv, in which other runs stay.
 """
 
 import os
@@ -43,6 +43,7 @@ LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # waves of defocus, from 
 PHOTONS = 1000.0  # mean photons per pixel
 PSF_PX = 95  # edge of the PSF: holds 99 % of its light
 OPTICS = "--na 0.45 --wavelength-um 0.5 --pixel-size-um 0.278 --refractive-index 1.33".split()
+RUN = ["edge_px", "stride_px", "dask_workers"]  # columns that tell a run
 PATIENCE_S = 30  # longest wait for the scheduler and for a worker
 
 
@@ -186,13 +187,16 @@ def main(config: Config) -> None:
     """Make the images, map them, and write the table after each run."""
     if wrong := [edge for edge in config.edges_px if edge < 4096 or edge % 4096]:
         raise InputError(f"--edges-px is {wrong[0]}; give multiples of 4096.")
-    rows = []
+    path = config.out / "benchmark_large_image.csv"
     for edge in config.edges_px:
         write_image(config.scratch.absolute() / str(edge), edge)
         for workers in config.workers:
-            rows.append(measure(config, edge, workers))
-            print(pd.DataFrame(rows).to_string(index=False))
-            write_csv(config.out / "benchmark_large_image.csv", pd.DataFrame(rows))
+            table = pd.DataFrame([measure(config, edge, workers)])
+            if path.is_file():
+                table = pd.concat([pd.read_csv(path), table])
+            table = table.drop_duplicates(RUN, keep="last").sort_values(RUN)
+            print(table.to_string(index=False))
+            write_csv(path, table)
 
 
 if __name__ == "__main__":
